@@ -1,0 +1,93 @@
+"""Who holds which physical block: a free list and a reference count per block, and no tensor in sight.
+
+The :class:`BlockManager` is the bottom of the data path. It knows numbers from 0 to ``num_blocks - 1`` and nothing about
+tokens, sequences or memory; :class:`pagebrain.cache.CacheManager` gives them meaning. The idea is that of pages in an
+operating system (Kwon et al., "Efficient Memory Management for Large Language Model Serving with PagedAttention", SOSP
+2023).
+"""
+
+from collections import deque
+from collections.abc import Iterable
+
+from pagebrain.config import PageBrainConfig
+from pagebrain.errors import BlockError, ConfigError, OutOfBlocksError
+
+
+class BlockManager:
+    """Hands out physical block ids and takes them back; each operation on one block is O(1).
+
+    A block is free, or held by one or more holders. Whoever shares a block calls :meth:`share`, and every holder calls
+    :meth:`free` once. Blocks are reused in the order in which they were freed, oldest first.
+    """
+
+    supports = frozenset({"cuda_graph", "lookahead", "prefix_cache", "fork"})
+
+    def __init__(self, config: PageBrainConfig) -> None:
+        if config.num_blocks is None:
+            raise ConfigError("num_blocks is not set: make the config with PageBrainConfig.for_model(base, ...)")
+        self.num_blocks = config.num_blocks
+        self._ref_counts = [0] * self.num_blocks
+        self._free = deque(range(self.num_blocks))
+
+    @property
+    def num_free_blocks(self) -> int:
+        """Blocks that nobody holds."""
+        return len(self._free)
+
+    @property
+    def free_blocks(self) -> tuple[int, ...]:
+        """Ids of the free blocks, in the order in which they will be handed out."""
+        return tuple(self._free)
+
+    def can_allocate(self, count: int) -> bool:
+        """Whether ``count`` blocks are free."""
+        return count <= len(self._free)
+
+    def allocate(self, count: int = 1) -> list[int]:
+        """Take ``count`` free blocks, each with one holder.
+
+        Raises ``OutOfBlocksError``, before anything changed, if fewer are free.
+        """
+        if count < 0:
+            raise BlockError(f"count must be at least 0, got {count}")
+        if not self.can_allocate(count):
+            raise OutOfBlocksError(
+                f"{count} blocks were asked for, but only {len(self._free)} of {self.num_blocks} are free: "
+                "free a sequence, or give the engine a larger num_blocks"
+            )
+        block_ids = [self._free.popleft() for _ in range(count)]
+        for block_id in block_ids:
+            self._ref_counts[block_id] = 1
+        return block_ids
+
+    def share(self, block_id: int) -> None:
+        """Add a holder to a block in use. Raises ``BlockError`` if the block is free."""
+        if self.ref_count(block_id) == 0:
+            raise BlockError(f"block {block_id} is free and cannot be shared: allocate it first")
+        self._ref_counts[block_id] += 1
+
+    def free(self, block_ids: Iterable[int]) -> None:
+        """Drop one holder of each block; a block without holders is free again.
+
+        Raises ``BlockError``, before anything changed, if a block has fewer holders than times it is named.
+        """
+        block_ids = list(block_ids)
+        named: dict[int, int] = {}
+        for block_id in block_ids:
+            named[block_id] = named.get(block_id, 0) + 1
+        for block_id, times in named.items():
+            if times > self.ref_count(block_id):
+                raise BlockError(
+                    f"block {block_id} was freed {times} time(s), but has {self.ref_count(block_id)} holder(s): "
+                    "each holder frees a block once"
+                )
+        for block_id in block_ids:
+            self._ref_counts[block_id] -= 1
+            if self._ref_counts[block_id] == 0:
+                self._free.append(block_id)
+
+    def ref_count(self, block_id: int) -> int:
+        """Holders of a block; 0 means free. Raises ``BlockError`` for an id that does not exist."""
+        if not 0 <= block_id < self.num_blocks:
+            raise BlockError(f"block ids run from 0 to {self.num_blocks - 1}, got {block_id}")
+        return self._ref_counts[block_id]

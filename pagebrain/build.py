@@ -1,0 +1,96 @@
+"""Puts an engine together from a configuration: model, cache, parts, executor, loop."""
+
+import dataclasses
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
+
+from pagebrain.attention import paged_attention
+from pagebrain.block import BlockManager
+from pagebrain.cache import CacheManager
+from pagebrain.config import PageBrainConfig
+from pagebrain.detokenizer import Detokenizer
+from pagebrain.engine import Engine
+from pagebrain.errors import ConfigError
+from pagebrain.executor import TorchExecutor
+from pagebrain.loading import load_model, load_tokenizer
+from pagebrain.models.gpt2 import PagedGPT2LMHeadModel
+from pagebrain.models.packing import pack_weights
+from pagebrain.parts import check_built, find_part, supported_features
+from pagebrain.retirement import RetirementQueue
+from pagebrain.sampling import Sampler
+from pagebrain.scheduler import Scheduler
+
+logger = logging.getLogger(__name__)
+
+_OWN_PARTS: dict[str, Any] = {
+    "block_manager": BlockManager,
+    "attention": paged_attention,
+    "scheduler": Scheduler,
+    "sampler": Sampler,
+}
+
+
+@dataclass(frozen=True)
+class BuiltEngine:
+    """An engine and what a caller may want to know of it. ``notices`` are lines for people: what is off, and why."""
+
+    engine: Engine
+    config: PageBrainConfig
+    tokenizer: PreTrainedTokenizerBase | None
+    weights_packed: bool
+    notices: tuple[str, ...]
+
+
+def build_engine(
+    config: PageBrainConfig, base: GPT2LMHeadModel | None = None, tokenizer: PreTrainedTokenizerBase | None = None
+) -> BuiltEngine:
+    """An engine for ``config``.
+
+    With ``base`` its weights are shared and left as they are. Without, the model is loaded and belongs to the engine, which
+    may lay its weights out anew for speed.
+    """
+    parts = {name: find_part(name, config.swap.get(name), own) for name, own in _OWN_PARTS.items()}
+    config, notices = _without_unsupported(config, parts)
+    owned = base is None
+    if base is None:
+        tokenizer = load_tokenizer(config) if tokenizer is None else tokenizer  # before the weights: it is quicker to fail
+        base = load_model(config)
+    config = config.resolved_for(base)
+    if tokenizer is not None and len(tokenizer) > (config.vocab_size or 0):
+        raise ConfigError(
+            f"the tokenizer has {len(tokenizer)} tokens, the model {config.vocab_size}: they do not belong together"
+        )
+
+    block_manager = parts["block_manager"](config)
+    check_built("block_manager", block_manager)
+    cache_manager = CacheManager(block_manager, config)
+    model = PagedGPT2LMHeadModel(base, cache_manager, parts["attention"]).eval()
+    del base  # so that packing frees each original as it goes
+    packed = pack_weights(model) if owned else False
+    sampler = parts["sampler"](config)
+    check_built("sampler", sampler)
+    executor = TorchExecutor(model, cache_manager, sampler, config)
+
+    def make_scheduler(retirement: RetirementQueue) -> Any:
+        scheduler = parts["scheduler"](config, cache_manager, retirement)
+        check_built("scheduler", scheduler)
+        return scheduler
+
+    detokenizer = None if tokenizer is None else Detokenizer(tokenizer)
+    encode = None if tokenizer is None else lambda text: list(tokenizer.encode(text, add_special_tokens=False))
+    engine = Engine(config, cache_manager, executor, make_scheduler, encode, detokenizer)
+    return BuiltEngine(engine, config, tokenizer, packed, tuple(notices))
+
+
+def _without_unsupported(config: PageBrainConfig, parts: dict[str, Any]) -> tuple[PageBrainConfig, list[str]]:
+    """``config`` without the features that a swapped part lacks, and a line for each that was on."""
+    supported, _ = supported_features({name: parts[name] for name in config.swap})
+    if config.lookahead and "lookahead" not in supported:
+        lacking = [name for name in config.swap if "lookahead" not in getattr(parts[name], "supports", ())]
+        notice = f"launching ahead is off: {' and '.join(lacking)} does not declare support for lookahead"
+        logger.info(notice)
+        return dataclasses.replace(config, lookahead=False), [notice]
+    return config, []

@@ -1,0 +1,248 @@
+"""The one configuration object: frozen, validated when made, and resolved against a model before anything is built.
+
+A :class:`PageBrainConfig` starts as what the user said (most of it defaults). :meth:`PageBrainConfig.for_model` adds what
+only the loaded model and the machine know: its shape, the device, how many blocks fit. The parts of the engine take a
+resolved config and trust it.
+"""
+
+import dataclasses
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from pagebrain.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import GPT2LMHeadModel
+
+DTYPES: dict[str, torch.dtype] = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+"""Supported dtypes of weights, activations and K/V by name."""
+
+PARTS = ("block_manager", "attention", "scheduler", "sampler")
+"""Names of the parts that ``swap`` can replace."""
+
+MAX_BLOCK_SIZE = 1024
+
+
+@dataclass(frozen=True)
+class PageBrainConfig:
+    """Everything that shapes an engine.
+
+    Attributes:
+        model: hub name or folder of a GPT-2; ``None`` is the bundled model.
+        tokenizer: hub name or folder; ``None`` is the model's own.
+        load_format: ``auto`` reads weights, ``dummy`` draws random ones for a known GPT-2 size or a folder's config.
+        dtype: ``auto`` (float32 on a CPU, bfloat16 on a GPU) or one of float64, float32, bfloat16, float16.
+        device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda`` or ``cuda:N``.
+        block_size: token slots in a block.
+        num_blocks: physical blocks; ``None`` takes what ``memory_fraction`` allows.
+        memory_fraction: share of the memory free after loading that K and V may take, in (0, 1]; ``None`` is 0.3 of the
+            machine's memory on a CPU and 0.9 of the card's on a GPU.
+        max_num_seqs: most sequences in one step.
+        max_num_batched_tokens: most tokens in one step; longer prompts are computed in chunks.
+        max_model_len: most tokens of prompt and output; ``None`` is what positions and blocks allow.
+        lookahead: launch the next step before the last one is read (depth 1).
+        seed: engine seed; requests without a seed of their own derive theirs from it and their arrival number.
+        check_integrity: verify the bookkeeping of all blocks after every step (slow; for tests and debugging).
+        swap: part name -> object or ``path:Name`` that replaces the engine's own part.
+        num_layers, num_heads, head_dim, vocab_size, eos_token_id: the model's, set by :meth:`for_model`.
+
+    Raises:
+        ConfigError: naming the setting, what was got and what to do.
+    """
+
+    model: str | None = None
+    tokenizer: str | None = None
+    load_format: Literal["auto", "dummy"] = "auto"
+    dtype: str = "auto"
+    device: str = "auto"
+    block_size: int = 16
+    num_blocks: int | None = None
+    memory_fraction: float | None = None
+    max_num_seqs: int = 64
+    max_num_batched_tokens: int = 512
+    max_model_len: int | None = None
+    lookahead: bool = False
+    seed: int = 0
+    check_integrity: bool = False
+    swap: Mapping[str, Any] = field(default_factory=dict)
+    num_layers: int | None = None
+    num_heads: int | None = None
+    head_dim: int | None = None
+    vocab_size: int | None = None
+    eos_token_id: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("block_size", "max_num_seqs", "max_num_batched_tokens"):
+            _check_int(name, getattr(self, name), 1)
+        if self.block_size > MAX_BLOCK_SIZE:
+            raise ConfigError(f"block_size must be at most {MAX_BLOCK_SIZE}, got {self.block_size}")
+        for name in ("num_blocks", "num_layers", "num_heads", "head_dim", "vocab_size"):
+            if getattr(self, name) is not None:
+                _check_int(name, getattr(self, name), 1)
+        if self.max_model_len is not None:
+            _check_int("max_model_len", self.max_model_len, 2)
+        _check_int("seed", self.seed, None)
+        for name in ("lookahead", "check_integrity"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name} must be True or False, got {getattr(self, name)!r}")
+        _check_choice("load_format", self.load_format, ("auto", "dummy"))
+        _check_choice("dtype", self.dtype, ("auto", *DTYPES))
+        if self.max_num_batched_tokens < self.max_num_seqs:
+            raise ConfigError(
+                f"max_num_batched_tokens ({self.max_num_batched_tokens}) must be at least max_num_seqs "
+                f"({self.max_num_seqs}), so that all running sequences can decode in one step: raise the first or lower the "
+                "second"
+            )
+        fraction = self.memory_fraction
+        if fraction is not None and not (isinstance(fraction, (int, float)) and 0 < fraction <= 1):
+            raise ConfigError(f"memory_fraction must be greater than 0 and at most 1, got {fraction!r}")
+        _check_device(self.device)
+        for part in self.swap:
+            _check_choice("swap", part, PARTS)
+        if self.num_blocks is not None and self.max_model_len is not None:
+            self._check_blocks_hold_a_sequence(self.num_blocks, self.max_model_len)
+
+    @classmethod
+    def for_model(cls, base: "GPT2LMHeadModel", **settings: Any) -> "PageBrainConfig":
+        """A resolved config for ``base``: shape, dtype and device are the model's, ``num_blocks`` is filled in.
+
+        Raises ``ConfigError`` for a model that PageBrain cannot run, or settings that contradict it.
+        """
+        weight = base.transformer.wte.weight
+        settings.setdefault("dtype", str(weight.dtype).removeprefix("torch."))
+        settings.setdefault("device", str(weight.device))
+        return cls(**settings).resolved_for(base)
+
+    def resolved_for(self, base: "GPT2LMHeadModel") -> "PageBrainConfig":
+        """This config with everything filled in that ``base`` and the machine determine."""
+        hf = base.config
+        if getattr(hf, "add_cross_attention", False):
+            raise ConfigError(
+                "the model has cross-attention layers, which PageBrain does not serve: use a decoder-only GPT-2"
+            )
+        weight = base.transformer.wte.weight
+        eos = hf.eos_token_id[0] if isinstance(hf.eos_token_id, (list, tuple)) else hf.eos_token_id
+        max_model_len = self.max_model_len
+        if max_model_len is not None and max_model_len > hf.n_positions:
+            raise ConfigError(f"max_model_len must be at most the model's {hf.n_positions} positions, got {max_model_len}")
+        shaped = dataclasses.replace(
+            self,
+            dtype=str(weight.dtype).removeprefix("torch."),
+            device=str(weight.device),
+            num_layers=hf.n_layer,
+            num_heads=hf.n_head,
+            head_dim=hf.n_embd // hf.n_head,
+            vocab_size=hf.vocab_size,
+            eos_token_id=eos if eos is not None and 0 <= eos < hf.vocab_size else None,
+        )
+        length = max_model_len or hf.n_positions
+        num_blocks = self.num_blocks or shaped._blocks_that_fit(length)
+        if max_model_len is None:
+            length = min(length, num_blocks * self.block_size)
+            if length < 2:
+                raise ConfigError(
+                    f"num_blocks={num_blocks} of block_size={self.block_size} hold {length} token: use at least 2"
+                )
+        return dataclasses.replace(shaped, num_blocks=num_blocks, max_model_len=length)
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The dtype as torch has it; only once it is resolved."""
+        return DTYPES[self.dtype]
+
+    @property
+    def is_resolved(self) -> bool:
+        """Whether the model's shape and the number of blocks are known."""
+        return None not in (self.num_blocks, self.max_model_len, self.num_layers, self.num_heads, self.head_dim)
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of K and V that one token takes over all layers."""
+        num_layers, num_heads, head_dim = self.require_shape()
+        return 2 * num_layers * num_heads * head_dim * self.torch_dtype.itemsize
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of K and V in one block over all layers."""
+        return self.block_size * self.token_bytes
+
+    def blocks_for(self, num_tokens: int) -> int:
+        """Blocks that hold ``num_tokens`` tokens."""
+        return -(-num_tokens // self.block_size)
+
+    def require_shape(self) -> tuple[int, int, int]:
+        """``(num_layers, num_heads, head_dim)``; raises ``ConfigError`` if the config was not made for a model yet."""
+        if self.num_layers is None or self.num_heads is None or self.head_dim is None:
+            raise ConfigError("the config does not know its model yet: make it with PageBrainConfig.for_model(base, ...)")
+        return self.num_layers, self.num_heads, self.head_dim
+
+    def _blocks_that_fit(self, max_model_len: int) -> int:
+        """Blocks for the memory at hand; on a CPU no more than ``max_num_seqs`` full sequences can use."""
+        useful = self.max_num_seqs * self.blocks_for(max_model_len)
+        if self.device.startswith("cuda"):
+            free, _ = torch.cuda.mem_get_info(self.device)
+            budget = free * (self.memory_fraction or 0.9)
+        else:
+            budget = _cpu_memory_bytes() * (self.memory_fraction or 0.3)
+        fitting = math.floor(budget / self.block_bytes)
+        if fitting < self.blocks_for(2):
+            raise ConfigError(
+                f"{budget / 1e6:.1f} MB for K and V hold no block of {self.block_bytes} bytes: raise memory_fraction"
+            )
+        num_blocks = min(useful, fitting)
+        if self.max_model_len is not None:
+            self._check_blocks_hold_a_sequence(num_blocks, self.max_model_len)
+        return num_blocks
+
+    def _check_blocks_hold_a_sequence(self, num_blocks: int, max_model_len: int) -> None:
+        if num_blocks * self.block_size < max_model_len:
+            raise ConfigError(
+                f"num_blocks={num_blocks} of block_size={self.block_size} hold {num_blocks * self.block_size} tokens, fewer "
+                f"than max_model_len={max_model_len}: use num_blocks >= {self.blocks_for(max_model_len)} or a smaller "
+                "max_model_len"
+            )
+
+
+def _check_int(name: str, value: object, low: int | None) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ConfigError(f"{name} must be an integer, got {value!r}")
+    if low is not None and value < low:
+        raise ConfigError(f"{name} must be at least {low}, got {value}")
+
+
+def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ConfigError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
+
+
+def _check_device(device: str) -> None:
+    if device in ("auto", "cpu"):
+        return
+    try:
+        kind, index = torch.device(device).type, torch.device(device).index
+    except (RuntimeError, TypeError) as error:
+        raise ConfigError(f"device must be auto, cpu, cuda or cuda:N; got {device!r}") from error
+    if kind not in ("cpu", "cuda"):
+        raise ConfigError(f"device must be auto, cpu, cuda or cuda:N; got {device!r}")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device {device!r} was asked for, but torch finds no CUDA GPU here: use device='cpu'")
+    if kind == "cuda" and index is not None and index >= torch.cuda.device_count():
+        raise ConfigError(f"device {device!r} does not exist: this machine has {torch.cuda.device_count()} CUDA GPUs")
+
+
+def _cpu_memory_bytes() -> int:
+    """Physical memory of the machine; a modest guess where the system does not tell."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return 4 * 2**30

@@ -1,0 +1,327 @@
+"""The engine: requests in, tokens out, one step at a time.
+
+:class:`Engine` owns the loop and nothing else. The scheduler decides, the cache manager finds room, the executor computes;
+the engine appends the tokens, finishes sequences, returns their blocks and tells observers. The loop is written once: with
+``lookahead`` off each step is read before the next is planned (depth 0), with it on the next is launched first (depth 1).
+"""
+
+import dataclasses
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from types import MappingProxyType
+
+from pagebrain.cache import CacheManager
+from pagebrain.config import PageBrainConfig
+from pagebrain.detokenizer import Detokenizer
+from pagebrain.errors import IntegrityError, InvalidRequestError, StepError
+from pagebrain.executor import Executor, InFlight, SequenceResult
+from pagebrain.outputs import FinishReason, OutputDelta
+from pagebrain.parts import SchedulerPart
+from pagebrain.requests import Prompt, RequestState, checked_token_ids, max_num_tokens, request_seed
+from pagebrain.retirement import RetirementQueue
+from pagebrain.sampling_params import SamplingParams
+from pagebrain.sequence import Request, Sequence, SequenceGroup, SequenceStatus
+from pagebrain.trace import Observer, StepTrace, TraceRow
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass
+class _Launched:
+    """A step in flight, with what its trace will say."""
+
+    in_flight: InFlight
+    trace: StepTrace | None
+
+
+class Engine:
+    """Drives requests from arrival to last token.
+
+    Args:
+        config: resolved.
+        cache_manager: pools and block tables.
+        executor: computes steps; made for the same cache.
+        make_scheduler: called with the retirement queue, returns the scheduler.
+        encode: text to token ids; ``None`` if only token ids are served.
+        detokenizer: token ids to text; ``None`` leaves texts empty.
+    """
+
+    def __init__(
+        self,
+        config: PageBrainConfig,
+        cache_manager: CacheManager,
+        executor: Executor,
+        make_scheduler: Callable[[RetirementQueue], SchedulerPart],
+        encode: Callable[[str], list[int]] | None = None,
+        detokenizer: Detokenizer | None = None,
+    ) -> None:
+        self.config = config
+        self.cache_manager = cache_manager
+        self.executor = executor
+        self.encode = encode
+        self.detokenizer = detokenizer
+        self.retirement = RetirementQueue(self._release, lambda seq: len(cache_manager.block_table(seq.seq_id)))
+        self.scheduler = make_scheduler(self.retirement)
+        self.observers: list[Observer] = []
+        self.depth = 1 if config.lookahead else 0
+        self._requests: dict[str, RequestState] = {}
+        self._in_flight: deque[_Launched] = deque()
+        self._num_steps = 0
+        self._num_requests = 0
+        self._next_seq_id = 0
+
+    # Requests in ------------------------------------------------------------------------------------------------------
+
+    def add_request(self, prompt: Prompt, params: SamplingParams | None = None, request_id: str | None = None) -> Request:
+        """Queue a request; the next steps serve it.
+
+        Raises ``InvalidRequestError``, before anything changed, for a prompt or parameters that can never be served.
+        """
+        params = SamplingParams() if params is None else params
+        if not isinstance(params, SamplingParams):
+            raise InvalidRequestError(f"params must be SamplingParams, got {params!r}")
+        request_id = f"request-{self._num_requests}" if request_id is None else request_id
+        if request_id in self._requests:
+            raise InvalidRequestError(f"request id {request_id!r} is under way already: choose another")
+        token_ids = checked_token_ids(prompt, self.encode, self.config)
+        params.check_vocabulary(self.config.vocab_size or 0)
+        if params.stop and self.detokenizer is None:
+            raise InvalidRequestError("stop strings need a tokenizer, and the model has none: use stop_token_ids")
+        limit = max_num_tokens(len(token_ids), params, self.config)
+        request = Request(
+            request_id=request_id,
+            prompt=prompt if isinstance(prompt, str) else None,
+            prompt_token_ids=token_ids,
+            params=params,
+            seed=request_seed(params, self.config.seed, self._num_requests),
+            arrival_index=self._num_requests,
+            arrival_s=time.monotonic(),
+        )
+        sequences = [Sequence(self._next_seq_id + index, request, index, limit) for index in range(params.n)]
+        streams = [None if self.detokenizer is None else self.detokenizer.stream(params) for _ in sequences]
+        self._requests[request_id] = RequestState(request, sequences, streams)
+        self._num_requests += 1
+        self._next_seq_id += params.n
+        for seq in sequences:
+            if params.prompt_logprobs is not None and seq.sample_index == 0:  # the samples share their prompt
+                seq.prompt_logprobs.append(None)  # nothing predicts the first token
+            self.scheduler.add(seq)
+        return request
+
+    def abort(self, request_id: str) -> bool:
+        """End a request now. Its blocks come back when no step in flight uses them. False if it is not under way."""
+        state = self._requests.pop(request_id, None)
+        if state is None:
+            return False
+        for seq in state.sequences:
+            if not seq.is_finished:
+                self._end(seq, "abort", None)
+        return True
+
+    @property
+    def has_unfinished_requests(self) -> bool:
+        """Whether :meth:`step` has something left to do."""
+        return bool(self._requests or self._in_flight)
+
+    @property
+    def num_unfinished_requests(self) -> int:
+        """Requests under way, waiting ones included."""
+        return len(self._requests)
+
+    # The loop ---------------------------------------------------------------------------------------------------------
+
+    def step(self) -> list[OutputDelta]:
+        """Plan and launch the next step, and read the oldest in flight if the pipeline is full or nothing was launched.
+
+        Returns what the step that was read added, which is nothing for the very first at depth 1.
+        Raises ``StepError`` if a step failed; the engine is then as it was before the steps in flight.
+        """
+        began = time.monotonic()
+        group = self.scheduler.schedule()
+        if group is not None:
+            self._launch(group, began)
+        if self._in_flight and (group is None or len(self._in_flight) > self.depth):
+            return self._read(self._in_flight.popleft())
+        if self._requests and not self._in_flight:
+            raise StepError(f"the scheduler found nothing to compute although {len(self._requests)} requests are under way")
+        return []
+
+    def _launch(self, group: SequenceGroup, began: float) -> None:
+        planned = time.monotonic()
+        trace = self._trace(group) if self.observers else None
+        try:
+            in_flight = self.executor.launch(group)
+        except Exception as error:
+            self._roll_back()
+            raise StepError(f"step {self._num_steps} could not be launched: {type(error).__name__}: {error}") from error
+        for entry in group:
+            entry.seq.num_scheduled = entry.context_len
+            entry.seq.num_unread_steps += 1
+            entry.seq.num_unread_tokens += entry.samples
+            state = self._requests[entry.seq.request.request_id]
+            state.first_scheduled_s = state.first_scheduled_s or began
+        if trace is not None:
+            launched = time.monotonic()
+            trace = dataclasses.replace(trace, launched_s=launched, schedule_s=planned - began, launch_s=launched - planned)
+        self._in_flight.append(_Launched(in_flight, trace))
+        self._num_steps += 1
+
+    def _read(self, launched: _Launched) -> list[OutputDelta]:
+        began = time.monotonic()
+        group = launched.in_flight.group
+        try:
+            results = launched.in_flight.wait()
+        except Exception as error:
+            self._mark_read(group)
+            self._roll_back()
+            raise StepError(f"a step of {len(group)} sequences failed: {type(error).__name__}: {error}") from error
+        waited = time.monotonic()
+        self._mark_read(group)
+        deltas: list[OutputDelta] = []
+        finished: list[int] = []
+        for entry, result in zip(group, results):
+            seq = entry.seq
+            if seq.is_finished:
+                continue  # it ended while this step was in flight: what it sampled is past the end
+            if seq.status is SequenceStatus.RUNNING:  # otherwise preempted: the token counts, the cache is gone
+                seq.num_computed = entry.context_len
+            self._keep_prompt_logprobs(seq, result)
+            if result.token_id is not None:
+                deltas.append(self._append(seq, result, waited))
+                finished.extend([seq.seq_id] if seq.is_finished else [])
+        self.retirement.collect()
+        if self.config.check_integrity:
+            self.check_integrity()
+        self._tell(launched.trace, began, waited, tuple(finished))
+        return deltas
+
+    def _mark_read(self, group: SequenceGroup) -> None:
+        for entry in group:
+            entry.seq.num_unread_steps -= 1
+            entry.seq.num_unread_tokens -= entry.samples
+
+    def _roll_back(self) -> None:
+        """Forget all steps in flight. Every sequence stands where it was last read; nothing of it is lost."""
+        while self._in_flight:
+            launched = self._in_flight.popleft()
+            try:
+                launched.in_flight.wait()
+            except Exception as error:  # it was launched on top of the one that failed
+                logger.debug("a step behind the failed one failed too: %s", error)
+            self._mark_read(launched.in_flight.group)
+        for seq in self.scheduler.running:
+            seq.num_scheduled = seq.num_computed
+            self.executor.release(seq)  # its batch row may hold tokens that were never read
+        self.retirement.collect()
+
+    def check_integrity(self) -> None:
+        """Raise ``IntegrityError`` if the blocks' bookkeeping contradicts itself or a step in flight lost what it reads."""
+        self.cache_manager.check_integrity()
+        for launched in self._in_flight:
+            for entry in launched.in_flight.group:
+                held = len(self.cache_manager.block_table(entry.seq.seq_id)) * self.config.block_size
+                if held < entry.context_len:
+                    raise IntegrityError(
+                        f"sequence {entry.seq.seq_id} holds {held} slots, but a step in flight reads {entry.context_len}"
+                    )
+
+    # Tokens out -------------------------------------------------------------------------------------------------------
+
+    def _append(self, seq: Sequence, result: SequenceResult, now: float) -> OutputDelta:
+        """Add the sampled token, see whether the sequence ends with it, and say what is new."""
+        assert result.token_id is not None
+        token_id = result.token_id
+        state = self._requests[seq.request.request_id]
+        state.first_token_s = state.first_token_s or now
+        seq.token_ids.append(token_id)
+        if result.logprobs is not None:
+            seq.logprobs.append(result.logprobs)
+        stream = state.stream_of[seq.seq_id]
+        is_stop_token = self._is_stop_token(seq, token_id)
+        text = ""
+        if stream is not None and (not is_stop_token or seq.params.include_stop_str_in_output):
+            text = stream.append(token_id)
+
+        if is_stop_token:
+            self._end(seq, "stop", token_id if token_id in seq.params.stop_token_ids else None)
+        elif stream is not None and stream.stopped_by is not None:
+            self._end(seq, "stop", stream.stopped_by)
+        elif len(seq.token_ids) >= seq.max_num_tokens:
+            self._end(seq, "length", None)
+        if seq.is_finished and stream is not None:
+            text += stream.finish()
+
+        request_ended = state.is_finished
+        if request_ended:
+            state.finished_s = now
+            del self._requests[seq.request.request_id]
+        return OutputDelta(
+            request_id=seq.request.request_id,
+            index=seq.sample_index,
+            text=text,
+            token_ids=(token_id,),
+            logprobs=() if result.logprobs is None else (result.logprobs,),
+            finish_reason=seq.finish_reason,
+            stop_reason=seq.stop_reason,
+            finished=state.output() if request_ended else None,
+        )
+
+    def _is_stop_token(self, seq: Sequence, token_id: int) -> bool:
+        if len(seq.token_ids) - seq.num_prompt_tokens < seq.params.min_tokens:
+            return False
+        is_eos = token_id == self.config.eos_token_id and not seq.params.ignore_eos
+        return is_eos or token_id in seq.params.stop_token_ids
+
+    def _keep_prompt_logprobs(self, seq: Sequence, result: SequenceResult) -> None:
+        """Take those not known yet: after a preemption the prompt is computed, and scored, again."""
+        known = len(seq.prompt_logprobs)
+        if result.prompt_logprobs:
+            seq.prompt_logprobs.extend(result.prompt_logprobs[max(0, known - result.first_prompt_position) :])
+
+    def _end(self, seq: Sequence, reason: FinishReason, stop_reason: int | str | None) -> None:
+        self.scheduler.finish(seq)
+        seq.status = SequenceStatus.FINISHED
+        seq.finish_reason = reason
+        seq.stop_reason = stop_reason
+        self.retirement.retire(seq)
+
+    def _release(self, seq: Sequence) -> None:
+        self.cache_manager.free(seq.seq_id)
+        self.executor.release(seq)
+
+    # Observers --------------------------------------------------------------------------------------------------------
+
+    def _trace(self, group: SequenceGroup) -> StepTrace:
+        manager = self.cache_manager
+        tables = {seq_id: manager.block_table(seq_id) for seq_id in manager.seq_ids}
+        holders = {block_id: manager.block_manager.ref_count(block_id) for table in tables.values() for block_id in table}
+        rows = tuple(
+            TraceRow(e.seq.seq_id, e.seq.request.request_id, e.seq.sample_index, e.phase, e.start, e.num_tokens, e.samples)
+            for e in group
+        )
+        return StepTrace(
+            step=self._num_steps,
+            rows=rows,
+            block_tables=MappingProxyType(tables),
+            free_blocks=manager.block_manager.free_blocks,
+            shared_blocks=MappingProxyType({block_id: count for block_id, count in holders.items() if count > 1}),
+            num_blocks=manager.num_blocks,
+            block_size=manager.block_size,
+            waiting=tuple(seq.seq_id for seq in self.scheduler.waiting),
+            running=tuple(seq.seq_id for seq in self.scheduler.running),
+            preempted=tuple(seq.seq_id for seq in group.preempted),
+        )
+
+    def _tell(self, trace: StepTrace | None, began: float, waited: float, finished: tuple[int, ...]) -> None:
+        if trace is None:
+            return
+        now = time.monotonic()
+        trace = dataclasses.replace(trace, finished=finished, read_s=waited, wait_s=waited - began, output_s=now - waited)
+        for observer in list(self.observers):
+            try:
+                observer(trace)
+            except Exception:  # the step is done: its tokens must reach their request whatever a watcher does
+                logger.exception("an observer failed and is not called again")
+                self.observers.remove(observer)

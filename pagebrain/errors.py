@@ -1,0 +1,46 @@
+"""The exceptions that PageBrain raises on purpose.
+
+Every message says what was got, what was expected and what to do about it. All derive from :class:`PageBrainError`, so a
+caller (the command line, the server) can tell a mistake in the input, which deserves one line, from a bug, which deserves a
+traceback.
+"""
+
+
+class PageBrainError(Exception):
+    """Base of all errors that PageBrain raises on purpose."""
+
+
+class ConfigError(PageBrainError, ValueError):
+    """A configuration value is out of range, unknown, or contradicts another one."""
+
+
+class InvalidRequestError(PageBrainError, ValueError):
+    """A prompt or a sampling parameter cannot be served; nothing was changed."""
+
+
+class ModelLoadError(PageBrainError):
+    """A model or a tokenizer could not be found, read, or is of an unsupported kind."""
+
+
+class PartError(PageBrainError):
+    """A swapped part does not exist or does not have the signature that the engine calls."""
+
+
+class OutOfBlocksError(PageBrainError):
+    """More physical blocks were asked for than are free; nothing was allocated."""
+
+
+class BlockError(PageBrainError):
+    """A physical block was freed or shared although nobody holds it."""
+
+
+class BlockTableError(PageBrainError):
+    """A block table does not cover the tokens that were asked for."""
+
+
+class IntegrityError(PageBrainError):
+    """The bookkeeping of blocks contradicts itself: a bug in the engine or in a swapped part."""
+
+
+class StepError(PageBrainError):
+    """A forward step failed. The engine rolled back to the state before it: requests and blocks are intact."""

@@ -1,0 +1,250 @@
+"""Turns a planned step into tensors, runs the model and the sampler, and hands the tokens over when asked for them.
+
+``launch`` returns at once with an :class:`InFlight`, and ``InFlight.wait`` brings the tokens. Between the two the engine
+may launch another step (depth 1). That step's newest input tokens are not known to the engine yet, so every sequence has a
+*batch row* here that holds its tokens, and a sampled token is written to it where the next step reads it.
+"""
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from pagebrain.attention import ForwardBatch
+from pagebrain.cache import CacheManager
+from pagebrain.config import PageBrainConfig
+from pagebrain.errors import ConfigError
+from pagebrain.outputs import TokenLogprobs
+from pagebrain.parts import SamplerPart
+from pagebrain.sampling import SamplerOutput, SampleRow, prompt_logprobs
+from pagebrain.sequence import ScheduledSequence, Sequence, SequenceGroup
+
+
+@dataclass(frozen=True)
+class SequenceResult:
+    """What a step brought for one sequence: its next token if it sampled, and log-probabilities where they were asked for.
+
+    ``prompt_logprobs`` belong to the prompt tokens from ``first_prompt_position`` on.
+    """
+
+    token_id: int | None = None
+    logprobs: TokenLogprobs | None = None
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+    first_prompt_position: int = 0
+
+
+@dataclass(frozen=True)
+class InFlight:
+    """A step that was launched. ``wait`` may be called once; it raises what the step raised."""
+
+    group: SequenceGroup
+    wait: Callable[[], list[SequenceResult]]
+
+
+class Executor(Protocol):
+    """What the engine needs of whoever computes."""
+
+    def launch(self, group: SequenceGroup) -> InFlight:
+        """Start computing a step whose block tables already cover it."""
+        ...
+
+    def release(self, seq: Sequence) -> None:
+        """Forget what is kept for a sequence; no step in flight uses it."""
+        ...
+
+
+@dataclass
+class BatchRows:
+    """A place for the tokens of every sequence at work, where a step finds what the step before it sampled."""
+
+    num_rows: int
+    max_model_len: int
+    device: str
+    token_ids: Tensor = field(init=False)  # int64 [num_rows, max_model_len]
+
+    def __post_init__(self) -> None:
+        self.token_ids = torch.zeros(self.num_rows, self.max_model_len, dtype=torch.int64, device=self.device)
+        self._free = list(range(self.num_rows))
+        self._row_of: dict[int, int] = {}
+
+    def row_of(self, seq: Sequence) -> int:
+        """The sequence's row; a new one is filled with the tokens known so far."""
+        row = self._row_of.get(seq.seq_id)
+        if row is None:
+            row = self._row_of[seq.seq_id] = self._free.pop()
+            self.token_ids[row, : len(seq.token_ids)] = torch.tensor(seq.token_ids)
+        return row
+
+    def release(self, seq: Sequence) -> None:
+        """Give the row back, if the sequence has one."""
+        if seq.seq_id in self._row_of:
+            self._free.append(self._row_of.pop(seq.seq_id))
+
+
+@dataclass(frozen=True)
+class _PromptScores:
+    """Which logits of a step are wanted for a sequence's prompt log-probabilities."""
+
+    entry: int
+    flat_rows: range
+    row: int
+    first_position: int
+    num_top: int
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A step as tensors. Its token ids are read from the batch rows when it runs: the step before may still write them."""
+
+    group: SequenceGroup
+    batch_rows: Tensor  # int64 [num_tokens]
+    positions: Tensor
+    slot_mapping: Tensor
+    block_tables: Tensor
+    context_lens: Tensor
+    query_starts: Tensor
+    logits_rows: Tensor
+    sampling: list[tuple[int, int]]  # (index of the scheduled sequence, its batch row)
+    prompt_scores: list[_PromptScores]
+
+
+class TorchExecutor:
+    """Runs steps with torch on the model's device, one after the other.
+
+    With ``lookahead`` the work is done by a thread of its own, so that the engine plans and detokenizes meanwhile; without,
+    it is done within ``launch``.
+    """
+
+    def __init__(self, model: nn.Module, cache_manager: CacheManager, sampler: SamplerPart, config: PageBrainConfig) -> None:
+        if config.max_model_len is None:
+            raise ConfigError("max_model_len is not set: make the config with PageBrainConfig.for_model(base, ...)")
+        self.model = model
+        self.cache_manager = cache_manager
+        self.sampler = sampler
+        self.config = config
+        # Twice the seats: one that ended keeps its row until the last step with it was read, while another takes its seat.
+        self.rows = BatchRows(2 * config.max_num_seqs, config.max_model_len, config.device)
+        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="pagebrain-step") if config.lookahead else None
+        self.busy_s = 0.0
+
+    def launch(self, group: SequenceGroup) -> InFlight:
+        """Start computing a step; errors of the computation itself surface in ``wait``."""
+        prepared = self._prepare(group)
+        if self._worker is not None:
+            return InFlight(group, self._worker.submit(self._run, prepared).result)
+        done: Future[list[SequenceResult]] = Future()
+        try:
+            done.set_result(self._run(prepared))
+        except Exception as error:
+            done.set_exception(error)
+        return InFlight(group, done.result)
+
+    def release(self, seq: Sequence) -> None:
+        """Give the sequence's batch row back."""
+        self.rows.release(seq)
+
+    def close(self) -> None:
+        """End the worker thread, once the step it computes is done."""
+        if self._worker is not None:
+            self._worker.shutdown(wait=True)
+
+    def _prepare(self, group: SequenceGroup) -> _Prepared:
+        """Everything about a step that does not depend on token values."""
+        rows = [self.rows.row_of(entry.seq) for entry in group]
+        lengths = torch.tensor([entry.num_tokens for entry in group])
+        query_starts = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+        starts = query_starts.tolist()
+        sampling = [(index, rows[index]) for index, entry in enumerate(group) if entry.samples]
+        scores = [
+            wanted
+            for index, entry in enumerate(group)
+            if (wanted := _prompt_scores(entry, index, rows[index], starts[index])) is not None
+        ]
+        logits_rows = [starts[index + 1] - 1 for index, _ in sampling]
+        for wanted in scores:
+            logits_rows.extend(wanted.flat_rows)
+        slots: list[int] = []
+        positions: list[int] = []
+        for entry in group:
+            slots.extend(self.cache_manager.slots(entry.seq.seq_id, entry.start, entry.num_tokens))
+            positions.extend(range(entry.start, entry.context_len))
+        device = self.config.device
+        return _Prepared(
+            group=group,
+            batch_rows=torch.tensor(rows).repeat_interleave(lengths).to(device),
+            positions=torch.tensor(positions).to(device),
+            slot_mapping=torch.tensor(slots).to(device),
+            block_tables=self.cache_manager.block_tables(entry.seq.seq_id for entry in group).to(device),
+            context_lens=torch.tensor([entry.context_len for entry in group]).to(device),
+            query_starts=query_starts.to(device),
+            logits_rows=torch.tensor(logits_rows, dtype=torch.int64).to(device),
+            sampling=sampling,
+            prompt_scores=scores,
+        )
+
+    @torch.no_grad()
+    def _run(self, step: _Prepared) -> list[SequenceResult]:
+        began = time.monotonic()
+        batch = ForwardBatch(
+            token_ids=self.rows.token_ids[step.batch_rows, step.positions],
+            positions=step.positions,
+            slot_mapping=step.slot_mapping,
+            block_tables=step.block_tables,
+            context_lens=step.context_lens,
+            query_starts=step.query_starts,
+            logits_rows=step.logits_rows,
+        )
+        logits: Tensor = self.model.forward_tokens(batch)  # type: ignore[operator]
+        sampled = self._sample(logits[: len(step.sampling)], step) if step.sampling else None
+        results = self._results(step, logits, sampled)
+        self.busy_s += time.monotonic() - began
+        return results
+
+    def _sample(self, logits: Tensor, step: _Prepared) -> SamplerOutput:
+        entries = [(step.group.scheduled[index], row) for index, row in step.sampling]
+        sample_rows = [
+            SampleRow(
+                params=entry.seq.params,
+                seed=entry.seq.request.seed,
+                sample_index=entry.seq.sample_index,
+                output_position=entry.context_len - entry.seq.num_prompt_tokens,
+                history=self.rows.token_ids[row, : entry.context_len],
+                num_prompt_tokens=entry.seq.num_prompt_tokens,
+            )
+            for entry, row in entries
+        ]
+        sampled = self.sampler.sample(logits, sample_rows)
+        rows = torch.tensor([row for _, row in entries], device=logits.device)
+        positions = torch.tensor([entry.context_len for entry, _ in entries], device=logits.device)
+        self.rows.token_ids[rows, positions] = sampled.token_ids
+        return sampled
+
+    def _results(self, step: _Prepared, logits: Tensor, sampled: SamplerOutput | None) -> list[SequenceResult]:
+        results = [SequenceResult() for _ in step.group]
+        if sampled is not None:
+            token_ids = sampled.token_ids.tolist()
+            logprobs = sampled.logprobs.to_list() if sampled.logprobs is not None else [None] * len(token_ids)
+            for (index, _), token_id, scores in zip(step.sampling, token_ids, logprobs):
+                results[index] = SequenceResult(token_id, scores)
+        offset = len(step.sampling)
+        for wanted in step.prompt_scores:
+            count = len(wanted.flat_rows)
+            targets = self.rows.token_ids[wanted.row, wanted.first_position : wanted.first_position + count]
+            prompt = prompt_logprobs(logits[offset : offset + count], targets, wanted.num_top)
+            had = results[wanted.entry]
+            results[wanted.entry] = SequenceResult(had.token_id, had.logprobs, tuple(prompt), wanted.first_position)
+            offset += count
+        return results
+
+
+def _prompt_scores(entry: ScheduledSequence, index: int, row: int, first_flat_row: int) -> _PromptScores | None:
+    """The logits rows that score prompt tokens in this step: position ``p`` scores token ``p + 1``."""
+    num_top = entry.seq.params.prompt_logprobs
+    num_scoring = min(entry.context_len, entry.seq.num_prompt_tokens - 1) - entry.start
+    if num_top is None or num_scoring <= 0 or entry.seq.sample_index > 0:
+        return None
+    return _PromptScores(index, range(first_flat_row, first_flat_row + num_scoring), row, entry.start + 1, num_top)

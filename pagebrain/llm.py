@@ -1,0 +1,159 @@
+"""The front door: ``LLM(...).generate(prompts, params)``, as in vLLM."""
+
+from collections.abc import Iterator
+from collections.abc import Sequence as SequenceOf
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
+
+from pagebrain.build import build_engine
+from pagebrain.config import PageBrainConfig
+from pagebrain.engine import Engine
+from pagebrain.errors import InvalidRequestError
+from pagebrain.outputs import OutputDelta, RequestOutput
+from pagebrain.requests import Prompt
+from pagebrain.sampling_params import SamplingParams
+
+
+class LLM:
+    """A model with an engine around it, for generating offline.
+
+    Args:
+        model: hub name or folder of a GPT-2; ``None`` is the bundled model. Or a ``GPT2LMHeadModel``, whose weights are then
+            shared and left as they are.
+        tokenizer: hub name or folder, or a tokenizer; ``None`` is the model's own.
+        settings: any other field of :class:`~pagebrain.config.PageBrainConfig`.
+
+    Raises:
+        ConfigError, ModelLoadError, PartError: in one line, before anything large was allocated where that can be known.
+    """
+
+    def __init__(
+        self,
+        model: str | GPT2LMHeadModel | None = None,
+        tokenizer: str | PreTrainedTokenizerBase | None = None,
+        **settings: Any,
+    ) -> None:
+        base = model if isinstance(model, GPT2LMHeadModel) else None
+        tokenizer_object = None if tokenizer is None or isinstance(tokenizer, str) else tokenizer
+        name = None if model is None or isinstance(model, GPT2LMHeadModel) else str(model)
+        tokenizer_name = tokenizer if isinstance(tokenizer, str) else None
+        config = PageBrainConfig(model=name, tokenizer=tokenizer_name, **settings)
+        built = build_engine(config, base, tokenizer_object)
+        self.engine: Engine = built.engine
+        self.config = built.config
+        self.tokenizer = built.tokenizer
+        self.notices = built.notices
+        self.weights_packed = built.weights_packed
+        self._mail: dict[str, list[OutputDelta]] = {}
+
+    def generate(
+        self,
+        prompts: Prompt | SequenceOf[Prompt],
+        params: SamplingParams | SequenceOf[SamplingParams] | None = None,
+        use_tqdm: bool = True,
+    ) -> list[RequestOutput]:
+        """Generate for one or many prompts, in any mixture of lengths, and return the outputs in the order of the prompts.
+
+        Args:
+            prompts: a text, a list of token ids, or a list of either.
+            params: for all prompts, or one for each; ``None`` is ``SamplingParams()``.
+            use_tqdm: show a progress bar on standard error.
+
+        Raises:
+            InvalidRequestError: naming the prompt that cannot be served; none of them was started then.
+        """
+        ids = self._add(prompts, params)
+        outputs: dict[str, RequestOutput] = {}
+        with _progress(use_tqdm) as progress:
+            task = progress.add_task("Generating", total=len(ids))
+            for delta in self._drive(ids):
+                if delta.finished is not None:
+                    outputs[delta.request_id] = delta.finished
+                    progress.update(task, completed=len(outputs))
+        return [outputs[request_id] for request_id in ids]
+
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[OutputDelta]:
+        """Generate for one prompt and yield what each step adds. Stopping early aborts the request.
+
+        Raises ``InvalidRequestError`` when the first delta is asked for, if the prompt cannot be served.
+        """
+        yield from self._drive(self._add([prompt], params))
+
+    def _drive(self, ids: list[str]) -> Iterator[OutputDelta]:
+        """Step the engine until these requests are done; whatever interrupts that, none of them stays behind."""
+        under_way = set(ids)
+        self._mail.update((request_id, []) for request_id in ids)
+        try:
+            while under_way:
+                if not any(self._mail[request_id] for request_id in ids):
+                    self._step()
+                for request_id in ids:
+                    deltas, self._mail[request_id] = self._mail[request_id], []
+                    for delta in deltas:
+                        if delta.finished is not None:
+                            under_way.discard(request_id)
+                        yield delta
+        finally:
+            for request_id in ids:
+                del self._mail[request_id]
+                if request_id in under_way:
+                    self.engine.abort(request_id)
+            while not self.engine.num_unfinished_requests and self.engine.has_unfinished_requests:
+                self.engine.step()  # read what is still in flight, so that the blocks come back
+
+    def _step(self) -> None:
+        """One engine step; several streams may be read in turn, so each request's deltas wait for whoever reads them."""
+        for delta in self.engine.step():
+            if delta.request_id in self._mail:
+                self._mail[delta.request_id].append(delta)
+
+    def _add(
+        self, prompts: Prompt | SequenceOf[Prompt], params: SamplingParams | SequenceOf[SamplingParams] | None
+    ) -> list[str]:
+        batch = _as_batch(prompts)
+        if params is None or isinstance(params, SamplingParams):
+            each = [params or SamplingParams()] * len(batch)
+        else:
+            each = list(params)
+            if len(each) != len(batch):
+                raise InvalidRequestError(
+                    f"{len(batch)} prompts need as many SamplingParams, or one for all; got {len(each)}"
+                )
+        ids: list[str] = []
+        try:
+            for index, (prompt, wanted) in enumerate(zip(batch, each)):
+                try:
+                    ids.append(self.engine.add_request(prompt, wanted).request_id)
+                except InvalidRequestError as error:
+                    where = f"prompt {index}: " if len(batch) > 1 else ""
+                    raise InvalidRequestError(f"{where}{error}") from None
+        except BaseException:
+            for request_id in ids:
+                self.engine.abort(request_id)
+            raise
+        return ids
+
+
+def _as_batch(prompts: Prompt | SequenceOf[Prompt]) -> list[Prompt]:
+    """A list of prompts from whatever was given: a text, token ids, or a list of those."""
+    if isinstance(prompts, str):
+        return [prompts]
+    if not isinstance(prompts, SequenceOf):
+        raise InvalidRequestError(f"prompts must be a string, token ids or a list of these, got {type(prompts).__name__}")
+    if prompts and all(isinstance(item, int) for item in prompts):
+        return [list(prompts)]  # type: ignore[arg-type]
+    return list(prompts)  # type: ignore[arg-type]
+
+
+def _progress(visible: bool) -> Progress:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("requests"),
+        TimeElapsedColumn(),
+    )
+    return Progress(*columns, console=Console(stderr=True), disable=not visible, transient=True)

@@ -1,0 +1,159 @@
+"""GPT-2 over a paged cache, in the order in which data flows: embeddings, blocks, final norm, head.
+
+:class:`PagedGPT2LMHeadModel` takes the weights of a Hugging Face ``GPT2LMHeadModel`` as they are (the modules are shared,
+not copied) and replaces what that model does with its cache. Tokens of all sequences lie one after the other in flat rows,
+so there is one forward for prefill and decode alike; only attention looks at where one sequence ends and the next begins.
+"""
+
+from collections.abc import Iterable
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from transformers import GPT2Config, GPT2LMHeadModel
+from transformers.modeling_outputs import CausalLMOutput
+from transformers.models.gpt2.modeling_gpt2 import GPT2Attention, GPT2Block
+
+from pagebrain.attention import ForwardBatch, PagedAttention, paged_attention
+from pagebrain.cache import CacheManager
+from pagebrain.models.positions import RowPlan, plan_rows
+from pagebrain.parts import AttentionPart
+
+
+class PagedGPT2Attention(nn.Module):
+    """One layer's attention: the projections of the original, with K and V in pages between them."""
+
+    def __init__(self, base: GPT2Attention, layer: int, cache_manager: CacheManager, attention: AttentionPart) -> None:
+        super().__init__()
+        self.c_attn: nn.Module = base.c_attn
+        self.c_proj: nn.Module = base.c_proj
+        self.num_heads: int = base.num_heads
+        self.head_dim: int = base.head_dim
+        self.paged = PagedAttention(layer, cache_manager, attention_scale(base.config, layer), attention)
+
+    def forward(self, hidden: Tensor, batch: ForwardBatch) -> Tensor:
+        """``[num_tokens, n_embd]`` to the same shape."""
+        qkv = self.c_attn(hidden).view(-1, 3, self.num_heads, self.head_dim)
+        query, key, value = qkv.unbind(1)  # each [num_tokens, num_heads, head_dim]
+        context = self.paged(query, key, value, batch)  # [num_tokens, num_heads, head_dim]
+        out: Tensor = self.c_proj(context.reshape(hidden.shape[0], -1))
+        return out
+
+
+class PagedGPT2Block(nn.Module):
+    """Layer norm, attention, layer norm, MLP, each pair around a residual connection."""
+
+    def __init__(self, base: GPT2Block, layer: int, cache_manager: CacheManager, attention: AttentionPart) -> None:
+        super().__init__()
+        self.ln_1 = base.ln_1
+        self.attn = PagedGPT2Attention(base.attn, layer, cache_manager, attention)
+        self.ln_2 = base.ln_2
+        self.c_fc: nn.Module = base.mlp.c_fc
+        self.act: nn.Module = base.mlp.act
+        self.c_proj: nn.Module = base.mlp.c_proj
+
+    def forward(self, hidden: Tensor, batch: ForwardBatch) -> Tensor:
+        """``[num_tokens, n_embd]`` to the same shape."""
+        hidden = hidden + self.attn(self.ln_1(hidden), batch)
+        out: Tensor = hidden + self.c_proj(self.act(self.c_fc(self.ln_2(hidden))))
+        return out
+
+
+class PagedGPT2LMHeadModel(nn.Module):
+    """A Hugging Face GPT-2 whose K and V live in a :class:`~pagebrain.cache.CacheManager`. It infers only: no dropout.
+
+    Args:
+        base: the model whose weights are used, shared and unchanged.
+        cache_manager: pools and block tables, made for the same model.
+        attention: the function that reads the pages.
+    """
+
+    def __init__(
+        self, base: GPT2LMHeadModel, cache_manager: CacheManager, attention: AttentionPart = paged_attention
+    ) -> None:
+        super().__init__()
+        self.config = base.config
+        self.cache_manager = cache_manager
+        self.wte = base.transformer.wte
+        self.wpe = base.transformer.wpe
+        blocks = [
+            PagedGPT2Block(cast(GPT2Block, block), layer, cache_manager, attention)
+            for layer, block in enumerate(base.transformer.h)
+        ]
+        self.h = nn.ModuleList(blocks)
+        self.ln_f = base.transformer.ln_f
+        self.lm_head = base.lm_head
+        self._num_cached: dict[int, int] = {}  # what forward() has put in the cache, by sequence id
+
+    @torch.no_grad()
+    def forward_tokens(self, batch: ForwardBatch) -> Tensor:
+        """The one forward pass. Returns the logits ``[num_logits, vocab_size]`` of ``batch.logits_rows``.
+
+        The sequences' block tables must already cover the batch; K and V of its tokens are written on the way.
+        """
+        hidden = self.wte(batch.token_ids) + self.wpe(batch.positions)  # [num_tokens, n_embd]
+        for block in self.h:
+            hidden = block(hidden, batch)
+        # The head is a third of GPT-2 small's weights and one row of logits takes 200 kB: only rows that are asked for.
+        logits: Tensor = self.lm_head(self.ln_f(hidden[batch.logits_rows]))
+        return logits
+
+    def forward(
+        self, input_ids: Tensor, *, input_pos: Tensor, cache_pos: Tensor, seq_ids: Iterable[int] | None = None
+    ) -> CausalLMOutput:
+        """Compute new tokens of a batch of sequences, keeping their K and V: an adapter over :meth:`forward_tokens`.
+
+        Args:
+            input_ids: int ``[B, T]``, new tokens of each row first, padding (of any value) after them.
+            input_pos: int ``[B, 2]``: position of the row's first new token, and how many new tokens it has.
+            cache_pos: int ``[B, 2]``: position of the first cached token, which is 0, and how many are cached.
+                ``(0, 0)`` starts a row afresh.
+            seq_ids: the sequence of each row; ``None`` means 0 to B - 1.
+
+        Returns:
+            ``.logits`` ``[B, T, vocab_size]``, zero where a row is padding.
+
+        Raises:
+            InvalidRequestError: for positions, tokens or shapes that do not fit together; nothing was changed.
+            OutOfBlocksError: if too few blocks are free; nothing was changed.
+        """
+        num_positions = self.wpe.num_embeddings
+        rows = plan_rows(input_ids, input_pos, cache_pos, seq_ids, self._num_cached, self.wte.num_embeddings, num_positions)
+        self._grow_tables(rows)
+        batch = self._flat_batch(input_ids, rows)
+        flat_logits = self.forward_tokens(batch)
+        logits = flat_logits.new_zeros(*input_ids.shape, flat_logits.shape[-1])
+        for index, row in enumerate(rows):
+            first = int(batch.query_starts[index])
+            logits[index, : row.num_new] = flat_logits[first : first + row.num_new]
+            self._num_cached[row.seq_id] = row.num_cached + row.num_new
+        return CausalLMOutput(logits=logits)
+
+    def _grow_tables(self, rows: list[RowPlan]) -> None:
+        restarting = [row for row in rows if row.num_cached == 0]
+        self.cache_manager.replace_all([row.seq_id for row in restarting], {row.seq_id: row.context_len for row in rows})
+
+    def _flat_batch(self, input_ids: Tensor, rows: list[RowPlan]) -> ForwardBatch:
+        device = self.wte.weight.device
+        manager = self.cache_manager
+        positions = torch.cat([torch.arange(row.num_cached, row.context_len) for row in rows])
+        slots = torch.cat([manager.slot_mapping(row.seq_id, row.num_cached, row.num_new) for row in rows])
+        query_lens = torch.tensor([0, *(row.num_new for row in rows)])
+        return ForwardBatch(
+            token_ids=torch.cat([input_ids[index, : row.num_new] for index, row in enumerate(rows)]).to(device),
+            positions=positions.to(device),
+            slot_mapping=slots.to(device),
+            block_tables=manager.block_tables(row.seq_id for row in rows).to(device),
+            context_lens=torch.tensor([row.context_len for row in rows], device=device),
+            query_starts=query_lens.cumsum(0).to(device),
+            logits_rows=torch.arange(len(positions), device=device),
+        )
+
+
+def attention_scale(config: GPT2Config, layer: int) -> float:
+    """The factor on the attention scores of one layer, from ``scale_attn_weights`` and ``scale_attn_by_inverse_layer_idx``.
+
+    The third flag, ``reorder_and_upcast_attn``, asks for scores and softmax in float32, which paged attention always uses.
+    """
+    scale: float = (config.n_embd // config.n_head) ** -0.5 if config.scale_attn_weights else 1.0
+    return scale / (layer + 1) if config.scale_attn_by_inverse_layer_idx else scale

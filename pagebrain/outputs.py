@@ -1,0 +1,79 @@
+"""What comes out of the engine: deltas as tokens appear, whole outputs when somebody asks for them."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+FinishReason = Literal["stop", "length", "abort"]
+"""``stop``: end of sequence, stop token or string; ``length``: ``max_tokens`` or the last position; ``abort``: cancelled."""
+
+
+@dataclass(frozen=True)
+class TokenLogprobs:
+    """Log-probabilities at one position, from the model's own distribution (before temperature, penalties and truncation).
+
+    ``top`` holds the ``logprobs`` most probable ``(token_id, logprob)`` pairs, best first; ``rank`` of the chosen token
+    counts from 1.
+    """
+
+    token_id: int
+    logprob: float
+    rank: int
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class CompletionOutput:
+    """One sample of a request as it stands. ``stop_reason`` is the stop string or stop token id that ended it, if any."""
+
+    index: int
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason | None = None
+    stop_reason: int | str | None = None
+    cumulative_logprob: float | None = None
+    logprobs: tuple[TokenLogprobs, ...] | None = None
+
+
+@dataclass(frozen=True)
+class RequestMetrics:
+    """Times of one request in seconds of ``time.monotonic``; ``None`` where it has not happened yet."""
+
+    arrival_s: float
+    first_scheduled_s: float | None = None
+    first_token_s: float | None = None
+    finished_s: float | None = None
+    num_preemptions: int = 0
+
+
+@dataclass(frozen=True)
+class RequestOutput:
+    """A request with all its samples. ``prompt`` is ``None`` if token ids were given.
+
+    ``prompt_logprobs[i]`` belongs to prompt token ``i``; the first is ``None``, for nothing predicts it.
+    """
+
+    request_id: str
+    prompt: str | None
+    prompt_token_ids: tuple[int, ...]
+    outputs: tuple[CompletionOutput, ...]
+    finished: bool
+    metrics: RequestMetrics
+    prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = field(default=None)
+
+
+@dataclass(frozen=True)
+class OutputDelta:
+    """What one step added to one sample of one request.
+
+    ``text`` may be empty while a character is incomplete or a stop string may be beginning. With the last delta of a
+    request's last sample comes ``finished``, the whole request.
+    """
+
+    request_id: str
+    index: int
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    finish_reason: FinishReason | None = None
+    stop_reason: int | str | None = None
+    finished: RequestOutput | None = None

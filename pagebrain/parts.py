@@ -1,0 +1,209 @@
+"""The parts that can be swapped, what each must offer, and how one is found by name and checked.
+
+The engine calls nothing of a part beyond its protocol here, so a learner's class that offers as much serves real requests:
+``swap={"scheduler": MyScheduler}`` in Python, ``--swap scheduler=work/my_scheduler.py:Scheduler`` on the command line.
+"""
+
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Iterable
+from collections.abc import Sequence as SequenceOf
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from torch import Tensor
+
+from pagebrain.errors import PartError
+from pagebrain.sequence import Sequence, SequenceGroup
+
+if TYPE_CHECKING:
+    from pagebrain.sampling import SamplerOutput, SampleRow
+
+FEATURES = frozenset({"cuda_graph", "lookahead", "prefix_cache", "fork"})
+"""What a part may declare in ``supports``; the engine switches off what any part in use lacks."""
+
+
+@runtime_checkable
+class BlockManagerPart(Protocol):
+    """Made as ``BlockManager(config)``; see :class:`pagebrain.block.BlockManager`."""
+
+    num_blocks: int
+
+    @property
+    def num_free_blocks(self) -> int: ...
+    @property
+    def free_blocks(self) -> tuple[int, ...]: ...
+    def can_allocate(self, count: int) -> bool: ...
+    def allocate(self, count: int = 1) -> list[int]: ...
+    def free(self, block_ids: Iterable[int]) -> None: ...
+    def ref_count(self, block_id: int) -> int: ...
+
+
+class AttentionPart(Protocol):
+    """A function; see :func:`pagebrain.attention.paged_attention`."""
+
+    def __call__(
+        self,
+        query: Tensor,
+        key_pool: Tensor,
+        value_pool: Tensor,
+        block_tables: Tensor,
+        context_lens: Tensor,
+        query_starts: Tensor,
+        scale: float,
+    ) -> Tensor: ...
+
+
+class SchedulerPart(Protocol):
+    """Made as ``Scheduler(config, cache_manager, retirement)``; see :class:`pagebrain.scheduler.Scheduler`."""
+
+    @property
+    def waiting(self) -> SequenceOf[Sequence]: ...
+    @property
+    def running(self) -> SequenceOf[Sequence]: ...
+    def add(self, seq: Sequence) -> None: ...
+    def schedule(self) -> SequenceGroup | None: ...
+    def finish(self, seq: Sequence) -> None: ...
+
+
+class SamplerPart(Protocol):
+    """Made as ``Sampler(config)``; see :class:`pagebrain.sampling.Sampler`."""
+
+    def sample(self, logits: Tensor, rows: "SequenceOf[SampleRow]") -> "SamplerOutput": ...
+
+
+_CONSTRUCTORS: dict[str, tuple[str, ...]] = {
+    "block_manager": ("config",),
+    "scheduler": ("config", "cache_manager", "retirement"),
+    "sampler": ("config",),
+}
+_PROTOCOLS: dict[str, type] = {
+    "block_manager": BlockManagerPart,
+    "scheduler": SchedulerPart,
+    "sampler": SamplerPart,
+}
+
+
+def find_part(part: str, named: Any, default: Any) -> Any:
+    """The object to use for ``part``: ``default``, an object given in Python, or one named as ``path:Name``.
+
+    Raises ``PartError`` if it cannot be found or if the engine could not call it.
+    """
+    if named is None:
+        return default
+    found = _load(part, named) if isinstance(named, str) else named
+    _check(part, found)
+    return found
+
+
+def supported_features(parts: dict[str, Any]) -> tuple[frozenset[str], list[str]]:
+    """Features that all ``parts`` support, and a line for each part that lacks some."""
+    supported, lines = FEATURES, []
+    for name, part in parts.items():
+        lacking = FEATURES - frozenset(getattr(part, "supports", frozenset()))
+        if lacking:
+            lines.append(f"{name} {_name_of(part)} does not support: {', '.join(sorted(lacking))}")
+        supported = supported - lacking
+    return supported, lines
+
+
+def _load(part: str, named: str) -> Any:
+    location, separator, attribute = named.rpartition(":")
+    if not separator or not location or not attribute:
+        raise PartError(f"swap {part}={named!r} must look like path/to/file.py:Name or package.module:Name")
+    try:
+        module = _module_from_file(Path(location)) if location.endswith(".py") else importlib.import_module(location)
+    except PartError:
+        raise
+    except Exception as error:  # whatever a learner's file raises when it is imported
+        raise PartError(
+            f"swap {part}={named!r}: importing {location} failed with {type(error).__name__}: {error}"
+        ) from error
+    if not hasattr(module, attribute):
+        raise PartError(f"swap {part}={named!r}: {location} defines no {attribute!r}")
+    return getattr(module, attribute)
+
+
+def _module_from_file(path: Path) -> Any:
+    if not path.is_file():
+        raise PartError(f"there is no file {path}: give a path from the current folder, {Path.cwd()}")
+    # The resolved path is the key, so two files of one name do not become one module, and a file is imported once.
+    name = f"pagebrain_swap_{path.stem}_{abs(hash(str(path.resolve()))):x}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise PartError(f"{path} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _check(part: str, found: Any) -> None:
+    """Compare, argument by argument, what the engine will call with what ``found`` takes."""
+    if not callable(found):
+        raise PartError(
+            f"{part} {_name_of(found)} cannot be called: name a {'function' if part == 'attention' else 'class'}"
+        )
+    if part == "attention":
+        wanted = list(inspect.signature(AttentionPart.__call__).parameters)[1:]
+        _check_arguments(f"{part} {_name_of(found)}", found, wanted)
+        return
+    _check_arguments(f"{part} {_name_of(found)}", found, list(_CONSTRUCTORS[part]))
+    for name, member in vars(_PROTOCOLS[part]).items():
+        if name.startswith("_") or not (callable(member) or isinstance(member, property)):
+            continue
+        if not hasattr(found, name):
+            # A property may also be an attribute that __init__ sets, which a class does not show: the engine checks again.
+            if isinstance(member, property):
+                continue
+            raise PartError(f"{part} {_name_of(found)} has no method {name}{inspect.signature(member)}")
+        if callable(member) and inspect.isclass(found):
+            wanted = list(inspect.signature(member).parameters)[1:]
+            _check_arguments(f"{part} {_name_of(found)}.{name}", getattr(found, name), wanted, skip_self=True)
+
+
+def check_built(part: str, built: Any) -> None:
+    """Raise ``PartError`` if the object that a swapped class made lacks an attribute that the engine reads."""
+    protocol = _PROTOCOLS[part]
+    names = [*getattr(protocol, "__annotations__", {}), *vars(protocol)]
+    for name in names:
+        if not name.startswith("_") and not hasattr(built, name):
+            raise PartError(f"{part} {_name_of(type(built))} has no attribute {name!r}")
+
+
+def _check_arguments(what: str, function: Callable[..., Any], wanted: list[str], skip_self: bool = False) -> None:
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):
+        return  # a builtin or a compiled function: it does not tell
+    if skip_self and not isinstance(inspect.getattr_static(function, "__self__", None), type):
+        parameters = parameters[1:]
+    kinds = inspect.Parameter
+    positional = [p for p in parameters if p.kind in (kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD)]
+    takes_any = any(p.kind is kinds.VAR_POSITIONAL for p in parameters)
+    for index, name in enumerate(wanted):
+        if index >= len(positional):
+            if takes_any:
+                return
+            raise PartError(f"{what} lacks argument {index + 1}, {name!r}: expected ({', '.join(wanted)})")
+        if positional[index].name != name:
+            raise PartError(
+                f"{what} calls argument {index + 1} {positional[index].name!r} where {name!r} is expected: "
+                f"({', '.join(wanted)})"
+            )
+    extra = positional[len(wanted) :] + [p for p in parameters if p.kind is kinds.KEYWORD_ONLY]
+    for parameter in extra:
+        if parameter.default is kinds.empty:
+            raise PartError(f"{what} wants an argument {parameter.name!r} that the engine does not give: give it a default")
+
+
+def _name_of(part: Any) -> str:
+    return str(getattr(part, "__qualname__", None) or type(part).__qualname__)

@@ -1,0 +1,133 @@
+"""From what a user hands in to a checked :class:`~pagebrain.sequence.Request`, and from its sequences to its output."""
+
+import hashlib
+from collections.abc import Callable
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass, field
+from typing import Any
+
+from pagebrain.config import PageBrainConfig
+from pagebrain.detokenizer import TextStream
+from pagebrain.errors import InvalidRequestError
+from pagebrain.outputs import CompletionOutput, RequestMetrics, RequestOutput
+from pagebrain.sampling_params import SamplingParams
+from pagebrain.sequence import Request, Sequence
+
+Prompt = str | SequenceOf[int]
+"""A text, or token ids."""
+
+
+def checked_token_ids(prompt: Prompt, encode: Callable[[str], list[int]] | None, config: PageBrainConfig) -> tuple[int, ...]:
+    """The prompt as token ids.
+
+    Raises ``InvalidRequestError`` for one that is empty, names ids outside the vocabulary, leaves no position to generate
+    into, or is text while there is no tokenizer.
+    """
+    if isinstance(prompt, str):
+        if encode is None:
+            raise InvalidRequestError("the model has no tokenizer: give the prompt as a list of token ids")
+        try:
+            prompt.encode()  # a lone surrogate, say from a wrongly decoded file
+        except UnicodeEncodeError as error:
+            raise InvalidRequestError(f"the prompt is no valid Unicode text: {error.reason}") from error
+        token_ids = encode(prompt)
+    else:
+        token_ids = _as_ids(prompt)
+    assert config.vocab_size is not None and config.max_model_len is not None
+    if not token_ids:
+        raise InvalidRequestError("the prompt is empty: give at least one token")
+    for index, token_id in enumerate(token_ids):
+        if not 0 <= token_id < config.vocab_size:
+            raise InvalidRequestError(f"prompt token {index} is {token_id}, but ids run from 0 to {config.vocab_size - 1}")
+    if len(token_ids) >= config.max_model_len:
+        raise InvalidRequestError(
+            f"the prompt has {len(token_ids)} tokens, but at most {config.max_model_len - 1} leave room to generate one "
+            f"(max_model_len is {config.max_model_len}): shorten it"
+        )
+    return tuple(token_ids)
+
+
+def max_num_tokens(num_prompt_tokens: int, params: SamplingParams, config: PageBrainConfig) -> int:
+    """Most tokens of prompt and output; ``InvalidRequestError`` if ``min_tokens`` do not fit."""
+    assert config.max_model_len is not None
+    room = config.max_model_len - num_prompt_tokens
+    if params.min_tokens > room:
+        raise InvalidRequestError(
+            f"min_tokens is {params.min_tokens}, but {num_prompt_tokens} prompt tokens leave room for {room}"
+        )
+    return num_prompt_tokens + min(room, params.max_tokens or room)
+
+
+def request_seed(params: SamplingParams, engine_seed: int, arrival_index: int) -> int:
+    """The user's seed, or one that the engine's seed and the request's number in line determine."""
+    if params.seed is not None:
+        return params.seed
+    digest = hashlib.blake2b(f"{engine_seed}:{arrival_index}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
+
+
+def _as_ids(prompt: Any) -> list[int]:
+    try:
+        token_ids = list(prompt)
+    except TypeError:
+        raise InvalidRequestError(f"a prompt is a string or a list of token ids, got {prompt!r}") from None
+    ids = []
+    for index, token_id in enumerate(token_ids):
+        if isinstance(token_id, bool) or not hasattr(token_id, "__index__"):
+            raise InvalidRequestError(f"prompt token {index} must be an integer, got {token_id!r}")
+        ids.append(token_id.__index__())
+    return ids
+
+
+@dataclass
+class RequestState:
+    """A request under way: its sequences, their text, and its times."""
+
+    request: Request
+    sequences: list[Sequence]
+    streams: list[TextStream | None]
+    first_scheduled_s: float | None = None
+    first_token_s: float | None = None
+    finished_s: float | None = None
+    stream_of: dict[int, TextStream | None] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.stream_of = {seq.seq_id: stream for seq, stream in zip(self.sequences, self.streams)}
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether all samples have ended."""
+        return all(seq.is_finished for seq in self.sequences)
+
+    def output(self) -> RequestOutput:
+        """The request as it stands."""
+        first = self.sequences[0]
+        wants_prompt_logprobs = self.request.params.prompt_logprobs is not None
+        return RequestOutput(
+            request_id=self.request.request_id,
+            prompt=self.request.prompt,
+            prompt_token_ids=self.request.prompt_token_ids,
+            outputs=tuple(_completion(seq, stream) for seq, stream in zip(self.sequences, self.streams)),
+            finished=self.is_finished,
+            metrics=RequestMetrics(
+                arrival_s=self.request.arrival_s,
+                first_scheduled_s=self.first_scheduled_s,
+                first_token_s=self.first_token_s,
+                finished_s=self.finished_s,
+                num_preemptions=sum(seq.num_preemptions for seq in self.sequences),
+            ),
+            prompt_logprobs=tuple(first.prompt_logprobs) if wants_prompt_logprobs else None,
+        )
+
+
+def _completion(seq: Sequence, stream: TextStream | None) -> CompletionOutput:
+    wants_logprobs = seq.params.logprobs is not None
+    return CompletionOutput(
+        index=seq.sample_index,
+        text="" if stream is None else stream.text,
+        token_ids=tuple(seq.output_token_ids),
+        finish_reason=seq.finish_reason,
+        stop_reason=seq.stop_reason,
+        cumulative_logprob=sum(entry.logprob for entry in seq.logprobs) if wants_logprobs else None,
+        logprobs=tuple(seq.logprobs) if wants_logprobs else None,
+    )

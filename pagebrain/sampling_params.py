@@ -1,0 +1,179 @@
+"""What a user may ask of the sampler, spelled as vLLM spells it.
+
+A :class:`SamplingParams` belongs to one request and is checked once, when it is made; the engine then trusts it.
+The arithmetic that honours these numbers is in :mod:`pagebrain.sampling`.
+"""
+
+import math
+import numbers
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from pagebrain.errors import InvalidRequestError
+
+MAX_LOGPROBS = 20
+"""Largest ``logprobs`` / ``prompt_logprobs`` a request may ask for."""
+
+MAX_SAMPLES = 128
+"""Largest ``n``: how many samples one request may ask for."""
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How the tokens of one request are chosen and when it ends.
+
+    Attributes:
+        n: independent samples drawn for the prompt, 1 to 128.
+        temperature: 0 is greedy; otherwise logits are divided by it.
+        top_p: keep the smallest set of tokens whose probabilities add up to at least this, in (0, 1].
+        top_k: keep this many most probable tokens; 0 or -1 keeps all.
+        min_p: drop tokens less probable than ``min_p`` times the most probable one, in [0, 1].
+        repetition_penalty: > 1 divides (or multiplies, if negative) the logits of tokens seen in prompt or output.
+        presence_penalty: subtracted once from the logit of each token seen in the output, in [-2, 2].
+        frequency_penalty: subtracted per occurrence in the output, in [-2, 2].
+        logit_bias: token id -> number added to its logit, in [-100, 100].
+        max_tokens: most tokens to generate; ``None`` means until the model's last position.
+        min_tokens: no end of sequence, stop token or stop string ends the sample before this many tokens.
+        stop: strings that end the sample; the text is cut before them.
+        stop_token_ids: token ids that end the sample; the token stays in ``token_ids``, its text is left out.
+        ignore_eos: go on after the end-of-sequence token.
+        seed: makes the sample reproducible in any batch; ``None`` takes the next one from the engine's own seed.
+        logprobs: return the log-probability of each chosen token and of this many most probable ones, 0 to 20.
+        prompt_logprobs: the same for each prompt token.
+        include_stop_str_in_output: keep the stop string (or stop token's text) in the text.
+        skip_special_tokens: leave special tokens out of the text.
+
+    Raises:
+        InvalidRequestError: naming the argument, what was got and what was expected.
+    """
+
+    n: int = 1
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    max_tokens: int | None = None
+    min_tokens: int = 0
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    seed: int | None = None
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    include_stop_str_in_output: bool = False
+    skip_special_tokens: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("ignore_eos", "include_stop_str_in_output", "skip_special_tokens"):
+            if not isinstance(getattr(self, name), bool):
+                raise InvalidRequestError(f"{name} must be True or False, got {getattr(self, name)!r}")
+        self._check_int("n", 1, MAX_SAMPLES)
+        self._check_number("temperature", 0.0, math.inf)
+        self._check_number("top_p", 0.0, 1.0, above_low=True)
+        self._check_int("top_k", -1, None)
+        self._check_number("min_p", 0.0, 1.0)
+        self._check_number("repetition_penalty", 0.0, math.inf, above_low=True)
+        self._check_number("presence_penalty", -2.0, 2.0)
+        self._check_number("frequency_penalty", -2.0, 2.0)
+        self._check_int("max_tokens", 1, None, optional=True)
+        self._check_int("min_tokens", 0, None)
+        self._check_int("seed", None, None, optional=True)
+        self._check_int("logprobs", 0, MAX_LOGPROBS, optional=True)
+        self._check_int("prompt_logprobs", 0, MAX_LOGPROBS, optional=True)
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise InvalidRequestError(f"min_tokens must be at most max_tokens ({self.max_tokens}), got {self.min_tokens}")
+        object.__setattr__(self, "stop", self._checked_stop())
+        object.__setattr__(self, "stop_token_ids", self._checked_stop_token_ids())
+        object.__setattr__(self, "logit_bias", self._checked_logit_bias())
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the most probable token is always taken."""
+        return self.temperature == 0.0
+
+    @property
+    def has_penalties(self) -> bool:
+        """Whether the logits depend on the tokens seen so far."""
+        return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
+
+    def check_vocabulary(self, vocab_size: int) -> None:
+        """Raise ``InvalidRequestError`` if a token id named here is not below ``vocab_size``."""
+        for name, token_ids in (("stop_token_ids", self.stop_token_ids), ("logit_bias", tuple(self.logit_bias))):
+            for token_id in token_ids:
+                if token_id >= vocab_size:
+                    raise InvalidRequestError(
+                        f"{name} holds token id {token_id}, but the vocabulary ends at {vocab_size - 1}"
+                    )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The parameters as plain JSON values."""
+        plain = {f.name: getattr(self, f.name) for f in fields(self)}
+        return plain | {
+            "stop": list(self.stop),
+            "stop_token_ids": list(self.stop_token_ids),
+            "logit_bias": dict(self.logit_bias),
+        }
+
+    def _check_number(self, name: str, low: float, high: float, above_low: bool = False) -> None:
+        value = getattr(self, name)
+        if not isinstance(value, numbers.Real) or isinstance(value, bool):
+            raise InvalidRequestError(f"{name} must be a number, got {value!r}")
+        number = float(value)
+        if not (low <= number <= high) or not math.isfinite(number) or (above_low and number == low):
+            bounds = f"{'greater than' if above_low else 'at least'} {low:g}"
+            bounds += f" and at most {high:g}" if math.isfinite(high) else " and finite"
+            raise InvalidRequestError(f"{name} must be {bounds}, got {value!r}")
+        object.__setattr__(self, name, number)
+
+    def _check_int(self, name: str, low: int | None, high: int | None, optional: bool = False) -> None:
+        value = getattr(self, name)
+        if value is None and optional:
+            return
+        if not isinstance(value, numbers.Integral) or isinstance(value, bool):
+            raise InvalidRequestError(f"{name} must be {'None or ' if optional else ''}an integer, got {value!r}")
+        value = int(value)
+        if (low is not None and value < low) or (high is not None and value > high):
+            bounds = f"at least {low}" if high is None else f"between {low} and {high}"
+            raise InvalidRequestError(f"{name} must be {bounds}, got {value!r}")
+        object.__setattr__(self, name, value)
+
+    def _checked_stop(self) -> tuple[str, ...]:
+        stop: object = self.stop
+        strings: Sequence[object] = () if stop is None else (stop,) if isinstance(stop, str) else _as_sequence("stop", stop)
+        for string in strings:
+            if not isinstance(string, str) or not string:
+                raise InvalidRequestError(f"stop must hold non-empty strings, got {string!r}")
+        return tuple(str(string) for string in strings)
+
+    def _checked_stop_token_ids(self) -> tuple[int, ...]:
+        token_ids = () if self.stop_token_ids is None else _as_sequence("stop_token_ids", self.stop_token_ids)
+        return tuple(_checked_token_id("stop_token_ids", token_id) for token_id in token_ids)
+
+    def _checked_logit_bias(self) -> dict[int, float]:
+        bias: object = {} if self.logit_bias is None else self.logit_bias
+        if not isinstance(bias, Mapping):
+            raise InvalidRequestError(f"logit_bias must map token ids to numbers, got {bias!r}")
+        checked: dict[int, float] = {}
+        for token_id, value in bias.items():
+            number_like = isinstance(value, numbers.Real) and not isinstance(value, bool)
+            if not number_like or not -100.0 <= float(value) <= 100.0:
+                raise InvalidRequestError(f"logit_bias[{token_id!r}] must be a number between -100 and 100, got {value!r}")
+            checked[_checked_token_id("logit_bias", token_id)] = float(value)
+        return checked
+
+
+def _as_sequence(name: str, value: object) -> Sequence[object]:
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return list(value)
+    raise InvalidRequestError(f"{name} must be a list, got {value!r}")
+
+
+def _checked_token_id(name: str, token_id: object) -> int:
+    if not isinstance(token_id, numbers.Integral) or isinstance(token_id, bool) or int(token_id) < 0:
+        raise InvalidRequestError(f"{name} must name token ids (integers from 0), got {token_id!r}")
+    return int(token_id)

@@ -1,0 +1,112 @@
+"""Who computes what in the next step: continuous batching with chunked prefill and preemption by recompute.
+
+Sequences join and leave the batch at every step (Yu et al., "Orca", OSDI 2022). A step has a budget of tokens: every
+running sequence that only needs its next token gets one, and prompts share the rest in chunks, so that a long prompt does
+not hold up those who are writing (Agrawal et al., "Sarathi-Serve", OSDI 2024). All decisions are made from counts, never
+from token values, so a step can be planned before the last one was read.
+"""
+
+from collections import deque
+
+from pagebrain.cache import CacheManager
+from pagebrain.config import PageBrainConfig
+from pagebrain.retirement import RetirementQueue
+from pagebrain.sequence import ScheduledSequence, Sequence, SequenceGroup, SequenceStatus
+
+
+class Scheduler:
+    """First come, first served; when blocks run out, the latest arrival gives its own back and starts over later.
+
+    ``running`` is always in order of arrival. So whoever needs blocks takes them from somebody later in the list, the first
+    in the list always gets on, and nobody starves.
+    """
+
+    supports = frozenset({"cuda_graph", "lookahead", "prefix_cache", "fork"})
+
+    def __init__(self, config: PageBrainConfig, cache_manager: CacheManager, retirement: RetirementQueue) -> None:
+        self.config = config
+        self.cache_manager = cache_manager
+        self.retirement = retirement
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []
+        self._preempted: list[Sequence] = []
+
+    def add(self, seq: Sequence) -> None:
+        """Queue a new sequence."""
+        self.waiting.append(seq)
+
+    def finish(self, seq: Sequence) -> None:
+        """Forget a sequence that ended or was aborted, wherever it stands; its blocks are the caller's to retire."""
+        if seq in self.running:
+            self.running.remove(seq)
+        elif seq in self.waiting:
+            self.waiting.remove(seq)
+
+    def schedule(self) -> SequenceGroup | None:
+        """Plan the next step and take the blocks it needs; ``None`` if there is nothing to compute now."""
+        num_decodes = sum(seq.num_unscheduled == 1 for seq in self.running)
+        prefill_budget = self.config.max_num_batched_tokens - num_decodes
+        scheduled: list[ScheduledSequence] = []
+        num_preempted_before = len(self._preempted)
+
+        index = 0
+        while index < len(self.running):  # preemption shortens the list from its end
+            seq = self.running[index]
+            num_tokens = seq.num_unscheduled
+            if num_tokens > 1:
+                num_tokens = min(num_tokens, prefill_budget)
+            if num_tokens > 0 and self._make_room(seq, seq.num_scheduled + num_tokens):
+                prefill_budget -= num_tokens if seq.num_unscheduled > 1 else 0
+                scheduled.append(self._take(seq, num_tokens))
+            index += 1
+
+        blocks_ran_out = len(self._preempted) > num_preempted_before
+        while prefill_budget > 0 and not blocks_ran_out and self._can_admit():
+            seq = self.waiting.popleft()
+            seq.status = SequenceStatus.RUNNING
+            self.running.append(seq)
+            num_tokens = min(seq.num_unscheduled, prefill_budget)
+            prefill_budget -= num_tokens
+            scheduled.append(self._take(seq, num_tokens))
+
+        if not scheduled:
+            return None
+        preempted, self._preempted = tuple(self._preempted), []
+        return SequenceGroup(tuple(scheduled), preempted)
+
+    def _take(self, seq: Sequence, num_tokens: int) -> ScheduledSequence:
+        start, end = seq.num_scheduled, seq.num_scheduled + num_tokens
+        self.cache_manager.grow(seq.seq_id, end)
+        return ScheduledSequence(seq, start, num_tokens, samples=end == seq.num_tokens)
+
+    def _make_room(self, seq: Sequence, num_tokens: int) -> bool:
+        """Preempt later arrivals until ``seq`` can grow to ``num_tokens``; false if it must wait or was the last itself."""
+        while not self.cache_manager.can_grow(seq.seq_id, num_tokens):
+            coming = self.cache_manager.num_free_blocks + self.retirement.num_blocks
+            if self.cache_manager.num_missing_blocks(seq.seq_id, num_tokens) <= coming:
+                return False  # enough blocks come back with the step in flight: no need to take anybody's
+            victim = self.running.pop()
+            self._preempt(victim)
+            if victim is seq:
+                return False
+        return True
+
+    def _preempt(self, seq: Sequence) -> None:
+        """Take a sequence's blocks. It keeps its tokens, and computes K and V for all of them again when its turn comes."""
+        seq.status = SequenceStatus.PREEMPTED
+        seq.num_scheduled = seq.num_computed = 0
+        seq.num_preemptions += 1
+        self.waiting.appendleft(seq)
+        self.retirement.retire(seq)
+        self._preempted.append(seq)
+
+    def _can_admit(self) -> bool:
+        """Whether the first in the queue can start: a seat, and blocks for all its tokens beside what others still need."""
+        if not self.waiting or len(self.running) >= self.config.max_num_seqs:
+            return False
+        seq = self.waiting[0]
+        if seq.num_unread_steps > 0:  # preempted a moment ago: its last token is still to be read
+            return False
+        promised = sum(self.cache_manager.num_missing_blocks(other.seq_id, other.num_tokens) for other in self.running)
+        needed = self.cache_manager.num_missing_blocks(seq.seq_id, seq.num_tokens)
+        return needed + promised <= self.cache_manager.num_free_blocks

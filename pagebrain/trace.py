@@ -1,0 +1,68 @@
+"""What observers see of a step: one immutable record, made only when somebody watches.
+
+Timelines, pictures, metrics and live views read this, and nothing else reads the engine's insides.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from pagebrain.sequence import Phase
+
+
+@dataclass(frozen=True)
+class TraceRow:
+    """One sequence's share of a step: it computed tokens ``start .. start + num_tokens - 1``."""
+
+    seq_id: int
+    request_id: str
+    sample_index: int
+    phase: Phase
+    start: int
+    num_tokens: int
+    samples: bool
+
+
+@dataclass(frozen=True)
+class StepTrace:
+    """One step of the engine.
+
+    Attributes:
+        step: counts from 0.
+        rows: what was computed.
+        block_tables: sequence id -> its physical block ids, of every sequence that holds blocks, when the step was launched.
+        free_blocks: ids of the free blocks at that moment, next to be handed out first.
+        shared_blocks: block id -> holders, of the blocks with more than one.
+        num_blocks, block_size: the pool.
+        waiting, running, preempted: sequence ids; ``preempted`` lost their blocks when this step was planned.
+        finished: sequence ids that ended with this step's tokens.
+        launched_s, read_s: when the step was launched and when its tokens had been read, ``time.monotonic`` seconds.
+        schedule_s, launch_s, wait_s, output_s: seconds spent deciding, preparing and launching, waiting for the tokens,
+            and detokenizing and finishing.
+    """
+
+    step: int
+    rows: tuple[TraceRow, ...]
+    block_tables: Mapping[int, tuple[int, ...]]
+    free_blocks: tuple[int, ...]
+    shared_blocks: Mapping[int, int]
+    num_blocks: int
+    block_size: int
+    waiting: tuple[int, ...]
+    running: tuple[int, ...]
+    preempted: tuple[int, ...]
+    finished: tuple[int, ...] = ()
+    launched_s: float = 0.0
+    read_s: float = 0.0
+    schedule_s: float = 0.0
+    launch_s: float = 0.0
+    wait_s: float = 0.0
+    output_s: float = 0.0
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that the step computed."""
+        return sum(row.num_tokens for row in self.rows)
+
+
+Observer = Callable[[StepTrace], None]
+"""Called with every step's trace once its tokens have been read."""

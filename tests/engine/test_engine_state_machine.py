@@ -1,0 +1,113 @@
+"""Random lives of an engine with a tiny pool: whatever order things happen in, every text is right and no block is lost."""
+
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+
+from pagebrain import SamplingParams
+from tests.support.hashing import VOCAB_SIZE, continuation, hash_engine
+
+seen: dict[str, int] = {}
+
+
+class EngineLife(RuleBasedStateMachine):
+    """Requests come, steps pass, some are aborted; the pool is so small that preemption is common."""
+
+    lookahead = False
+
+    @initialize(
+        block_size=st.sampled_from([1, 2, 4]), num_blocks=st.integers(6, 14), seats=st.integers(1, 5), data=st.data()
+    )
+    def start(self, block_size: int, num_blocks: int, seats: int, data: st.DataObject) -> None:
+        budget = data.draw(st.integers(seats, seats + 6), label="max_num_batched_tokens")
+        self.engine = hash_engine(
+            block_size=block_size,
+            num_blocks=num_blocks,
+            max_model_len=block_size * num_blocks,
+            max_num_seqs=seats,
+            max_num_batched_tokens=budget,
+            lookahead=self.lookahead,
+        )
+        self.engine.observers.append(self.observe)
+        self.expected: dict[str, list[list[int]]] = {}
+        self.aborted: set[str] = set()
+        self.streamed: dict[tuple[str, int], list[int]] = {}
+        self.steps_since_progress = 0
+
+    def observe(self, trace: Any) -> None:
+        seen["preempted"] = seen.get("preempted", 0) + len(trace.preempted)
+        phases = {row.phase for row in trace.rows}
+        seen["mixed"] = seen.get("mixed", 0) + (phases == {"prefill", "decode"})
+
+    @rule(data=st.data(), n=st.integers(1, 3), use_stop=st.booleans())
+    def add(self, data: st.DataObject, n: int, use_stop: bool) -> None:
+        limit = self.engine.config.max_model_len or 0
+        prompt = data.draw(st.lists(st.integers(0, VOCAB_SIZE - 1), min_size=1, max_size=min(limit - 1, 20)), label="prompt")
+        max_tokens = data.draw(st.integers(1, 20), label="max_tokens")
+        room = min(max_tokens, limit - len(prompt))
+        full = continuation(prompt, room)
+        stop = (full[len(full) // 2],) if use_stop else ()
+        params = SamplingParams(temperature=0, n=n, max_tokens=max_tokens, stop_token_ids=stop)
+        request = self.engine.add_request(prompt, params)
+        self.expected[request.request_id] = [continuation(prompt, room, stop)] * n
+
+    @precondition(lambda self: self.engine.has_unfinished_requests)
+    @rule()
+    def step(self) -> None:
+        deltas = self.engine.step()
+        self.steps_since_progress = 0 if deltas else self.steps_since_progress + 1
+        assert self.steps_since_progress < 60, "no token for 60 steps"
+        for delta in deltas:
+            assert delta.request_id not in self.aborted
+            stream = self.streamed.setdefault((delta.request_id, delta.index), [])
+            stream.extend(delta.token_ids)
+            wanted = self.expected[delta.request_id][delta.index]
+            assert stream == wanted[: len(stream)]
+            if delta.finish_reason is not None:
+                assert stream == wanted
+            if delta.finished is not None:
+                assert [list(out.token_ids) for out in delta.finished.outputs] == self.expected.pop(delta.request_id)
+
+    @precondition(lambda self: self.expected)
+    @rule(data=st.data())
+    def abort(self, data: st.DataObject) -> None:
+        request_id = data.draw(st.sampled_from(sorted(self.expected)), label="abort")
+        seen["aborted"] = seen.get("aborted", 0) + 1
+        assert self.engine.abort(request_id)
+        assert not self.engine.abort(request_id)
+        del self.expected[request_id]
+        self.aborted.add(request_id)
+
+    @invariant()
+    def blocks_are_accounted_for(self) -> None:
+        self.engine.check_integrity()
+
+    def teardown(self) -> None:
+        if not hasattr(self, "expected"):
+            return
+        for _ in range(5_000):
+            if not self.engine.has_unfinished_requests:
+                break
+            self.step()
+        assert not self.expected, f"never finished: {sorted(self.expected)}"
+        manager = self.engine.cache_manager
+        assert manager.seq_ids == ()
+        assert manager.num_free_blocks == manager.num_blocks
+        assert len(self.engine.executor.rows._free) == self.engine.executor.rows.num_rows  # type: ignore[attr-defined]
+
+
+class EngineLifeAhead(EngineLife):
+    """The same with each step launched before the last one is read."""
+
+    lookahead = True
+
+
+@pytest.mark.parametrize("machine", [EngineLife, EngineLifeAhead])
+def test_every_request_gets_its_text_and_no_block_is_lost(machine: type[EngineLife]) -> None:
+    seen.clear()
+    profile = settings(max_examples=60, stateful_step_count=60, deadline=None, suppress_health_check=list(HealthCheck))
+    run_state_machine_as_test(machine, settings=profile)
+    assert seen.get("preempted", 0) > 0 and seen.get("mixed", 0) > 0 and seen.get("aborted", 0) > 0

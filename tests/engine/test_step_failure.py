@@ -1,0 +1,134 @@
+"""A step that fails costs nothing but itself: no request, no block, no token."""
+
+from typing import Any
+
+import pytest
+
+from pagebrain import LLM, SamplingParams
+from pagebrain.engine import Engine
+from pagebrain.errors import IntegrityError, StepError
+from pagebrain.sequence import Sequence
+from tests.support.hashing import continuation, hash_engine, run_all
+from tests.support.models import hf_greedy, random_gpt2
+
+GREEDY = SamplingParams(temperature=0, max_tokens=12)
+
+
+def state(engine: Engine) -> dict[str, Any]:
+    """What must be as before after a failed step, block tables aside: a table may have grown ahead of its tokens."""
+    seqs = [*engine.scheduler.running, *engine.scheduler.waiting]
+    counts = {
+        seq.seq_id: (tuple(seq.token_ids), seq.num_computed, seq.num_unread_steps, seq.num_unread_tokens) for seq in seqs
+    }
+    return {"counts": counts, "unfinished": engine.num_unfinished_requests}
+
+
+@pytest.mark.parametrize("lookahead", [False, True])
+@pytest.mark.parametrize("failing", range(1, 12))
+def test_a_failed_step_is_rolled_back_and_can_be_tried_again(failing: int, lookahead: bool) -> None:
+    engine = hash_engine(lookahead=lookahead, num_blocks=10, block_size=2, max_model_len=20)
+    model: Any = engine.executor.model  # type: ignore[attr-defined]
+    forward, calls = model.forward_tokens, 0
+
+    def sometimes(batch: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == failing:
+            raise RuntimeError("out of luck")
+        return forward(batch)
+
+    model.forward_tokens = sometimes
+    prompts = {"a": [1], "b": [2, 3, 4], "c": [5] * 6}
+    for name, prompt in prompts.items():
+        engine.add_request(prompt, GREEDY, name)
+    outputs: dict[str, Any] = {}
+    failures = 0
+    while engine.has_unfinished_requests:
+        try:
+            outputs.update((d.request_id, d.finished) for d in engine.step() if d.finished is not None)
+        except StepError as error:
+            failures += 1
+            assert "RuntimeError: out of luck" in str(error)
+            engine.check_integrity()
+            assert all(seq.num_unread_steps == 0 and seq.num_unread_tokens == 0 for seq in engine.scheduler.running)
+            assert all(seq.num_scheduled == seq.num_computed for seq in engine.scheduler.running)
+    assert failures == 1
+    for name, prompt in prompts.items():
+        assert list(outputs[name].outputs[0].token_ids) == continuation(prompt, 12)
+    assert engine.cache_manager.num_free_blocks == engine.cache_manager.num_blocks
+
+
+def test_a_step_that_cannot_be_launched_leaves_everything_as_it_was() -> None:
+    engine = hash_engine()
+    engine.add_request([1, 2, 3], GREEDY)
+    engine.step()
+    before, launch = state(engine), engine.executor.launch
+
+    def refuse(group: Any) -> Any:
+        raise RuntimeError("no room")
+
+    engine.executor.launch = refuse  # type: ignore[method-assign]
+    with pytest.raises(StepError, match="could not be launched: RuntimeError: no room"):
+        engine.step()
+    assert state(engine) == before
+    engine.executor.launch = launch  # type: ignore[method-assign]
+    assert list(run_all(engine)["request-0"].outputs[0].token_ids) == continuation([1, 2, 3], 12)
+
+
+def test_generate_that_fails_leaves_nothing_behind() -> None:
+    base = random_gpt2()
+    broken = True
+
+    def attention(
+        query: Any, key_pool: Any, value_pool: Any, block_tables: Any, context_lens: Any, query_starts: Any, scale: Any
+    ) -> Any:
+        if broken:
+            raise RuntimeError("not written yet")
+        from pagebrain.attention import paged_attention  # noqa: PLC0415
+
+        return paged_attention(query, key_pool, value_pool, block_tables, context_lens, query_starts, scale)
+
+    llm = LLM(base, num_blocks=16, swap={"attention": attention})
+    with pytest.raises(StepError, match="not written yet"):
+        llm.generate([[1, 2], [3]], GREEDY, use_tqdm=False)
+    assert not llm.engine.has_unfinished_requests and llm.engine.cache_manager.num_free_blocks == 16
+    broken = False
+    assert list(llm.generate([[1, 2]], GREEDY, use_tqdm=False)[0].outputs[0].token_ids) == hf_greedy(base, [1, 2], 12)
+
+
+def test_an_observer_that_fails_is_dropped_and_no_token_with_it() -> None:
+    engine = hash_engine()
+    calls = []
+
+    def broken(trace: Any) -> None:
+        calls.append(trace)
+        raise ValueError("cannot draw")
+
+    engine.observers.append(broken)
+    engine.add_request([1], GREEDY)
+    assert list(run_all(engine)["request-0"].outputs[0].token_ids) == continuation([1], 12)
+    assert len(calls) == 1 and not engine.observers
+
+
+def test_blocks_returned_while_a_step_reads_them_are_noticed() -> None:
+    """The retirement queue exists for this; without it the integrity check has to see it."""
+    engine = hash_engine(lookahead=True)
+
+    def at_once(seq: Sequence) -> None:
+        engine.cache_manager.free(seq.seq_id)
+        engine.executor.release(seq)
+
+    engine.retirement.retire = at_once  # type: ignore[method-assign]
+    engine.add_request([1, 2, 3], GREEDY, "a")
+    engine.step()
+    engine.abort("a")
+    with pytest.raises(IntegrityError, match="a step in flight reads 3"):
+        engine.check_integrity()
+
+
+def test_a_scheduler_that_finds_nothing_to_do_is_an_error_and_not_an_endless_loop() -> None:
+    engine = hash_engine()
+    engine.add_request([1], GREEDY)
+    engine.scheduler.schedule = lambda: None  # type: ignore[method-assign]
+    with pytest.raises(StepError, match="nothing to compute although 1 requests"):
+        engine.step()

@@ -1,0 +1,88 @@
+"""Parts named from outside serve real requests, and what a part cannot do is switched off with a line that says so."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pagebrain import LLM, SamplingParams
+from pagebrain.attention import paged_attention
+from pagebrain.block import BlockManager
+from pagebrain.sampling import Sampler
+from pagebrain.scheduler import Scheduler
+from tests.support.models import hf_greedy, random_gpt2
+
+GREEDY = SamplingParams(temperature=0, max_tokens=10, ignore_eos=True)
+PROMPTS = [[1, 2, 3], [4] * 9, [7]]
+
+
+def expected(base: Any) -> list[list[int]]:
+    return [hf_greedy(base, prompt, 10) for prompt in PROMPTS]
+
+
+def tokens(llm: LLM) -> list[list[int]]:
+    return [list(output.outputs[0].token_ids) for output in llm.generate(PROMPTS, GREEDY, use_tqdm=False)]
+
+
+def test_every_part_can_be_replaced_by_an_object_of_ones_own() -> None:
+    used: set[str] = set()
+
+    class MyBlockManager(BlockManager):
+        def allocate(self, count: int = 1) -> list[int]:
+            used.add("block_manager")
+            return super().allocate(count)[::-1]
+
+    class MyScheduler(Scheduler):
+        def schedule(self) -> Any:
+            used.add("scheduler")
+            return super().schedule()
+
+    class MySampler(Sampler):
+        def sample(self, logits: Any, rows: Any) -> Any:
+            used.add("sampler")
+            return super().sample(logits, rows)
+
+    def my_attention(
+        query: Any, key_pool: Any, value_pool: Any, block_tables: Any, context_lens: Any, query_starts: Any, scale: float
+    ) -> Any:
+        used.add("attention")
+        return paged_attention(
+            query, key_pool, value_pool, block_tables, context_lens, query_starts, scale, pages_per_step=1
+        )
+
+    base = random_gpt2()
+    swap = {"block_manager": MyBlockManager, "scheduler": MyScheduler, "sampler": MySampler, "attention": my_attention}
+    assert tokens(LLM(base, num_blocks=16, swap=swap)) == expected(base)
+    assert used == set(swap)
+
+
+def test_a_part_named_by_path_is_loaded_from_that_file(tmp_path: Path) -> None:
+    """Two files of one name are two modules, and a wrong attention makes wrong tokens: it is really this one that runs."""
+    for folder, factor in (("right", "1.0"), ("wrong", "3.0")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "mine.py").write_text(
+            "from pagebrain.attention import paged_attention as theirs\n"
+            "def mine(query, key_pool, value_pool, block_tables, context_lens, query_starts, scale):\n"
+            f"    return theirs(query, key_pool, value_pool, block_tables, context_lens, query_starts, scale) * {factor}\n"
+        )
+    base = random_gpt2(seed=2)
+    assert tokens(LLM(base, num_blocks=16, swap={"attention": f"{tmp_path}/right/mine.py:mine"})) == expected(base)
+    assert tokens(LLM(base, num_blocks=16, swap={"attention": f"{tmp_path}/wrong/mine.py:mine"})) != expected(base)
+
+
+def test_a_part_that_does_not_declare_lookahead_switches_it_off_and_says_so() -> None:
+    class Modest(Scheduler):
+        supports = frozenset()
+
+    base = random_gpt2()
+    llm = LLM(base, num_blocks=16, lookahead=True, swap={"scheduler": Modest})
+    assert not llm.config.lookahead and llm.engine.depth == 0
+    assert llm.notices == ("launching ahead is off: scheduler does not declare support for lookahead",)
+    assert tokens(llm) == expected(base)
+    assert LLM(base, num_blocks=16, lookahead=True, swap={"scheduler": Scheduler}).notices == ()
+
+
+def test_a_part_given_by_module_path() -> None:
+    base = random_gpt2(torch.float64)
+    llm = LLM(base, num_blocks=16, swap={"scheduler": "pagebrain.scheduler:Scheduler"})
+    assert tokens(llm) == expected(base)
