@@ -177,6 +177,9 @@ class Engine:
             self._mark_read(group)
             self._roll_back()
             raise StepError(f"a step of {len(group)} sequences failed: {type(error).__name__}: {error}") from error
+        except BaseException:  # interrupted while waiting: the step is still under way, and can be read later
+            self._in_flight.appendleft(launched)
+            raise
         waited = time.monotonic()
         self._mark_read(group)
         deltas: list[OutputDelta] = []

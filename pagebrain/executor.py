@@ -39,7 +39,7 @@ class SequenceResult:
 
 @dataclass(frozen=True)
 class InFlight:
-    """A step that was launched. ``wait`` may be called once; it raises what the step raised."""
+    """A step that was launched. ``wait`` brings its results, or raises what the step raised."""
 
     group: SequenceGroup
     wait: Callable[[], list[SequenceResult]]

@@ -92,7 +92,11 @@ class Scheduler:
         return True
 
     def _preempt(self, seq: Sequence) -> None:
-        """Take a sequence's blocks. It keeps its tokens, and computes K and V for all of them again when its turn comes."""
+        """Take a sequence's blocks. It keeps its tokens, and computes K and V for all of them again when its turn comes.
+
+        That is never before its last step was read: nobody is admitted in the step in which blocks ran out, and when the next
+        one is planned, all steps from before it have been read.
+        """
         seq.status = SequenceStatus.PREEMPTED
         seq.num_scheduled = seq.num_computed = 0
         seq.num_preemptions += 1
@@ -105,8 +109,6 @@ class Scheduler:
         if not self.waiting or len(self.running) >= self.config.max_num_seqs:
             return False
         seq = self.waiting[0]
-        if seq.num_unread_steps > 0:  # preempted a moment ago: its last token is still to be read
-            return False
         promised = sum(self.cache_manager.num_missing_blocks(other.seq_id, other.num_tokens) for other in self.running)
         needed = self.cache_manager.num_missing_blocks(seq.seq_id, seq.num_tokens)
         return needed + promised <= self.cache_manager.num_free_blocks

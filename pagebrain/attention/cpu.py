@@ -127,13 +127,14 @@ def _attend(query: Tensor, key_pool: Tensor, value_pool: Tensor, lanes: _Lanes, 
 
 def _gather(pool: Tensor, block_ids: Tensor) -> Tensor:
     """The pages ``[num_lanes, width]`` of a pool, head by head: ``[num_lanes, num_heads, width * block_size, head_dim]``."""
+    by_head = pool.transpose(1, 2)  # [num_blocks, num_heads, block_size, head_dim]
+    _, num_heads, block_size, head_dim = by_head.shape
     num_lanes, width = block_ids.shape
-    pages = pool.transpose(1, 2).index_select(0, block_ids.flatten())  # [num_lanes * width, num_heads, block_size, head_dim]
-    num_heads, block_size, head_dim = pages.shape[1:]
-    if width == 1:
-        return pages
-    return (
-        pages.view(num_lanes, width, num_heads, block_size, head_dim)
-        .transpose(1, 2)
-        .reshape(num_lanes, num_heads, -1, head_dim)
-    )
+    if by_head.is_contiguous():
+        # One head's part of a page is one run of memory, so they can be fetched in the order in which they are wanted.
+        runs = block_ids.unsqueeze(1) * num_heads + torch.arange(num_heads, device=pool.device).view(1, -1, 1)
+        pages = by_head.view(-1, block_size, head_dim).index_select(0, runs.flatten())
+    else:
+        pages = by_head.index_select(0, block_ids.flatten()).view(num_lanes, width, num_heads, block_size, head_dim)
+        pages = pages.transpose(1, 2)
+    return pages.reshape(num_lanes, num_heads, width * block_size, head_dim)

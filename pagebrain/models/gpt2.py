@@ -16,6 +16,7 @@ from transformers.models.gpt2.modeling_gpt2 import GPT2Attention, GPT2Block
 
 from pagebrain.attention import ForwardBatch, PagedAttention, paged_attention
 from pagebrain.cache import CacheManager
+from pagebrain.errors import ConfigError
 from pagebrain.models.positions import RowPlan, plan_rows
 from pagebrain.parts import AttentionPart
 
@@ -66,12 +67,16 @@ class PagedGPT2LMHeadModel(nn.Module):
         base: the model whose weights are used, shared and unchanged.
         cache_manager: pools and block tables, made for the same model.
         attention: the function that reads the pages.
+
+    Raises:
+        ConfigError: if the cache was made for a model of another shape, dtype or device.
     """
 
     def __init__(
         self, base: GPT2LMHeadModel, cache_manager: CacheManager, attention: AttentionPart = paged_attention
     ) -> None:
         super().__init__()
+        _check_cache_fits(base, cache_manager)
         self.config = base.config
         self.cache_manager = cache_manager
         self.wte = base.transformer.wte
@@ -147,6 +152,17 @@ class PagedGPT2LMHeadModel(nn.Module):
             context_lens=torch.tensor([row.context_len for row in rows], device=device),
             query_starts=query_lens.cumsum(0).to(device),
             logits_rows=torch.arange(len(positions), device=device),
+        )
+
+
+def _check_cache_fits(base: GPT2LMHeadModel, cache_manager: CacheManager) -> None:
+    hf, weight, pool = base.config, base.transformer.wte.weight, cache_manager.key_pools[0]
+    needed = (hf.n_layer, hf.n_head, hf.n_embd // hf.n_head, weight.dtype, weight.device)
+    got = (len(cache_manager.key_pools), pool.shape[2], pool.shape[3], pool.dtype, pool.device)
+    if needed != got:
+        raise ConfigError(
+            f"the model needs a cache of (layers, heads, head_dim, dtype, device) {needed}, got one of {got}: "
+            "make both from the same PageBrainConfig.for_model(base, ...)"
         )
 
 

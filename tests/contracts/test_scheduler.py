@@ -73,6 +73,17 @@ def test_a_later_arrival_is_preempted_first_and_the_oldest_never(make: Callable[
         assert list(outputs[f"request-{index}"].outputs[0].token_ids) == continuation([index], 15)
 
 
+def test_a_preempted_sequence_goes_on_before_any_later_arrival_starts(make: Callable[..., Any]) -> None:
+    engine, traces = make(num_blocks=8, block_size=2, max_model_len=16, max_num_seqs=2)
+    for index in range(3):
+        engine.add_request([index], greedy(15))
+    run_all(engine)
+    preempted = next(trace.step for trace in traces if 1 in trace.preempted)
+    resumed = next(trace.step for trace in traces[preempted:] for row in trace.rows if row.seq_id == 1)
+    started = next(trace.step for trace in traces for row in trace.rows if row.seq_id == 2)
+    assert preempted < resumed <= started
+
+
 def test_a_large_request_is_not_overtaken_for_ever_by_small_ones(make: Callable[..., Any]) -> None:
     engine, _ = make(num_blocks=8, block_size=2, max_model_len=16, max_num_seqs=4)
     for index in range(3):

@@ -12,7 +12,7 @@ from transformers import GPT2LMHeadModel
 from pagebrain.block import BlockManager
 from pagebrain.cache import CacheManager
 from pagebrain.config import PageBrainConfig
-from pagebrain.errors import InvalidRequestError, OutOfBlocksError
+from pagebrain.errors import ConfigError, InvalidRequestError, OutOfBlocksError
 from pagebrain.models.gpt2 import PagedGPT2LMHeadModel
 from tests.support.models import hf_greedy, hf_logits, poison, random_gpt2
 
@@ -199,3 +199,10 @@ def test_shapes_that_do_not_belong_together_are_refused() -> None:
         model(ids, input_pos=good[0], cache_pos=good[1], seq_ids=[4, 4])
     with pytest.raises(InvalidRequestError, match="cache_pos must be an integer tensor"):
         model(ids, input_pos=good[0], cache_pos=good[1].double())
+
+
+@pytest.mark.parametrize("other", [{"n_layer": 3}, {"n_head": 2}, {"n_embd": 96}, {"dtype": torch.float32}])
+def test_a_cache_made_for_another_model_is_refused(other: dict[str, Any]) -> None:
+    config = PageBrainConfig.for_model(random_gpt2(**other), num_blocks=4)
+    with pytest.raises(ConfigError, match="make both from the same"):
+        PagedGPT2LMHeadModel(random_gpt2(), CacheManager(BlockManager(config), config))

@@ -132,3 +132,23 @@ def test_a_scheduler_that_finds_nothing_to_do_is_an_error_and_not_an_endless_loo
     engine.scheduler.schedule = lambda: None  # type: ignore[method-assign]
     with pytest.raises(StepError, match="nothing to compute although 1 requests"):
         engine.step()
+
+
+@pytest.mark.parametrize("lookahead", [False, True])
+def test_an_interrupt_while_a_step_is_read_loses_nothing(lookahead: bool) -> None:
+    engine = hash_engine(lookahead=lookahead)
+    model: Any = engine.executor.model  # type: ignore[attr-defined]
+    forward = model.forward_tokens
+
+    def interrupted(batch: Any) -> Any:
+        model.forward_tokens = forward
+        raise KeyboardInterrupt
+
+    engine.add_request([1, 2, 3], GREEDY)
+    engine.step()
+    model.forward_tokens = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        engine.step()
+    engine.check_integrity()
+    assert list(run_all(engine)["request-0"].outputs[0].token_ids) == continuation([1, 2, 3], 12)
+    assert engine.cache_manager.num_free_blocks == engine.cache_manager.num_blocks

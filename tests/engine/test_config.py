@@ -1,0 +1,45 @@
+"""How a configuration is resolved against a model and a machine."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from pagebrain import LLM, PageBrainConfig, SamplingParams, config
+from pagebrain.errors import ConfigError
+from tests.support.models import random_gpt2
+
+
+def test_for_model_takes_shape_dtype_and_device_from_the_model() -> None:
+    resolved = PageBrainConfig.for_model(random_gpt2(torch.float64), block_size=8, num_blocks=20)
+    shape = (resolved.num_layers, resolved.num_heads, resolved.head_dim, resolved.vocab_size, resolved.eos_token_id)
+    assert shape == (2, 3, 16, 97, 96)
+    assert (resolved.dtype, resolved.device, resolved.max_model_len) == ("float64", "cpu", 64)
+    assert resolved.token_bytes == 2 * 2 * 3 * 16 * 8 and resolved.block_bytes == 8 * resolved.token_bytes
+    assert [resolved.blocks_for(n) for n in (0, 1, 8, 9)] == [0, 1, 1, 2]
+    assert resolved.is_resolved and not PageBrainConfig().is_resolved
+
+
+def test_a_config_cannot_be_changed_after_it_was_checked() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        PageBrainConfig().block_size = 3  # type: ignore[misc]
+
+
+def test_num_blocks_follows_the_memory_fraction_up_to_what_all_seats_can_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    base = random_gpt2()
+    block_bytes = PageBrainConfig.for_model(base, num_blocks=4).block_bytes
+    monkeypatch.setattr(config, "_cpu_memory_bytes", lambda: 1000 * block_bytes)
+    counts = [PageBrainConfig.for_model(base, memory_fraction=share).num_blocks for share in (0.05, 0.1, 1.0)]
+    assert counts == [50, 100, 64 * 4]  # 64 seats of 64 tokens, 16 to a block
+    with pytest.raises(ConfigError, match="hold no block of .* raise memory_fraction"):
+        PageBrainConfig.for_model(base, memory_fraction=0.0005)
+    with pytest.raises(ConfigError, match="fewer than max_model_len=64"):
+        PageBrainConfig.for_model(base, memory_fraction=0.002, max_model_len=64)
+
+
+def test_a_model_with_an_end_token_outside_its_vocabulary_has_none() -> None:
+    base = random_gpt2()
+    base.config.eos_token_id = 50256
+    assert PageBrainConfig.for_model(base).eos_token_id is None
+    output = LLM(base, num_blocks=4).generate([[1]], SamplingParams(temperature=0, max_tokens=3), use_tqdm=False)
+    assert output[0].outputs[0].finish_reason == "length"
