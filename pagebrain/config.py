@@ -147,6 +147,7 @@ class PageBrainConfig:
         )
         length = max_model_len or hf.n_positions
         num_blocks = self.num_blocks or shaped._blocks_that_fit(length)
+        shaped._check_memory_holds(num_blocks)
         if max_model_len is None:
             length = min(length, num_blocks * self.block_size)
             if length < 2:
@@ -186,18 +187,30 @@ class PageBrainConfig:
             raise ConfigError("the config does not know its model yet: make it with PageBrainConfig.for_model(base, ...)")
         return self.num_layers, self.num_heads, self.head_dim
 
+    def _memory_bytes(self) -> int:
+        """What K and V could take at most: the machine's memory on a CPU, what is free on a GPU."""
+        if self.device.startswith("cuda"):
+            free, _ = torch.cuda.mem_get_info(self.device)
+            return int(free)
+        return _cpu_memory_bytes()
+
+    def _check_memory_holds(self, num_blocks: int) -> None:
+        available = self._memory_bytes()
+        if num_blocks * self.block_bytes > available:
+            raise ConfigError(
+                f"num_blocks={num_blocks} of {self.block_bytes} bytes each need {num_blocks * self.block_bytes / 1e9:,.1f} "
+                f"GB for K and V, but there are {available / 1e9:,.1f} GB: use at most {available // self.block_bytes} blocks"
+            )
+
     def _blocks_that_fit(self, max_model_len: int) -> int:
         """Blocks for the memory at hand; on a CPU no more than ``max_num_seqs`` full sequences can use."""
         useful = self.max_num_seqs * self.blocks_for(max_model_len)
-        if self.device.startswith("cuda"):
-            free, _ = torch.cuda.mem_get_info(self.device)
-            budget = free * (self.memory_fraction or 0.9)
-        else:
-            budget = _cpu_memory_bytes() * (self.memory_fraction or 0.3)
+        fraction = self.memory_fraction or (0.9 if self.device.startswith("cuda") else 0.3)
+        budget = self._memory_bytes() * fraction
         fitting = math.floor(budget / self.block_bytes)
         if fitting < self.blocks_for(2):
             raise ConfigError(
-                f"{budget / 1e6:.1f} MB for K and V hold no block of {self.block_bytes} bytes: raise memory_fraction"
+                f"{budget:,.0f} bytes for K and V hold no block of {self.block_bytes:,}: raise memory_fraction"
             )
         num_blocks = min(useful, fitting)
         if self.max_model_len is not None:

@@ -1,6 +1,6 @@
 """The front door: ``LLM(...).generate(prompts, params)``, as in vLLM."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from collections.abc import Sequence as SequenceOf
 from typing import Any
 
@@ -75,14 +75,14 @@ class LLM:
                     progress.update(task, completed=len(outputs))
         return [outputs[request_id] for request_id in ids]
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[OutputDelta]:
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Generator[OutputDelta, None, None]:
         """Generate for one prompt and yield what each step adds. Stopping early aborts the request.
 
         Raises ``InvalidRequestError`` when the first delta is asked for, if the prompt cannot be served.
         """
         yield from self._drive(self._add([prompt], params))
 
-    def _drive(self, ids: list[str]) -> Iterator[OutputDelta]:
+    def _drive(self, ids: list[str]) -> Generator[OutputDelta, None, None]:
         """Step the engine until these requests are done; whatever interrupts that, none of them stays behind."""
         under_way = set(ids)
         self._mail.update((request_id, []) for request_id in ids)

@@ -94,8 +94,8 @@ class Scheduler:
     def _preempt(self, seq: Sequence) -> None:
         """Take a sequence's blocks. It keeps its tokens, and computes K and V for all of them again when its turn comes.
 
-        That is never before its last step was read: nobody is admitted in the step in which blocks ran out, and when the next
-        one is planned, all steps from before it have been read.
+        That is never before its last step was read: nobody is admitted in the step in which blocks ran out, and when the
+        next one is planned, all steps from before it have been read.
         """
         seq.status = SequenceStatus.PREEMPTED
         seq.num_scheduled = seq.num_computed = 0

@@ -55,7 +55,7 @@ def test_first_come_first_served(make: Callable[..., Any]) -> None:
     for name, length in (("a", 3), ("b", 20), ("c", 1), ("d", 2)):
         engine.add_request(list(range(length)), greedy(4), name)
     run_all(engine)
-    first_step = {}
+    first_step: dict[str, int] = {}
     for trace in traces:
         for row in trace.rows:
             first_step.setdefault(row.request_id, trace.step)

@@ -37,6 +37,11 @@ def test_num_blocks_follows_the_memory_fraction_up_to_what_all_seats_can_use(mon
         PageBrainConfig.for_model(base, memory_fraction=0.002, max_model_len=64)
 
 
+def test_more_blocks_than_the_machine_has_memory_for_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"num_blocks=2000000000 of .* bytes each need .* GB for K and V, but there are"):
+        PageBrainConfig.for_model(random_gpt2(), num_blocks=2_000_000_000)
+
+
 def test_a_model_with_an_end_token_outside_its_vocabulary_has_none() -> None:
     base = random_gpt2()
     base.config.eos_token_id = 50256

@@ -29,7 +29,8 @@ def random_gpt2(dtype: torch.dtype = torch.float64, seed: int = 0, **settings: A
         for parameter in model.parameters():  # biases and norms are 0 and 1 when new, which would hide that they are ignored
             if parameter.ndim == 1:
                 parameter.data.add_(torch.randn_like(parameter) * 0.05)
-    return model.to(dtype).eval()
+    model.to(dtype)  # type: ignore[arg-type]
+    return model.eval()
 
 
 @torch.no_grad()

@@ -1,0 +1,18 @@
+"""``pagebrain bench``: a thin front for :mod:`pagebrain.bench`."""
+
+import argparse
+
+from pagebrain.bench.offline import add_offline_arguments, run_offline
+
+_OFFLINE = "generate for many prompts at once and report tokens per second"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """One subcommand for each kind of benchmark."""
+    kinds = parser.add_subparsers(dest="kind", title="benchmarks", metavar="KIND", required=True)
+    add_offline_arguments(kinds.add_parser("offline", help=_OFFLINE, description=f"{_OFFLINE[0].upper()}{_OFFLINE[1:]}."))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the benchmark that was named."""
+    return run_offline(args)

@@ -1,0 +1,184 @@
+"""``pagebrain demo``: a few stories at once from the bundled model, one of them streamed, and where their K and V lie.
+
+What is shown comes from the :class:`~pagebrain.trace.StepTrace` of every step, as any observer of an engine sees it.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from pagebrain.cli.generate import started
+from pagebrain.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.text import Text
+
+    from pagebrain.config import PageBrainConfig
+    from pagebrain.trace import StepTrace
+
+COLOURS = ("cyan", "magenta", "yellow", "green", "blue", "red")
+"""One for each story; story 0 is called A."""
+
+POOL_BLOCKS = 64
+"""The demo's pool. A cache that reserves 1024 tokens for a sequence would fill it with one."""
+
+WIDTH, BAR_WIDTH, TABLE_COLUMNS, POOL_COLUMNS = 80, 40, 16, 32
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    parser.add_argument("--prompt", default="Once upon a time", metavar="TEXT", help="how the stories begin")
+    parser.add_argument("--stories", type=int, default=4, metavar="N", help="stories generated at once, 1 to 6 (default: 4)")
+    parser.add_argument("--max-tokens", type=int, default=240, metavar="N", help="longest story (default: 240)")
+    parser.add_argument(
+        "--temperature", type=float, default=0.8, metavar="X", help="0 always takes the best token (default: 0.8)"
+    )
+    parser.add_argument("--seed", type=int, default=7, metavar="N", help="another number tells other stories (default: 7)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Generate, streaming the first story, then show what the cache looked like when that story ended."""
+    if not 1 <= args.stories <= len(COLOURS):
+        raise ConfigError(f"--stories must be between 1 and {len(COLOURS)}, got {args.stories}")
+
+    # Threads that spin while they wait cost more than they bring for so small a model on a machine that does other work too.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported
+    from rich.console import Console
+
+    from pagebrain.llm import LLM
+    from pagebrain.sampling_params import SamplingParams
+
+    llm = LLM(seed=args.seed, num_blocks=POOL_BLOCKS)
+    recorder = Recorder()
+    llm.engine.observers.append(recorder)
+    params = SamplingParams(n=args.stories, max_tokens=args.max_tokens, temperature=args.temperature, seed=args.seed)
+    width = min(WIDTH, shutil.get_terminal_size().columns)
+    writer = WordWrap(width - 1)  # the space after the last word of a line is printed too
+    writer.write(args.prompt)
+    began = time.monotonic()
+    with started(llm, args.prompt, params) as deltas:
+        for delta in deltas:
+            if delta.index == 0:
+                writer.write(delta.text)
+    elapsed_s = time.monotonic() - began
+    writer.end()
+    Console(width=width, highlight=False).print(summary(recorder, llm.config, elapsed_s))
+    return 0
+
+
+class Recorder:
+    """An observer that keeps what the demo shows.
+
+    ``last`` is the last step that computed the first story, so it shows that story's cache as it ended; ``fullest`` is the
+    step, of those that computed it, in which most blocks were in use. ``story_of`` says which story a sequence is.
+    """
+
+    def __init__(self) -> None:
+        self.num_generated = 0
+        self.story_of: dict[int, int] = {}
+        self.last: StepTrace | None = None
+        self.fullest: StepTrace | None = None
+        self.context_len = 0
+
+    def __call__(self, trace: "StepTrace") -> None:
+        for row in trace.rows:
+            self.num_generated += row.samples
+            self.story_of[row.seq_id] = row.sample_index
+            if row.sample_index == 0:
+                self.last, self.context_len = trace, row.start + row.num_tokens
+                if self.fullest is None or len(trace.free_blocks) < len(self.fullest.free_blocks):
+                    self.fullest = trace
+
+
+class WordWrap:
+    """Writes text to standard output as it comes, breaking lines between words."""
+
+    def __init__(self, width: int) -> None:
+        self.width = width
+        self.column = 0
+        self._word = ""
+
+    def write(self, text: str) -> None:
+        """Print every word that is complete; the last one may go on."""
+        *complete, self._word = re.split(r"(?<=\s)(?=\S)", self._word + text)
+        for word in complete:
+            self._print(word)
+        sys.stdout.flush()
+
+    def end(self) -> None:
+        """Print what is left, and a blank line."""
+        self._print(self._word)
+        print("\n", flush=True)
+        self._word, self.column = "", 0
+
+    def _print(self, word: str) -> None:
+        if self.column and self.column + len(word.rstrip()) > self.width:
+            print()
+            self.column = 0
+        print(word, end="")
+        self.column = len(word) + self.column if "\n" not in word else len(word.rpartition("\n")[2])
+
+
+def summary(recorder: Recorder, config: "PageBrainConfig", elapsed_s: float) -> "RenderableType":
+    """The panel: speed, blocks against a reservation, the first story's block table, the pool."""
+    from rich.console import Group
+    from rich.panel import Panel
+    from rich.text import Text
+
+    assert recorder.last is not None and recorder.fullest is not None
+    first_story = next(seq_id for seq_id, story in recorder.story_of.items() if story == 0)
+    table = recorder.last.block_tables[first_story]
+    count = len(recorder.story_of)
+    stories = f"{count} stories at once" if count > 1 else "one story"
+    speed = Text(f"{recorder.num_generated} tokens in {elapsed_s:.1f} s: ")
+    speed.append(f"{recorder.num_generated / elapsed_s:,.0f} tokens/s", style="bold").append(f", {stories}")
+    parts = [speed, Text(), *_reservation(recorder.context_len, len(table), config), Text()]
+    parts += [*_block_table(table), Text(), *_pool(recorder.fullest, recorder.story_of)]
+    return Panel(Group(*parts), title="PagedAttention", title_align="left", padding=(0, 1))
+
+
+def _reservation(num_tokens: int, used: int, config: "PageBrainConfig") -> Iterator["Text"]:
+    """Blocks that hold the first story against those that a contiguous cache sets aside for it, as bars."""
+    from rich.text import Text
+
+    assert config.max_model_len is not None
+    reserved = config.blocks_for(config.max_model_len)
+    yield Text(f"Story A ended at {num_tokens} cached tokens; the model could have gone on to {config.max_model_len}.")
+    for name, blocks, style in (("paged", used, COLOURS[0]), ("contiguous", reserved, "dim")):
+        size = f"{blocks:3d} blocks {blocks * config.block_bytes / 1024:7,.0f} KiB"
+        bar = max(1, round(BAR_WIDTH * blocks / reserved)) * "#"
+        yield Text(f"{name:<11}").append(f"{bar:<{BAR_WIDTH}} ", style=style).append(size)
+    yield Text(f"{1 - used / reserved:.0%} less, in blocks of {config.block_size} tokens taken when the story needs them.")
+
+
+def _block_table(table: tuple[int, ...]) -> Iterator["Text"]:
+    """Logical over physical block numbers, in lines of sixteen."""
+    from rich.text import Text
+
+    yield Text("Block table of story A: its K and V lie wherever a block was free.")
+    for first in range(0, len(table), TABLE_COLUMNS):
+        chunk = table[first : first + TABLE_COLUMNS]
+        yield Text("logical  ", style="dim").append(
+            "".join(f"{first + index:4d}" for index in range(len(chunk))), style="dim"
+        )
+        yield Text("physical ").append("".join(f"{block_id:4d}" for block_id in chunk), style=COLOURS[0])
+
+
+def _pool(trace: "StepTrace", story_of: Mapping[int, int]) -> Iterator["Text"]:
+    """Every physical block with the letter of the story that holds it."""
+    from rich.text import Text
+
+    holder = {block_id: story_of[seq_id] for seq_id, table in trace.block_tables.items() for block_id in table}
+    yield Text(f"The pool when it was fullest, {len(holder)} of {trace.num_blocks} blocks in use (. is free):")
+    for first in range(0, trace.num_blocks, POOL_COLUMNS):
+        line = Text()
+        for block_id in range(first, min(first + POOL_COLUMNS, trace.num_blocks)):
+            story = holder.get(block_id)
+            line.append(". " if story is None else f"{'ABCDEF'[story]} ", style="dim" if story is None else COLOURS[story])
+        yield line

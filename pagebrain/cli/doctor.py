@@ -1,0 +1,191 @@
+"""``pagebrain doctor``: what the engine finds on this machine, whether it works, and what to do about what is missing.
+
+It must run where the rest does not, so every import happens inside a check, and a check that fails becomes a line.
+"""
+
+import argparse
+import importlib.metadata
+import importlib.util
+import json
+import platform
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from pagebrain import __version__
+
+NUM_TOKENS = 24
+"""Tokens that the bundled model generates to be compared with Hugging Face."""
+
+_MARKS = {"ok": "ok", "absent": "-", "broken": "BROKEN"}
+_STYLES = {"ok": "green", "absent": "yellow", "broken": "bold red"}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report. ``absent`` is something that the engine does without, ``broken`` something that it needs."""
+
+    name: str
+    state: Literal["ok", "absent", "broken"]
+    found: str
+    advice: str | None = None
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    parser.add_argument("--json", action="store_true", help="print the findings as one JSON object")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check everything, print it, and return 0 if the engine can run and 1 if not."""
+    findings = [finding for check in CHECKS for finding in _attempt(check)]
+    can_run = all(finding.state != "broken" for finding in findings)
+    if args.json:
+        report = {"pagebrain": __version__, "engine_can_run": can_run, "findings": [asdict(finding) for finding in findings]}
+        print(json.dumps(report, indent=2))
+    elif importlib.util.find_spec("rich") is None:
+        _print_plain(findings)
+    else:
+        _print_table(findings, can_run)
+    return 0 if can_run else 1
+
+
+def _attempt(check: Callable[[], Iterator[Finding]]) -> list[Finding]:
+    """The findings of a check; if it fails in a way that nobody foresaw, that is a finding as well."""
+    findings: list[Finding] = []
+    try:
+        findings.extend(check())
+    except Exception as error:
+        name = check.__name__.removeprefix("check_").replace("_", " ")
+        found = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        findings.append(Finding(name, "broken", found, "install PageBrain again, with the packages of requirements.txt"))
+    return findings
+
+
+def check_python() -> Iterator[Finding]:
+    """The interpreter and the machine."""
+    version, wanted = platform.python_version(), (3, 10)
+    good = sys.version_info[:2] >= wanted
+    yield Finding("Python", "ok" if good else "broken", version, None if good else "install Python 3.10 or later")
+    yield Finding("platform", "ok", f"{platform.system()} {platform.machine()}")
+
+
+def check_packages() -> Iterator[Finding]:
+    """The libraries that the engine stands on."""
+    for package in ("torch", "transformers", "tokenizers", "safetensors", "rich"):
+        try:
+            yield Finding(package, "ok", importlib.metadata.version(package))
+        except importlib.metadata.PackageNotFoundError:
+            yield Finding(package, "broken", "not installed", f"pip install {package}")
+
+
+def check_device() -> Iterator[Finding]:
+    """What there is to compute on."""
+    import torch
+
+    yield Finding("CPU threads", "ok", f"{torch.get_num_threads()} used by torch")
+    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    if names:
+        yield Finding("GPU", "ok", ", ".join(names))
+    elif torch.version.cuda is None:
+        advice = "not needed: the engine runs on the CPU; with an NVIDIA GPU install a CUDA build of torch (pytorch.org)"
+        yield Finding("GPU", "absent", "none: this build of torch has no CUDA", advice)
+    else:
+        advice = "not needed: the engine runs on the CPU; if there is an NVIDIA GPU, check that nvidia-smi lists it"
+        yield Finding("GPU", "absent", "none: torch finds no CUDA GPU", advice)
+
+
+def check_kernels() -> Iterator[Finding]:
+    """Which implementations compute."""
+    import torch
+
+    from pagebrain.attention import paged_attention
+    from pagebrain.models.packing import can_pack
+
+    yield Finding("paged attention", "ok", f"{paged_attention.__module__}, torch operations")
+    if can_pack(torch.float32, torch.device("cpu")):
+        yield Finding("packed weights", "ok", "oneDNN packs float32 weights on the CPU")
+    else:
+        advice = "the engine runs, only slower on the CPU; official x86 builds of torch have oneDNN"
+        yield Finding("packed weights", "absent", "this build of torch cannot pack weights with oneDNN", advice)
+    if importlib.util.find_spec("triton") is not None:
+        yield Finding("Triton", "ok", importlib.metadata.version("triton"))
+    else:
+        advice = "not needed on a CPU; on Linux with an NVIDIA GPU: pip install triton"
+        yield Finding("Triton", "absent", "not installed", advice)
+
+
+def check_bundled_model() -> Iterator[Finding]:
+    """The model that ships with the package: there, readable, and equal to Hugging Face token by token."""
+    import torch
+
+    from pagebrain import LLM, PageBrainConfig, PageBrainError, SamplingParams
+    from pagebrain.assets import BUNDLED_MODEL
+    from pagebrain.loading import load_model
+
+    advice = "the package is incomplete: install PageBrain again"
+    try:
+        base = load_model(PageBrainConfig(dtype="float32"))
+        llm = LLM(dtype="float32")
+    except PageBrainError as error:
+        yield Finding("bundled model", "broken", str(error), advice)
+        return
+    num_bytes = sum(file.stat().st_size for file in BUNDLED_MODEL.iterdir())
+    size = f"{base.num_parameters() / 1e6:.2f} M parameters, {num_bytes / 1e6:.1f} MB on disk"
+    yield Finding("bundled model", "ok", f"{size}, in {BUNDLED_MODEL}")
+
+    params = SamplingParams(temperature=0.0, max_tokens=NUM_TOKENS, ignore_eos=True)
+    output = llm.generate("Once upon a time", params, use_tqdm=False)[0]
+    prompt = torch.tensor([output.prompt_token_ids], device=base.device)
+    options: dict[str, Any] = {
+        "do_sample": False,
+        "min_new_tokens": NUM_TOKENS,
+        "max_new_tokens": NUM_TOKENS,
+        "pad_token_id": 0,
+    }
+    hugging_face: Any = base  # as typed, generate() does not accept the class that it belongs to
+    expected = hugging_face.generate(prompt, attention_mask=torch.ones_like(prompt), **options)[
+        0, prompt.shape[1] :
+    ].tolist()
+    if list(output.outputs[0].token_ids) == expected:
+        yield Finding("engine", "ok", f"{NUM_TOKENS} greedy tokens equal to Hugging Face's generate")
+    else:
+        found = f"the engine generated {list(output.outputs[0].token_ids)}, Hugging Face {expected}"
+        yield Finding("engine", "broken", found, "please report this with the output of pagebrain doctor --json")
+
+
+CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
+    check_python,
+    check_packages,
+    check_device,
+    check_kernels,
+    check_bundled_model,
+)
+
+
+def _print_table(findings: list[Finding], can_run: bool) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=f"PageBrain {__version__}", title_justify="left", box=box.SIMPLE_HEAD, title_style="bold")
+    table.add_column("")
+    table.add_column("what", no_wrap=True)
+    table.add_column("found", overflow="fold")
+    for finding in findings:
+        found = Text(finding.found)
+        if finding.advice is not None:
+            found.append(f"\n{finding.advice}", style="italic")
+        table.add_row(Text(_MARKS[finding.state], style=_STYLES[finding.state]), finding.name, found)
+    console = Console(highlight=False)
+    console.print(table)
+    console.print("The engine can run here." if can_run else "The engine cannot run here: see the lines marked BROKEN.")
+
+
+def _print_plain(findings: list[Finding]) -> None:
+    for finding in findings:
+        print(
+            f"{_MARKS[finding.state]:<7}{finding.name}: {finding.found}" + (f" ({finding.advice})" if finding.advice else "")
+        )
