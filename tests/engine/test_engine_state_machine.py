@@ -105,9 +105,19 @@ class EngineLifeAhead(EngineLife):
     lookahead = True
 
 
-@pytest.mark.parametrize("machine", [EngineLife, EngineLifeAhead])
-def test_every_request_gets_its_text_and_no_block_is_lost(machine: type[EngineLife]) -> None:
+def live(machine: type[EngineLife], num_lives: int) -> None:
     seen.clear()
-    profile = settings(max_examples=60, stateful_step_count=60, deadline=None, suppress_health_check=list(HealthCheck))
+    profile = settings(max_examples=num_lives, stateful_step_count=60, suppress_health_check=list(HealthCheck))
     run_state_machine_as_test(machine, settings=profile)
     assert seen.get("preempted", 0) > 0 and seen.get("mixed", 0) > 0 and seen.get("aborted", 0) > 0
+
+
+@pytest.mark.parametrize("machine", [EngineLife, EngineLifeAhead])
+def test_every_request_gets_its_text_and_no_block_is_lost(machine: type[EngineLife]) -> None:
+    live(machine, num_lives=60)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("machine", [EngineLife, EngineLifeAhead])
+def test_the_same_over_many_more_lives(machine: type[EngineLife]) -> None:
+    live(machine, num_lives=1500)
