@@ -198,8 +198,8 @@ class PageBrainConfig:
         available = self._memory_bytes()
         if num_blocks * self.block_bytes > available:
             raise ConfigError(
-                f"num_blocks={num_blocks} of {self.block_bytes} bytes each need {num_blocks * self.block_bytes / 1e9:,.1f} "
-                f"GB for K and V, but there are {available / 1e9:,.1f} GB: use at most {available // self.block_bytes} blocks"
+                f"num_blocks={num_blocks} of {self.block_bytes} bytes each take {num_blocks * self.block_bytes / 1e9:,.1f} "
+                f"GB for K and V, and there are {available / 1e9:,.1f} GB: use {available // self.block_bytes} at most"
             )
 
     def _blocks_that_fit(self, max_model_len: int) -> int:

@@ -1,5 +1,7 @@
 """The bundled model through the engine: the stories that Hugging Face tells with it, logit by logit."""
 
+from typing import Any
+
 import pytest
 import torch
 from transformers import AutoTokenizer, GPT2LMHeadModel, PreTrainedTokenizerBase
@@ -33,11 +35,12 @@ def stories(base: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase) -> list[l
     return told
 
 
-@pytest.mark.parametrize(
-    "settings", [{}, {"lookahead": True}, {"num_blocks": 70, "max_num_batched_tokens": 7, "max_num_seqs": 4}]
-)
+TIGHT = {"num_blocks": 70, "max_num_batched_tokens": 7, "max_num_seqs": 4}
+
+
+@pytest.mark.parametrize("settings", [{}, {"lookahead": True}, TIGHT], ids=["plain", "ahead", "tight"])
 def test_stories_are_those_of_hugging_face_and_end(
-    settings: dict[str, int], base: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase, stories: list[list[int]]
+    settings: dict[str, Any], base: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase, stories: list[list[int]]
 ) -> None:
     llm = LLM(dtype="float64", device="cpu", block_size=8, **({"num_blocks": 512} | settings), check_integrity=True)
     outputs = llm.generate(PROMPTS, SamplingParams(temperature=0, max_tokens=400), use_tqdm=False)

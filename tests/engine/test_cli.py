@@ -56,7 +56,7 @@ def model_copy(tmp_path: Path) -> Path:
 
 def in_a_new_process(*argv: str, **settings: object) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "pagebrain", *argv]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, **settings)  # type: ignore[call-overload, no-any-return]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, **settings)  # type: ignore[call-overload]
 
 
 # What works -----------------------------------------------------------------------------------------------------------

@@ -38,7 +38,7 @@ def test_num_blocks_follows_the_memory_fraction_up_to_what_all_seats_can_use(mon
 
 
 def test_more_blocks_than_the_machine_has_memory_for_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"num_blocks=2000000000 of .* bytes each need .* GB for K and V, but there are"):
+    with pytest.raises(ConfigError, match=r"num_blocks=2000000000 of .* bytes each take .* GB for K and V, and there are"):
         PageBrainConfig.for_model(random_gpt2(), num_blocks=2_000_000_000)
 
 
