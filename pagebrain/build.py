@@ -15,10 +15,10 @@ from pagebrain.detokenizer import Detokenizer
 from pagebrain.engine import Engine
 from pagebrain.errors import ConfigError
 from pagebrain.executor import TorchExecutor
-from pagebrain.loading import load_model, load_tokenizer
+from pagebrain.loading import load_model, load_tokenizer, resolve_device_and_dtype
 from pagebrain.models.gpt2 import PagedGPT2LMHeadModel
 from pagebrain.models.packing import pack_weights
-from pagebrain.parts import check_built, find_part, supported_features
+from pagebrain.parts import SchedulerPart, find_part, make_part, parts_without
 from pagebrain.retirement import RetirementQueue
 from pagebrain.sampling import Sampler
 from pagebrain.scheduler import Scheduler
@@ -55,42 +55,42 @@ def build_engine(
     parts = {name: find_part(name, config.swap.get(name), own) for name, own in _OWN_PARTS.items()}
     config, notices = _without_unsupported(config, parts)
     owned = base is None
+    if tokenizer is None and (base is None or config.tokenizer is not None):
+        tokenizer = load_tokenizer(config)
+    detokenizer = None if tokenizer is None else Detokenizer(tokenizer)  # before the weights: it is quicker to fail
     if base is None:
-        tokenizer = load_tokenizer(config) if tokenizer is None else tokenizer  # before the weights: it is quicker to fail
+        config = resolve_device_and_dtype(config)
         base = load_model(config)
+    elif config.model is not None or config.load_format != "auto":
+        raise ConfigError("a model object was given: leave out model and load_format")
     config = config.resolved_for(base)
     if tokenizer is not None and len(tokenizer) > (config.vocab_size or 0):
         raise ConfigError(
             f"the tokenizer has {len(tokenizer)} tokens, the model {config.vocab_size}: they do not belong together"
         )
 
-    block_manager = parts["block_manager"](config)
-    check_built("block_manager", block_manager)
+    block_manager = make_part("block_manager", parts["block_manager"], config)
     cache_manager = CacheManager(block_manager, config)
     model = PagedGPT2LMHeadModel(base, cache_manager, parts["attention"]).eval()
     del base  # so that packing frees each original as it goes
     packed = pack_weights(model) if owned else False
-    sampler = parts["sampler"](config)
-    check_built("sampler", sampler)
-    executor = TorchExecutor(model, cache_manager, sampler, config)
+    executor = TorchExecutor(model, cache_manager, make_part("sampler", parts["sampler"], config), config)
 
-    def make_scheduler(retirement: RetirementQueue) -> Any:
-        scheduler = parts["scheduler"](config, cache_manager, retirement)
-        check_built("scheduler", scheduler)
+    def make_scheduler(retirement: RetirementQueue) -> SchedulerPart:
+        scheduler: SchedulerPart = make_part("scheduler", parts["scheduler"], config, cache_manager, retirement)
         return scheduler
 
-    detokenizer = None if tokenizer is None else Detokenizer(tokenizer)
     encode = None if tokenizer is None else lambda text: list(tokenizer.encode(text, add_special_tokens=False))
     engine = Engine(config, cache_manager, executor, make_scheduler, encode, detokenizer)
     return BuiltEngine(engine, config, tokenizer, packed, tuple(notices))
 
 
 def _without_unsupported(config: PageBrainConfig, parts: dict[str, Any]) -> tuple[PageBrainConfig, list[str]]:
-    """``config`` without the features that a swapped part lacks, and a line for each that was on."""
-    supported, _ = supported_features({name: parts[name] for name in config.swap})
-    if config.lookahead and "lookahead" not in supported:
-        lacking = [name for name in config.swap if "lookahead" not in getattr(parts[name], "supports", ())]
-        notice = f"launching ahead is off: {' and '.join(lacking)} does not declare support for lookahead"
-        logger.info(notice)
-        return dataclasses.replace(config, lookahead=False), [notice]
-    return config, []
+    """``config`` without the features that a part lacks, and a line for each that was on."""
+    lacking = parts_without("lookahead", parts)
+    if not config.lookahead or not lacking:
+        return config, []
+    verb = "does" if len(lacking) == 1 else "do"
+    notice = f"launching ahead is off: {' and '.join(lacking)} {verb} not declare support for lookahead"
+    logger.warning(notice)
+    return dataclasses.replace(config, lookahead=False), [notice]

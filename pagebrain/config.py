@@ -45,8 +45,8 @@ class PageBrainConfig:
         device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda`` or ``cuda:N``.
         block_size: token slots in a block.
         num_blocks: physical blocks; ``None`` takes what ``memory_fraction`` allows.
-        memory_fraction: share of the memory free after loading that K and V may take, in (0, 1]; ``None`` is 0.3 of the
-            machine's memory on a CPU and 0.9 of the card's on a GPU.
+        memory_fraction: share of memory that K and V may take, in (0, 1]: of the machine's on a CPU (``None`` is 0.3), of
+            what is free once the model is loaded on a GPU (``None`` is 0.9).
         max_num_seqs: most sequences in one step.
         max_num_batched_tokens: most tokens in one step; longer prompts are computed in chunks.
         max_model_len: most tokens of prompt and output; ``None`` is what positions and blocks allow.
@@ -54,7 +54,7 @@ class PageBrainConfig:
         seed: engine seed; requests without a seed of their own derive theirs from it and their arrival number.
         check_integrity: verify the bookkeeping of all blocks after every step (slow; for tests and debugging).
         swap: part name -> object or ``path:Name`` that replaces the engine's own part.
-        num_layers, num_heads, head_dim, vocab_size, eos_token_id: the model's, set by :meth:`for_model`.
+        num_layers, num_heads, head_dim, vocab_size, eos_token_ids: the model's, set by :meth:`for_model`.
 
     Raises:
         ConfigError: naming the setting, what was got and what to do.
@@ -79,7 +79,7 @@ class PageBrainConfig:
     num_heads: int | None = None
     head_dim: int | None = None
     vocab_size: int | None = None
-    eos_token_id: int | None = None
+    eos_token_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("block_size", "max_num_seqs", "max_num_batched_tokens"):
@@ -106,7 +106,7 @@ class PageBrainConfig:
         fraction = self.memory_fraction
         if fraction is not None and not (isinstance(fraction, (int, float)) and 0 < fraction <= 1):
             raise ConfigError(f"memory_fraction must be greater than 0 and at most 1, got {fraction!r}")
-        _check_device(self.device)
+        object.__setattr__(self, "device", _checked_device(self.device))
         for part in self.swap:
             _check_choice("swap", part, PARTS)
         if self.num_blocks is not None and self.max_model_len is not None:
@@ -118,9 +118,6 @@ class PageBrainConfig:
 
         Raises ``ConfigError`` for a model that PageBrain cannot run, or settings that contradict it.
         """
-        weight = base.transformer.wte.weight
-        settings.setdefault("dtype", str(weight.dtype).removeprefix("torch."))
-        settings.setdefault("device", str(weight.device))
         return cls(**settings).resolved_for(base)
 
     def resolved_for(self, base: "GPT2LMHeadModel") -> "PageBrainConfig":
@@ -131,19 +128,28 @@ class PageBrainConfig:
                 "the model has cross-attention layers, which PageBrain does not serve: use a decoder-only GPT-2"
             )
         weight = base.transformer.wte.weight
-        eos = hf.eos_token_id[0] if isinstance(hf.eos_token_id, (list, tuple)) else hf.eos_token_id
+        ends = hf.eos_token_id if isinstance(hf.eos_token_id, (list, tuple)) else [hf.eos_token_id]
+        of_model: dict[str, Any] = {
+            "dtype": str(weight.dtype).removeprefix("torch."),
+            "device": str(weight.device),
+            "num_layers": hf.n_layer,
+            "num_heads": hf.n_head,
+            "head_dim": hf.n_embd // hf.n_head,
+            "vocab_size": hf.vocab_size,
+        }
+        for name, value in of_model.items():
+            asked = getattr(self, name)
+            if asked not in ("auto", None, value) and not (name == "device" and asked == weight.device.type):
+                raise ConfigError(
+                    f"{name}={asked!r} was asked for, but the model has {value!r}: convert it, or leave this out"
+                )
         max_model_len = self.max_model_len
         if max_model_len is not None and max_model_len > hf.n_positions:
             raise ConfigError(f"max_model_len must be at most the model's {hf.n_positions} positions, got {max_model_len}")
         shaped = dataclasses.replace(
             self,
-            dtype=str(weight.dtype).removeprefix("torch."),
-            device=str(weight.device),
-            num_layers=hf.n_layer,
-            num_heads=hf.n_head,
-            head_dim=hf.n_embd // hf.n_head,
-            vocab_size=hf.vocab_size,
-            eos_token_id=eos if eos is not None and 0 <= eos < hf.vocab_size else None,
+            **of_model,
+            eos_token_ids=tuple(end for end in ends if end is not None and 0 <= end < hf.vocab_size),
         )
         length = max_model_len or hf.n_positions
         num_blocks = self.num_blocks or shaped._blocks_that_fit(length)
@@ -160,11 +166,6 @@ class PageBrainConfig:
     def torch_dtype(self) -> torch.dtype:
         """The dtype as torch has it; only once it is resolved."""
         return DTYPES[self.dtype]
-
-    @property
-    def is_resolved(self) -> bool:
-        """Whether the model's shape and the number of blocks are known."""
-        return None not in (self.num_blocks, self.max_model_len, self.num_layers, self.num_heads, self.head_dim)
 
     @property
     def token_bytes(self) -> int:
@@ -238,19 +239,21 @@ def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
         raise ConfigError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
 
 
-def _check_device(device: str) -> None:
-    if device in ("auto", "cpu"):
-        return
+def _checked_device(device: object) -> str:
+    """``auto``, ``cpu``, ``cuda`` or ``cuda:N``, whatever spelling or object of torch's it came as."""
+    if device == "auto":
+        return "auto"
     try:
-        kind, index = torch.device(device).type, torch.device(device).index
+        found = torch.device(device)  # type: ignore[call-overload]
     except (RuntimeError, TypeError) as error:
         raise ConfigError(f"device must be auto, cpu, cuda or cuda:N; got {device!r}") from error
-    if kind not in ("cpu", "cuda"):
+    if found.type not in ("cpu", "cuda"):
         raise ConfigError(f"device must be auto, cpu, cuda or cuda:N; got {device!r}")
-    if kind == "cuda" and not torch.cuda.is_available():
+    if found.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"device {device!r} was asked for, but torch finds no CUDA GPU here: use device='cpu'")
-    if kind == "cuda" and index is not None and index >= torch.cuda.device_count():
+    if found.type == "cuda" and found.index is not None and found.index >= torch.cuda.device_count():
         raise ConfigError(f"device {device!r} does not exist: this machine has {torch.cuda.device_count()} CUDA GPUs")
+    return "cpu" if found.type == "cpu" else str(found)
 
 
 def _cpu_memory_bytes() -> int:

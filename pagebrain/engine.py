@@ -6,10 +6,13 @@ the engine appends the tokens, finishes sequences, returns their blocks and tell
 """
 
 import dataclasses
+import itertools
 import logging
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 from types import MappingProxyType
 
 from pagebrain.cache import CacheManager
@@ -37,7 +40,7 @@ class _Launched:
 
 
 class Engine:
-    """Drives requests from arrival to last token.
+    """Drives requests from arrival to last token. It belongs to one thread: nothing in it may be called from another.
 
     Args:
         config: resolved.
@@ -68,6 +71,7 @@ class Engine:
         self.depth = 1 if config.lookahead else 0
         self._requests: dict[str, RequestState] = {}
         self._in_flight: deque[_Launched] = deque()
+        self._deltas: list[OutputDelta] = []
         self._num_steps = 0
         self._num_requests = 0
         self._next_seq_id = 0
@@ -82,7 +86,7 @@ class Engine:
         params = SamplingParams() if params is None else params
         if not isinstance(params, SamplingParams):
             raise InvalidRequestError(f"params must be SamplingParams, got {params!r}")
-        request_id = f"request-{self._num_requests}" if request_id is None else request_id
+        request_id = self._new_request_id() if request_id is None else request_id
         if request_id in self._requests:
             raise InvalidRequestError(f"request id {request_id!r} is under way already: choose another")
         token_ids = checked_token_ids(prompt, self.encode, self.config)
@@ -110,8 +114,16 @@ class Engine:
             self.scheduler.add(seq)
         return request
 
+    def _new_request_id(self) -> str:
+        """A name that no request under way has, not even one that a user chose."""
+        names = (f"request-{number}" for number in itertools.count(self._num_requests))
+        return next(name for name in names if name not in self._requests)
+
     def abort(self, request_id: str) -> bool:
-        """End a request now. Its blocks come back when no step in flight uses them. False if it is not under way."""
+        """End a request now; there is no delta for it. False if it is not under way.
+
+        Its blocks come back when no step in flight uses them.
+        """
         state = self._requests.pop(request_id, None)
         if state is None:
             return False
@@ -139,24 +151,40 @@ class Engine:
         Raises ``StepError`` if a step failed; the engine is then as it was before the steps in flight.
         """
         began = time.monotonic()
-        group = self.scheduler.schedule()
+        try:
+            group = self.scheduler.schedule()
+        except Exception as error:
+            self._roll_back()
+            raise StepError(f"the scheduler failed: {_describe(error)}") from error
         if group is not None:
             self._launch(group, began)
         if self._in_flight and (group is None or len(self._in_flight) > self.depth):
-            return self._read(self._in_flight.popleft())
-        if self._requests and not self._in_flight:
+            self._read(self._in_flight.popleft())
+        elif self._requests and not self._in_flight:
             raise StepError(f"the scheduler found nothing to compute although {len(self._requests)} requests are under way")
-        return []
+        return self._take_deltas()
+
+    def drain(self) -> list[OutputDelta]:
+        """Read the steps in flight without planning another, so that what ended or was aborted gives its blocks back."""
+        while self._in_flight:
+            self._read(self._in_flight.popleft())
+        return self._take_deltas()
+
+    def _take_deltas(self) -> list[OutputDelta]:
+        deltas, self._deltas = self._deltas, []
+        return deltas
 
     def _launch(self, group: SequenceGroup, began: float) -> None:
         planned = time.monotonic()
-        trace = self._trace(group) if self.observers else None
         try:
+            self._check_group(group)
             in_flight = self.executor.launch(group)
         except Exception as error:
             self._roll_back()
-            raise StepError(f"step {self._num_steps} could not be launched: {type(error).__name__}: {error}") from error
+            raise StepError(f"step {self._num_steps} could not be launched: {_describe(error)}") from error
+        trace = self._trace(group) if self.observers else None
         for entry in group:
+            entry.seq.status = SequenceStatus.RUNNING
             entry.seq.num_scheduled = entry.context_len
             entry.seq.num_unread_steps += 1
             entry.seq.num_unread_tokens += entry.samples
@@ -168,7 +196,28 @@ class Engine:
         self._in_flight.append(_Launched(in_flight, trace))
         self._num_steps += 1
 
-    def _read(self, launched: _Launched) -> list[OutputDelta]:
+    def _check_group(self, group: SequenceGroup) -> None:
+        """Raise ``StepError`` for a plan that would compute something wrong; a scheduler may be somebody's first."""
+        if not group.scheduled:
+            raise StepError("the scheduler returned an empty group: return None when there is nothing to compute")
+        if len({entry.seq.seq_id for entry in group}) < len(group):
+            raise StepError(f"the group names a sequence twice: {[entry.seq.seq_id for entry in group]}")
+        for limit, got in (("max_num_seqs", len(group)), ("max_num_batched_tokens", group.num_tokens)):
+            if got > getattr(self.config, limit):
+                raise StepError(f"the group has {got} where {limit} allows {getattr(self.config, limit)}")
+        for entry in group:
+            seq = entry.seq
+            if seq.is_finished or seq.request.request_id not in self._requests:
+                raise StepError(f"sequence {seq.seq_id} has ended and cannot be scheduled")
+            wanted = (seq.num_scheduled, entry.context_len == seq.num_tokens)
+            if (entry.start, entry.samples) != wanted or not 1 <= entry.num_tokens <= seq.num_unscheduled:
+                raise StepError(
+                    f"sequence {seq.seq_id} was scheduled with (start, samples) = {(entry.start, entry.samples)} and "
+                    f"{entry.num_tokens} tokens: expected {wanted} and 1 to {seq.num_unscheduled}"
+                )
+
+    def _read(self, launched: _Launched) -> None:
+        """Wait for a step and apply what it brought; the deltas go to ``_deltas``."""
         began = time.monotonic()
         group = launched.in_flight.group
         try:
@@ -176,29 +225,37 @@ class Engine:
         except Exception as error:
             self._mark_read(group)
             self._roll_back()
-            raise StepError(f"a step of {len(group)} sequences failed: {type(error).__name__}: {error}") from error
+            raise StepError(f"a step of {len(group)} sequences failed: {_describe(error)}") from error
         except BaseException:  # interrupted while waiting: the step is still under way, and can be read later
             self._in_flight.appendleft(launched)
             raise
         waited = time.monotonic()
         self._mark_read(group)
-        deltas: list[OutputDelta] = []
-        finished: list[int] = []
-        for entry, result in zip(group, results):
-            seq = entry.seq
-            if seq.is_finished:
-                continue  # it ended while this step was in flight: what it sampled is past the end
-            if seq.status is SequenceStatus.RUNNING:  # otherwise preempted: the token counts, the cache is gone
-                seq.num_computed = entry.context_len
-            self._keep_prompt_logprobs(seq, result)
-            if result.token_id is not None:
-                deltas.append(self._append(seq, result, waited))
-                finished.extend([seq.seq_id] if seq.is_finished else [])
+        try:
+            finished = self._apply(group, results, waited)
+        except BaseException:  # whoever has not got their token yet computes it again
+            self._roll_back()
+            raise
         self.retirement.collect()
         if self.config.check_integrity:
             self.check_integrity()
-        self._tell(launched.trace, began, waited, tuple(finished))
-        return deltas
+        self._tell(launched.trace, began, waited, finished)
+
+    def _apply(self, group: SequenceGroup, results: list[SequenceResult], now: float) -> tuple[int, ...]:
+        """Give each sequence what the step brought it. Returns the ids of those that ended with it."""
+        finished: list[int] = []
+        for entry, result in zip(group, results, strict=True):
+            seq = entry.seq
+            if seq.is_finished:
+                continue  # it ended while this step was in flight: what it sampled is past the end
+            self._keep_prompt_logprobs(seq, result)
+            delta = None if result.token_id is None else self._append(seq, result, now)
+            if seq.status is SequenceStatus.RUNNING:  # otherwise preempted: the token counts, the cache is gone
+                seq.num_computed = entry.context_len
+            if delta is not None:
+                self._deltas.append(delta)
+                finished.extend([seq.seq_id] if seq.is_finished else [])
+        return tuple(finished)
 
     def _mark_read(self, group: SequenceGroup) -> None:
         for entry in group:
@@ -237,15 +294,15 @@ class Engine:
         assert result.token_id is not None
         token_id = result.token_id
         state = self._requests[seq.request.request_id]
-        state.first_token_s = state.first_token_s or now
-        seq.token_ids.append(token_id)
-        if result.logprobs is not None:
-            seq.logprobs.append(result.logprobs)
         stream = state.stream_of[seq.seq_id]
         is_stop_token = self._is_stop_token(seq, token_id)
         text = ""
         if stream is not None and (not is_stop_token or seq.params.include_stop_str_in_output):
             text = stream.append(token_id)
+        seq.token_ids.append(token_id)
+        if result.logprobs is not None:
+            seq.logprobs.append(result.logprobs)
+        state.first_token_s = state.first_token_s or now
 
         if is_stop_token:
             self._end(seq, "stop", token_id if token_id in seq.params.stop_token_ids else None)
@@ -272,9 +329,10 @@ class Engine:
         )
 
     def _is_stop_token(self, seq: Sequence, token_id: int) -> bool:
-        if len(seq.token_ids) - seq.num_prompt_tokens < seq.params.min_tokens:
+        """Whether ``token_id``, the next token of ``seq``, ends it."""
+        if len(seq.token_ids) + 1 - seq.num_prompt_tokens < seq.params.min_tokens:
             return False
-        is_eos = token_id == self.config.eos_token_id and not seq.params.ignore_eos
+        is_eos = token_id in self.config.eos_token_ids and not seq.params.ignore_eos
         return is_eos or token_id in seq.params.stop_token_ids
 
     def _keep_prompt_logprobs(self, seq: Sequence, result: SequenceResult) -> None:
@@ -328,3 +386,10 @@ class Engine:
             except Exception:  # the step is done: its tokens must reach their request whatever a watcher does
                 logger.exception("an observer failed and is not called again")
                 self.observers.remove(observer)
+
+
+def _describe(error: Exception) -> str:
+    """An error of a part in one line, with where it was raised: the part may be somebody's own."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno}, in {frames[-1].name})" if frames else ""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}{where}"

@@ -5,9 +5,8 @@ may launch another step (depth 1). That step's newest input tokens are not known
 *batch row* here that holds its tokens, and a sampled token is written to it where the next step reads it.
 """
 
-import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from pagebrain.attention import ForwardBatch
 from pagebrain.cache import CacheManager
 from pagebrain.config import PageBrainConfig
-from pagebrain.errors import ConfigError
+from pagebrain.errors import ConfigError, StepError
 from pagebrain.outputs import TokenLogprobs
 from pagebrain.parts import SamplerPart
 from pagebrain.sampling import SamplerOutput, SampleRow, prompt_logprobs
@@ -116,7 +115,7 @@ class TorchExecutor:
     """Runs steps with torch on the model's device, one after the other.
 
     With ``lookahead`` the work is done by a thread of its own, so that the engine plans and detokenizes meanwhile; without,
-    it is done within ``launch``.
+    it is done when it is waited for.
     """
 
     def __init__(self, model: nn.Module, cache_manager: CacheManager, sampler: SamplerPart, config: PageBrainConfig) -> None:
@@ -129,28 +128,17 @@ class TorchExecutor:
         # Twice the seats: one that ended keeps its row until the last step with it was read, while another takes its seat.
         self.rows = BatchRows(2 * config.max_num_seqs, config.max_model_len, config.device)
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="pagebrain-step") if config.lookahead else None
-        self.busy_s = 0.0
 
     def launch(self, group: SequenceGroup) -> InFlight:
         """Start computing a step; errors of the computation itself surface in ``wait``."""
         prepared = self._prepare(group)
         if self._worker is not None:
             return InFlight(group, self._worker.submit(self._run, prepared).result)
-        done: Future[list[SequenceResult]] = Future()
-        try:
-            done.set_result(self._run(prepared))
-        except Exception as error:
-            done.set_exception(error)
-        return InFlight(group, done.result)
+        return InFlight(group, lambda: self._run(prepared))
 
     def release(self, seq: Sequence) -> None:
         """Give the sequence's batch row back."""
         self.rows.release(seq)
-
-    def close(self) -> None:
-        """End the worker thread, once the step it computes is done."""
-        if self._worker is not None:
-            self._worker.shutdown(wait=True)
 
     def _prepare(self, group: SequenceGroup) -> _Prepared:
         """Everything about a step that does not depend on token values."""
@@ -188,7 +176,6 @@ class TorchExecutor:
 
     @torch.no_grad()
     def _run(self, step: _Prepared) -> list[SequenceResult]:
-        began = time.monotonic()
         batch = ForwardBatch(
             token_ids=self.rows.token_ids[step.batch_rows, step.positions],
             positions=step.positions,
@@ -200,9 +187,7 @@ class TorchExecutor:
         )
         logits: Tensor = self.model.forward_tokens(batch)  # type: ignore[operator]
         sampled = self._sample(logits[: len(step.sampling)], step) if step.sampling else None
-        results = self._results(step, logits, sampled)
-        self.busy_s += time.monotonic() - began
-        return results
+        return self._results(step, logits, sampled)
 
     def _sample(self, logits: Tensor, step: _Prepared) -> SamplerOutput:
         entries = [(step.group.scheduled[index], row) for index, row in step.sampling]
@@ -218,6 +203,8 @@ class TorchExecutor:
             for entry, row in entries
         ]
         sampled = self.sampler.sample(logits, sample_rows)
+        if sampled.token_ids.shape != (len(entries),):
+            raise StepError(f"the sampler was given {len(entries)} rows and returned {list(sampled.token_ids.shape)} tokens")
         rows = torch.tensor([row for _, row in entries], device=logits.device)
         positions = torch.tensor([entry.context_len for entry, _ in entries], device=logits.device)
         self.rows.token_ids[rows, positions] = sampled.token_ids
@@ -228,7 +215,9 @@ class TorchExecutor:
         if sampled is not None:
             token_ids = sampled.token_ids.tolist()
             logprobs = sampled.logprobs.to_list() if sampled.logprobs is not None else [None] * len(token_ids)
-            for (index, _), token_id, scores in zip(step.sampling, token_ids, logprobs):
+            for (index, _), token_id, scores in zip(step.sampling, token_ids, logprobs, strict=True):
+                if not 0 <= token_id < (self.config.vocab_size or 0):
+                    raise StepError(f"the sampler chose token {token_id}, but ids run from 0 to {self.config.vocab_size}")
                 results[index] = SequenceResult(token_id, scores)
         offset = len(step.sampling)
         for wanted in step.prompt_scores:

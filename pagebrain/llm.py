@@ -1,5 +1,7 @@
 """The front door: ``LLM(...).generate(prompts, params)``, as in vLLM."""
 
+import contextlib
+import os
 from collections.abc import Generator
 from collections.abc import Sequence as SequenceOf
 from typing import Any
@@ -11,14 +13,14 @@ from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 from pagebrain.build import build_engine
 from pagebrain.config import PageBrainConfig
 from pagebrain.engine import Engine
-from pagebrain.errors import InvalidRequestError
+from pagebrain.errors import InvalidRequestError, StepError
 from pagebrain.outputs import OutputDelta, RequestOutput
 from pagebrain.requests import Prompt
 from pagebrain.sampling_params import SamplingParams
 
 
 class LLM:
-    """A model with an engine around it, for generating offline.
+    """A model with an engine around it, for generating offline. It belongs to one thread.
 
     Args:
         model: hub name or folder of a GPT-2; ``None`` is the bundled model. Or a ``GPT2LMHeadModel``, whose weights are then
@@ -32,14 +34,16 @@ class LLM:
 
     def __init__(
         self,
-        model: str | GPT2LMHeadModel | None = None,
-        tokenizer: str | PreTrainedTokenizerBase | None = None,
+        model: str | os.PathLike[str] | GPT2LMHeadModel | None = None,
+        tokenizer: str | os.PathLike[str] | PreTrainedTokenizerBase | None = None,
         **settings: Any,
     ) -> None:
         base = model if isinstance(model, GPT2LMHeadModel) else None
-        tokenizer_object = None if tokenizer is None or isinstance(tokenizer, str) else tokenizer
-        name = None if model is None or isinstance(model, GPT2LMHeadModel) else str(model)
-        tokenizer_name = tokenizer if isinstance(tokenizer, str) else None
+        name = None if model is None or isinstance(model, GPT2LMHeadModel) else os.fspath(model)
+        if isinstance(tokenizer, (str, os.PathLike)):
+            tokenizer_name, tokenizer_object = os.fspath(tokenizer), None
+        else:
+            tokenizer_name, tokenizer_object = None, tokenizer
         config = PageBrainConfig(model=name, tokenizer=tokenizer_name, **settings)
         built = build_engine(config, base, tokenizer_object)
         self.engine: Engine = built.engine
@@ -101,8 +105,9 @@ class LLM:
                 del self._mail[request_id]
                 if request_id in under_way:
                     self.engine.abort(request_id)
-            while not self.engine.num_unfinished_requests and self.engine.has_unfinished_requests:
-                self.engine.step()  # read what is still in flight, so that the blocks come back
+            if not self.engine.num_unfinished_requests:
+                with contextlib.suppress(StepError):  # whoever a failing step belonged to has ended
+                    self.engine.drain()
 
     def _step(self) -> None:
         """One engine step; several streams may be read in turn, so each request's deltas wait for whoever reads them."""
@@ -141,7 +146,7 @@ def _as_batch(prompts: Prompt | SequenceOf[Prompt]) -> list[Prompt]:
     """A list of prompts from whatever was given: a text, token ids, or a list of those."""
     if isinstance(prompts, str):
         return [prompts]
-    if not isinstance(prompts, SequenceOf):
+    if not isinstance(prompts, SequenceOf) or isinstance(prompts, (bytes, bytearray)):
         raise InvalidRequestError(f"prompts must be a string, token ids or a list of these, got {type(prompts).__name__}")
     if prompts and all(isinstance(item, int) for item in prompts):
         return [list(prompts)]  # type: ignore[arg-type]

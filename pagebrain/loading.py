@@ -59,7 +59,7 @@ def load_tokenizer(config: PageBrainConfig) -> PreTrainedTokenizerBase | None:
     """
     if config.tokenizer is None and config.load_format == "dummy" and not _has_tokenizer_files(_model_name(config)):
         return None
-    name = config.tokenizer or _model_name(config)
+    name = _model_name(config) if config.tokenizer is None else os.path.expanduser(config.tokenizer)
     _check_folder_exists(name, "tokenizer")
     hint = "name one with tokenizer=..., or save the model's tokenizer beside it"
     if Path(name).is_dir() and not _has_tokenizer_files(name):
@@ -76,9 +76,7 @@ def _model_name(config: PageBrainConfig) -> str:
 def _saved_model(name: str, dtype: torch.dtype) -> GPT2LMHeadModel:
     _check_folder_exists(name, "model")
     hint = "name a folder made with save_pretrained, a hub model (openai-community/gpt2), or none for the bundled model"
-    hf_config = _attempt(f"the config of {name!r}", hint, lambda: AutoConfig.from_pretrained(name))
-    if not isinstance(hf_config, GPT2Config):
-        raise ModelLoadError(f"{name!r} is a {hf_config.model_type} model, and PageBrain serves GPT-2 only: {hint}")
+    _read_config(name, hint)
     options: dict[str, Any] = {"dtype": dtype, "attn_implementation": "eager", "output_loading_info": True}
     loaded: Any = _attempt(f"the weights of {name!r}", hint, lambda: GPT2LMHeadModel.from_pretrained(name, **options))
     model, info = loaded
@@ -91,10 +89,17 @@ def _saved_model(name: str, dtype: torch.dtype) -> GPT2LMHeadModel:
     return model  # type: ignore[no-any-return]
 
 
+def _read_config(name: str, hint: str) -> GPT2Config:
+    hf_config = _attempt(f"the config of {name!r}", hint, lambda: AutoConfig.from_pretrained(name))
+    if not isinstance(hf_config, GPT2Config):
+        raise ModelLoadError(f"{name!r} is a {hf_config.model_type} model, and PageBrain serves GPT-2 only: {hint}")
+    return hf_config
+
+
 def _dummy_model(name: str, seed: int) -> GPT2LMHeadModel:
     folder, size = Path(name), name.removeprefix("openai-community/")
     if (folder / "config.json").is_file():
-        hf_config = GPT2Config.from_pretrained(name)
+        hf_config = _read_config(name, "name a folder with a GPT-2's config.json")
     elif size in GPT2_SIZES:
         n_embd, n_layer, n_head = GPT2_SIZES[size]
         hf_config = GPT2Config(n_embd=n_embd, n_layer=n_layer, n_head=n_head)
@@ -102,7 +107,7 @@ def _dummy_model(name: str, seed: int) -> GPT2LMHeadModel:
         raise ModelLoadError(f"load_format dummy knows {', '.join(GPT2_SIZES)} and folders with a config.json, got {name!r}")
     hf_config._attn_implementation = "eager"
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(seed % 2**63)
         return GPT2LMHeadModel(hf_config)
 
 
@@ -115,7 +120,8 @@ def _check_folder_exists(name: str, kind: str) -> None:
     """A name that can only be a path gets an answer about paths, not about the hub."""
     looks_like_path = name.startswith((".", "/", "~", "\\")) or name.count("/") > 1 or os.path.isabs(name)
     if looks_like_path and not Path(name).is_dir():
-        raise ModelLoadError(f"there is no {kind} folder {name}: check the path, or leave it out for the bundled model")
+        own = "the bundled model" if kind == "model" else "the model's own"
+        raise ModelLoadError(f"there is no {kind} folder {name}: check the path, or leave it out for {own}")
 
 
 def _attempt(what: str, hint: str, load: Callable[[], Loaded]) -> Loaded:

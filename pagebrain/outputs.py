@@ -1,6 +1,6 @@
 """What comes out of the engine: deltas as tokens appear, whole outputs when somebody asks for them."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 FinishReason = Literal["stop", "length", "abort"]
@@ -58,7 +58,7 @@ class RequestOutput:
     outputs: tuple[CompletionOutput, ...]
     finished: bool
     metrics: RequestMetrics
-    prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = field(default=None)
+    prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from pagebrain.errors import PartError
+from pagebrain.errors import PageBrainError, PartError
 from pagebrain.sequence import Sequence, SequenceGroup
 
 if TYPE_CHECKING:
@@ -63,9 +63,23 @@ class SchedulerPart(Protocol):
     def waiting(self) -> SequenceOf[Sequence]: ...
     @property
     def running(self) -> SequenceOf[Sequence]: ...
-    def add(self, seq: Sequence) -> None: ...
-    def schedule(self) -> SequenceGroup | None: ...
-    def finish(self, seq: Sequence) -> None: ...
+
+    def add(self, seq: Sequence) -> None:
+        """Queue a new sequence."""
+        ...
+
+    def schedule(self) -> SequenceGroup | None:
+        """Plan the next step; ``None`` if nothing can be computed now.
+
+        Before it returns, ``cache_manager.grow`` must cover each entry's ``context_len``. An entry starts at the sequence's
+        ``num_scheduled`` and computes 1 to ``num_unscheduled`` tokens. Whoever must make room goes through
+        ``Sequence.preempt`` and then ``retirement.retire``. The engine sets all other counts and states.
+        """
+        ...
+
+    def finish(self, seq: Sequence) -> None:
+        """Forget a sequence that ended or was aborted; the engine retires its blocks."""
+        ...
 
 
 class SamplerPart(Protocol):
@@ -98,15 +112,24 @@ def find_part(part: str, named: Any, default: Any) -> Any:
     return found
 
 
-def supported_features(parts: dict[str, Any]) -> tuple[frozenset[str], list[str]]:
-    """Features that all ``parts`` support, and a line for each part that lacks some."""
-    supported, lines = FEATURES, []
-    for name, part in parts.items():
-        lacking = FEATURES - frozenset(getattr(part, "supports", frozenset()))
-        if lacking:
-            lines.append(f"{name} {_name_of(part)} does not support: {', '.join(sorted(lacking))}")
-        supported = supported - lacking
-    return supported, lines
+def parts_without(feature: str, parts: dict[str, Any]) -> list[str]:
+    """Names of the parts that do not declare support for ``feature``."""
+    return [name for name, part in parts.items() if feature not in getattr(part, "supports", frozenset())]
+
+
+def make_part(part: str, factory: Any, *arguments: Any) -> Any:
+    """What the class of a part makes; ``PartError`` if it raises, or if what it makes lacks what the engine reads."""
+    try:
+        built = factory(*arguments)
+    except PageBrainError:
+        raise
+    except Exception as error:
+        raise PartError(f"{part} {_name_of(factory)} could not be made: {type(error).__name__}: {error}") from error
+    protocol = _PROTOCOLS[part]
+    for name in [*getattr(protocol, "__annotations__", {}), *vars(protocol)]:
+        if not name.startswith("_") and not hasattr(built, name):
+            raise PartError(f"{part} {_name_of(type(built))} has no attribute {name!r}")
+    return built
 
 
 def _load(part: str, named: str) -> Any:
@@ -129,8 +152,9 @@ def _load(part: str, named: str) -> Any:
 def _module_from_file(path: Path) -> Any:
     if not path.is_file():
         raise PartError(f"there is no file {path}: give a path from the current folder, {Path.cwd()}")
-    # The resolved path is the key, so two files of one name do not become one module, and a file is imported once.
-    name = f"pagebrain_swap_{path.stem}_{abs(hash(str(path.resolve()))):x}"
+    # Two files of one name are two modules, and a file that was edited is a new one: a notebook must not go on with the old.
+    key = (str(path.resolve()), path.stat().st_mtime_ns, path.stat().st_size)
+    name = f"pagebrain_swap_{path.stem}_{abs(hash(key)):x}"
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
@@ -152,10 +176,15 @@ def _check(part: str, found: Any) -> None:
         raise PartError(
             f"{part} {_name_of(found)} cannot be called: name a {'function' if part == 'attention' else 'class'}"
         )
+    unknown = frozenset(getattr(found, "supports", frozenset())) - FEATURES
+    if unknown:
+        raise PartError(f"{part} {_name_of(found)} supports {sorted(unknown)}: known are {', '.join(sorted(FEATURES))}")
     if part == "attention":
         wanted = list(inspect.signature(AttentionPart.__call__).parameters)[1:]
         _check_arguments(f"{part} {_name_of(found)}", found, wanted)
         return
+    if not inspect.isclass(found):
+        raise PartError(f"{part} {_name_of(found)} is no class: name one")
     _check_arguments(f"{part} {_name_of(found)}", found, list(_CONSTRUCTORS[part]))
     for name, member in vars(_PROTOCOLS[part]).items():
         if name.startswith("_") or not (callable(member) or isinstance(member, property)):
@@ -165,18 +194,9 @@ def _check(part: str, found: Any) -> None:
             if isinstance(member, property):
                 continue
             raise PartError(f"{part} {_name_of(found)} has no method {name}{inspect.signature(member)}")
-        if callable(member) and inspect.isclass(found):
+        if callable(member):
             wanted = list(inspect.signature(member).parameters)[1:]
             _check_arguments(f"{part} {_name_of(found)}.{name}", getattr(found, name), wanted, skip_self=True)
-
-
-def check_built(part: str, built: Any) -> None:
-    """Raise ``PartError`` if the object that a swapped class made lacks an attribute that the engine reads."""
-    protocol = _PROTOCOLS[part]
-    names = [*getattr(protocol, "__annotations__", {}), *vars(protocol)]
-    for name in names:
-        if not name.startswith("_") and not hasattr(built, name):
-            raise PartError(f"{part} {_name_of(type(built))} has no attribute {name!r}")
 
 
 def _check_arguments(what: str, function: Callable[..., Any], wanted: list[str], skip_self: bool = False) -> None:

@@ -1,6 +1,7 @@
 """From what a user hands in to a checked :class:`~pagebrain.sequence.Request`, and from its sequences to its output."""
 
 import hashlib
+import operator
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
@@ -68,14 +69,19 @@ def request_seed(params: SamplingParams, engine_seed: int, arrival_index: int) -
 
 def _as_ids(prompt: Any) -> list[int]:
     try:
+        if isinstance(prompt, (bytes, bytearray)):
+            raise TypeError
         token_ids = list(prompt)
     except TypeError:
         raise InvalidRequestError(f"a prompt is a string or a list of token ids, got {prompt!r}") from None
     ids = []
     for index, token_id in enumerate(token_ids):
-        if isinstance(token_id, bool) or not hasattr(token_id, "__index__"):
-            raise InvalidRequestError(f"prompt token {index} must be an integer, got {token_id!r}")
-        ids.append(token_id.__index__())
+        try:
+            if isinstance(token_id, bool):
+                raise TypeError
+            ids.append(operator.index(token_id))
+        except TypeError:
+            raise InvalidRequestError(f"prompt token {index} must be an integer, got {token_id!r}") from None
     return ids
 
 

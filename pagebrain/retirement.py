@@ -13,7 +13,7 @@ class RetirementQueue:
     """Releases what sequences held as soon as nothing in flight uses it.
 
     Args:
-        release: gives back what one sequence holds; called once for each time it was retired.
+        release: gives back what one sequence holds; called once when nothing in flight uses it.
         num_blocks_of: how many blocks a sequence holds.
     """
 

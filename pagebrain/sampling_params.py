@@ -29,7 +29,8 @@ class SamplingParams:
         top_p: keep the smallest set of tokens whose probabilities add up to at least this, in (0, 1].
         top_k: keep this many most probable tokens; 0 or -1 keeps all.
         min_p: drop tokens less probable than ``min_p`` times the most probable one, in [0, 1].
-        repetition_penalty: > 1 divides (or multiplies, if negative) the logits of tokens seen in prompt or output.
+        repetition_penalty: > 1 divides (or multiplies, if negative) the logits of tokens seen in prompt or output; 0.01 to
+            100.
         presence_penalty: subtracted once from the logit of each token seen in the output, in [-2, 2].
         frequency_penalty: subtracted per occurrence in the output, in [-2, 2].
         logit_bias: token id -> number added to its logit, in [-100, 100].
@@ -77,7 +78,7 @@ class SamplingParams:
         self._check_number("top_p", 0.0, 1.0, above_low=True)
         self._check_int("top_k", -1, None)
         self._check_number("min_p", 0.0, 1.0)
-        self._check_number("repetition_penalty", 0.0, math.inf, above_low=True)
+        self._check_number("repetition_penalty", 0.01, 100.0)
         self._check_number("presence_penalty", -2.0, 2.0)
         self._check_number("frequency_penalty", -2.0, 2.0)
         self._check_int("max_tokens", 1, None, optional=True)
@@ -123,7 +124,10 @@ class SamplingParams:
         value = getattr(self, name)
         if not isinstance(value, numbers.Real) or isinstance(value, bool):
             raise InvalidRequestError(f"{name} must be a number, got {value!r}")
-        number = float(value)
+        try:
+            number = float(value)
+        except OverflowError:  # an integer beyond the floats
+            number = math.inf
         if not (low <= number <= high) or not math.isfinite(number) or (above_low and number == low):
             bounds = f"{'greater than' if above_low else 'at least'} {low:g}"
             bounds += f" and at most {high:g}" if math.isfinite(high) else " and finite"

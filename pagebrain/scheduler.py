@@ -11,7 +11,7 @@ from collections import deque
 from pagebrain.cache import CacheManager
 from pagebrain.config import PageBrainConfig
 from pagebrain.retirement import RetirementQueue
-from pagebrain.sequence import ScheduledSequence, Sequence, SequenceGroup, SequenceStatus
+from pagebrain.sequence import ScheduledSequence, Sequence, SequenceGroup
 
 
 class Scheduler:
@@ -63,7 +63,6 @@ class Scheduler:
         blocks_ran_out = len(self._preempted) > num_preempted_before
         while prefill_budget > 0 and not blocks_ran_out and self._can_admit():
             seq = self.waiting.popleft()
-            seq.status = SequenceStatus.RUNNING
             self.running.append(seq)
             num_tokens = min(seq.num_unscheduled, prefill_budget)
             prefill_budget -= num_tokens
@@ -92,14 +91,12 @@ class Scheduler:
         return True
 
     def _preempt(self, seq: Sequence) -> None:
-        """Take a sequence's blocks. It keeps its tokens, and computes K and V for all of them again when its turn comes.
+        """Take a sequence's blocks and let it start over as the first in the queue.
 
         That is never before its last step was read: nobody is admitted in the step in which blocks ran out, and when the
         next one is planned, all steps from before it have been read.
         """
-        seq.status = SequenceStatus.PREEMPTED
-        seq.num_scheduled = seq.num_computed = 0
-        seq.num_preemptions += 1
+        seq.preempt()
         self.waiting.appendleft(seq)
         self.retirement.retire(seq)
         self._preempted.append(seq)

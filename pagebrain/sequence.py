@@ -110,6 +110,12 @@ class Sequence:
         """
         return 0 if self.num_tokens >= self.max_num_tokens else self.num_tokens - self.num_scheduled
 
+    def preempt(self) -> None:
+        """Forget that anything was computed. The tokens stay; K and V of all of them are computed again in a later turn."""
+        self.status = SequenceStatus.PREEMPTED
+        self.num_scheduled = self.num_computed = 0
+        self.num_preemptions += 1
+
     @property
     def is_finished(self) -> bool:
         """Whether no more tokens will be appended."""
@@ -135,8 +141,8 @@ class ScheduledSequence:
 
     @property
     def phase(self) -> Phase:
-        """``decode`` for exactly one new token after others, ``prefill`` otherwise."""
-        return "decode" if self.num_tokens == 1 and self.start >= self.seq.num_prompt_tokens else "prefill"
+        """``decode`` for exactly one token, ``prefill`` for more: query length tells them apart and nothing else."""
+        return "decode" if self.num_tokens == 1 else "prefill"
 
 
 @dataclass(frozen=True)

@@ -66,6 +66,9 @@ def paged_attention(
     return out
 
 
+paged_attention.supports = frozenset({"lookahead", "prefix_cache", "fork"})  # type: ignore[attr-defined]
+
+
 def _lanes(
     block_tables: Tensor, context_lens: Tensor, query_starts: Tensor, block_size: int, pages_per_step: int
 ) -> Iterator[_Lanes]:

@@ -1,7 +1,8 @@
 """The command line: ``pagebrain generate``, ``demo``, ``doctor`` and ``bench``, one module each.
 
 :func:`main` picks the command and turns what can go wrong into one line and an exit status: 2 for a mistake in the input,
-130 when interrupted. Nothing here imports torch before a command needs it, so that ``--help`` answers at once.
+1 for a step that failed (in a swapped part, say), 130 when interrupted. Nothing here imports torch before a command needs
+it, so that ``--help`` answers at once.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from typing import Any, NoReturn
 
 from pagebrain import __version__
 from pagebrain.cli.quiet import quiet
-from pagebrain.errors import PageBrainError
+from pagebrain.errors import BlockError, BlockTableError, IntegrityError, PageBrainError, StepError
 
 COMMANDS = {
     "generate": "continue a prompt and print the text as it is generated",
@@ -35,6 +36,7 @@ examples:
   pagebrain generate "Hello" --model openai-community/gpt2
 """
 
+INTERNAL_ERROR = 1
 USAGE_ERROR = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 PIPE_CLOSED = 141  # 128 + SIGPIPE
@@ -68,6 +70,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             if sys.stdout is not None:
                 sys.stdout.flush()  # a closed pipe should be noticed here, not by the interpreter on its way out
             return status
+    except (StepError, IntegrityError, BlockError, BlockTableError) as error:  # not the user's mistake, but a part's
+        _fail(str(error))
+        return INTERNAL_ERROR
     except PageBrainError as error:
         return _fail(str(error))
     except ModuleNotFoundError as error:

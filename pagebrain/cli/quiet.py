@@ -15,7 +15,7 @@ _ENVIRONMENT = {
     "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
     "TRANSFORMERS_VERBOSITY": "error",
 }
-_LOGGERS = ("huggingface_hub", "transformers")
+_LOGGERS = ("huggingface_hub", "transformers", "pagebrain.build")  # the last one's notices are printed by the commands
 
 
 @contextlib.contextmanager

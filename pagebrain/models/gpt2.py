@@ -123,7 +123,9 @@ class PagedGPT2LMHeadModel(nn.Module):
             OutOfBlocksError: if too few blocks are free; nothing was changed.
         """
         num_positions = self.wpe.num_embeddings
-        rows = plan_rows(input_ids, input_pos, cache_pos, seq_ids, self._num_cached, self.wte.num_embeddings, num_positions)
+        rows = plan_rows(input_ids, input_pos, cache_pos, seq_ids, self._cached(), self.wte.num_embeddings, num_positions)
+        for row in rows:  # counted again when it is computed: a call that fails on the way leaves nothing to go on from
+            self._num_cached.pop(row.seq_id, None)
         self._grow_tables(rows)
         batch = self._flat_batch(input_ids, rows)
         flat_logits = self.forward_tokens(batch)
@@ -133,6 +135,12 @@ class PagedGPT2LMHeadModel(nn.Module):
             logits[index, : row.num_new] = flat_logits[first : first + row.num_new]
             self._num_cached[row.seq_id] = row.num_cached + row.num_new
         return CausalLMOutput(logits=logits)
+
+    def _cached(self) -> dict[int, int]:
+        """Tokens in the cache by sequence; those of a sequence that was freed are gone."""
+        manager = self.cache_manager
+        held = {seq_id: len(manager.block_table(seq_id)) * manager.block_size for seq_id in self._num_cached}
+        return {seq_id: min(count, held[seq_id]) for seq_id, count in self._num_cached.items()}
 
     def _grow_tables(self, rows: list[RowPlan]) -> None:
         restarting = [row for row in rows if row.num_cached == 0]

@@ -1,5 +1,6 @@
 """Checks what a caller of the model says about positions, all of it before anything is changed."""
 
+import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -43,7 +44,7 @@ def plan_rows(
         if not isinstance(pairs, Tensor) or list(pairs.shape) != [num_rows, 2] or pairs.is_floating_point():
             got = f"{pairs.dtype} {list(pairs.shape)}" if isinstance(pairs, Tensor) else repr(pairs)
             raise InvalidRequestError(f"{name} must be an integer tensor [{num_rows}, 2], got {got}")
-    ids = list(range(num_rows)) if seq_ids is None else list(seq_ids)
+    ids = list(range(num_rows)) if seq_ids is None else [operator.index(seq_id) for seq_id in seq_ids]
     if len(ids) != num_rows or len(set(ids)) != num_rows:
         raise InvalidRequestError(f"seq_ids must name {num_rows} different sequences, got {ids}")
     if num_rows == 0:

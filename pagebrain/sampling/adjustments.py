@@ -19,14 +19,14 @@ def needs_adjustment(row: SampleRow) -> bool:
     return params.has_penalties or bool(params.logit_bias) or row.output_position < params.min_tokens
 
 
-def adjust_logits(logits: Tensor, rows: Sequence[SampleRow], eos_token_id: int | None) -> Tensor:
+def adjust_logits(logits: Tensor, rows: Sequence[SampleRow], eos_token_ids: tuple[int, ...]) -> Tensor:
     """Logits ``[num_rows, vocab_size]`` after penalties, bias and ``min_tokens``; the argument is left as it was."""
     if not any(needs_adjustment(row) for row in rows):
         return logits
     adjusted = logits.clone()
     _apply_penalties_(adjusted, rows)
     _apply_logit_bias_(adjusted, rows)
-    _mask_early_stops_(adjusted, rows, eos_token_id)
+    _mask_early_stops_(adjusted, rows, eos_token_ids)
     return adjusted
 
 
@@ -73,14 +73,15 @@ def _apply_logit_bias_(logits: Tensor, rows: Sequence[SampleRow]) -> None:
     logits[where] += per_row(values, logits.dtype, logits.device)  # no (row, token) occurs twice
 
 
-def _mask_early_stops_(logits: Tensor, rows: Sequence[SampleRow], eos_token_id: int | None) -> None:
+def _mask_early_stops_(logits: Tensor, rows: Sequence[SampleRow], eos_token_ids: tuple[int, ...]) -> None:
     """While fewer than ``min_tokens`` tokens are out, no token that would end the sample can be drawn."""
     entries: list[tuple[int, int]] = []
     for i, row in enumerate(rows):
         if row.output_position < row.params.min_tokens:
             entries += [(i, token_id) for token_id in row.params.stop_token_ids]
-            if eos_token_id is not None and not row.params.ignore_eos:
-                entries.append((i, eos_token_id))
+            if not row.params.ignore_eos:
+                entries += [(i, token_id) for token_id in eos_token_ids]
     if entries:
         where = per_row(entries, torch.int64, logits.device)
-        logits[where[:, 0], where[:, 1]] = float("-inf")
+        # A tensor made on the device: a Python number would be copied there, and the copy would wait for the GPU.
+        logits[where[:, 0], where[:, 1]] = logits.new_full((), float("-inf"))

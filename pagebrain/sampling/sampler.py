@@ -48,7 +48,7 @@ class Sampler:
         if config.vocab_size is None:
             raise ConfigError("vocab_size is not set: make the config with PageBrainConfig.for_model(base, ...)")
         self.vocab_size = config.vocab_size
-        self.eos_token_id = config.eos_token_id
+        self.eos_token_ids = config.eos_token_ids
         self._hashes: dict[torch.device, Tensor] = {}
 
     def sample(self, logits: Tensor, rows: Sequence[SampleRow]) -> SamplerOutput:
@@ -75,7 +75,7 @@ class Sampler:
             token_ids = logits.argmax(dim=1)
         else:
             scores = logits.to(torch.promote_types(logits.dtype, torch.float32))
-            token_ids = self._choose(adjust_logits(scores, rows, self.eos_token_id), rows)
+            token_ids = self._choose(adjust_logits(scores, rows, self.eos_token_ids), rows)
         num_top = [row.params.logprobs for row in rows]
         wanted = any(count is not None for count in num_top)
         return SamplerOutput(token_ids, gather_logprobs(logits, token_ids, num_top) if wanted else None)

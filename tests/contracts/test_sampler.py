@@ -16,7 +16,7 @@ VOCAB_SIZE = 50
 
 @pytest.fixture(params=IMPLEMENTATIONS)
 def sampler(request: pytest.FixtureRequest) -> Any:
-    return IMPLEMENTATIONS[request.param](SimpleNamespace(vocab_size=VOCAB_SIZE, eos_token_id=VOCAB_SIZE - 1))
+    return IMPLEMENTATIONS[request.param](SimpleNamespace(vocab_size=VOCAB_SIZE, eos_token_ids=(VOCAB_SIZE - 1,)))
 
 
 def row(params: SamplingParams, seed: int = 0, position: int = 0) -> SampleRow:

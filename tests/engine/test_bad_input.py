@@ -8,7 +8,9 @@ import torch
 from transformers import GPT2LMHeadModel, LlamaConfig
 
 from pagebrain import LLM, PageBrainConfig, SamplingParams
+from pagebrain.block import BlockManager
 from pagebrain.errors import ConfigError, InvalidRequestError, ModelLoadError, PartError
+from pagebrain.sampling import Sampler
 from tests.support.models import hf_greedy, random_gpt2
 from tests.support.tokenizers import VOCAB_SIZE, byte_tokenizer
 
@@ -36,6 +38,8 @@ BAD_PROMPTS: dict[str, tuple[Any, str]] = {
     "not a token id": ([1, 2.5], "prompt token 1 must be an integer, got 2.5"),
     "a truth value": ([True], "prompt token 0 must be an integer, got True"),
     "not a prompt": (7, "a string or a list of token ids"),
+    "bytes": (b"hi", "a string or a list of token ids, got b'hi'"),
+    "a matrix of ids": (torch.tensor([[1, 2]]), "prompt token 0 must be an integer"),
     "lone surrogate": ("\ud800", "no valid Unicode"),
 }
 
@@ -61,6 +65,7 @@ BAD_PARAMS: list[tuple[dict[str, Any], str]] = [
     ({"temperature": -0.1}, "temperature must be at least 0 and finite, got -0.1"),
     ({"temperature": float("nan")}, "temperature must be at least 0 and finite, got nan"),
     ({"temperature": float("inf")}, "temperature must be"),
+    ({"temperature": 10**400}, "temperature must be at least 0 and finite"),
     ({"temperature": "hot"}, "temperature must be a number, got 'hot'"),
     ({"top_p": 0.0}, "top_p must be greater than 0 and at most 1"),
     ({"top_p": 1.1}, "top_p must be"),
@@ -68,7 +73,7 @@ BAD_PARAMS: list[tuple[dict[str, Any], str]] = [
     ({"top_k": -2}, "top_k must be at least -1, got -2"),
     ({"top_k": 1.5}, "top_k must be an integer"),
     ({"min_p": 1.5}, "min_p must be"),
-    ({"repetition_penalty": 0.0}, "repetition_penalty must be greater than 0"),
+    ({"repetition_penalty": 0.0}, "repetition_penalty must be at least 0.01"),
     ({"presence_penalty": 3.0}, "presence_penalty must be"),
     ({"frequency_penalty": -3.0}, "frequency_penalty must be"),
     ({"logit_bias": {1: float("nan")}}, r"logit_bias\[1\] must be a number between"),
@@ -146,6 +151,33 @@ def test_a_bad_setting_is_named(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         LLM(random_gpt2(), **values)
     one_line(caught.value)
+
+
+def test_settings_that_contradict_a_model_object_are_refused() -> None:
+    base = random_gpt2(torch.float32)
+    for settings, message in (
+        ({"dtype": "float64"}, "dtype='float64' was asked for, but the model has 'float32'"),
+        ({"num_layers": 9}, "num_layers=9 was asked for, but the model has 2"),
+        ({"load_format": "dummy"}, "a model object was given: leave out model and load_format"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            LLM(base, **settings)
+    assert LLM(base, num_blocks=4, dtype="float32", device=torch.device("cpu:0")).config.device == "cpu"
+
+
+def test_a_tokenizer_named_beside_a_model_object_is_used(tmp_path: Path) -> None:
+    byte_tokenizer().save_pretrained(tmp_path)
+    base = random_gpt2(vocab_size=VOCAB_SIZE, eos_token_id=256, bos_token_id=256)
+    for named in (str(tmp_path), tmp_path):
+        assert LLM(base, named, num_blocks=8).generate("Hi", GREEDY, use_tqdm=False)[0].prompt_token_ids == tuple(
+            byte_tokenizer().encode("Hi")
+        )
+
+
+def test_an_id_that_the_engine_makes_up_is_nobody_elses() -> None:
+    engine = LLM(random_gpt2(), num_blocks=8).engine
+    names = [engine.add_request([1], GREEDY, name).request_id for name in (None, "request-1", None, None)]
+    assert len(set(names)) == 4
 
 
 def test_without_max_model_len_a_small_pool_limits_the_length() -> None:
@@ -251,6 +283,15 @@ class SchedulerThatWantsMore(SchedulerWithoutFinish):
     def add(self, seq: Any, priority: int) -> None: ...  # type: ignore[override]
 
 
+class BlockManagerThatFails(BlockManager):
+    def __init__(self, config: Any) -> None:
+        self.num_blocks = 1 // 0
+
+
+class SamplerWithATypo(Sampler):
+    supports = frozenset({"look_ahead"})
+
+
 def attention_in_wrong_order(query: Any, value_pool: Any, key_pool: Any, block_tables: Any, context_lens: Any) -> Any: ...
 
 
@@ -265,9 +306,11 @@ BAD_PARTS: list[tuple[str, Any, str]] = [
     ("scheduler", SchedulerWithWrongNames, "calls argument 2 'blocks' where 'cache_manager' is expected"),
     ("scheduler", SchedulerWithoutFinish, r"has no method finish\(self, seq"),
     ("scheduler", SchedulerThatWantsMore, "add wants an argument 'priority' that the engine does not give"),
-    ("scheduler", scheduler_without_schedule, "has no method add"),
+    ("scheduler", scheduler_without_schedule, "is no class: name one"),
     ("sampler", SchedulerWithoutFinish, "wants an argument"),
     ("block_manager", dict, "block_manager dict"),
+    ("block_manager", BlockManagerThatFails, "could not be made: ZeroDivisionError"),
+    ("sampler", SamplerWithATypo, "supports .*'look_ahead'"),
 ]
 
 

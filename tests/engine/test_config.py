@@ -12,12 +12,11 @@ from tests.support.models import random_gpt2
 
 def test_for_model_takes_shape_dtype_and_device_from_the_model() -> None:
     resolved = PageBrainConfig.for_model(random_gpt2(torch.float64), block_size=8, num_blocks=20)
-    shape = (resolved.num_layers, resolved.num_heads, resolved.head_dim, resolved.vocab_size, resolved.eos_token_id)
-    assert shape == (2, 3, 16, 97, 96)
+    shape = (resolved.num_layers, resolved.num_heads, resolved.head_dim, resolved.vocab_size, resolved.eos_token_ids)
+    assert shape == (2, 3, 16, 97, (96,))
     assert (resolved.dtype, resolved.device, resolved.max_model_len) == ("float64", "cpu", 64)
     assert resolved.token_bytes == 2 * 2 * 3 * 16 * 8 and resolved.block_bytes == 8 * resolved.token_bytes
     assert [resolved.blocks_for(n) for n in (0, 1, 8, 9)] == [0, 1, 1, 2]
-    assert resolved.is_resolved and not PageBrainConfig().is_resolved
 
 
 def test_a_config_cannot_be_changed_after_it_was_checked() -> None:
@@ -45,6 +44,9 @@ def test_more_blocks_than_the_machine_has_memory_for_are_refused() -> None:
 def test_a_model_with_an_end_token_outside_its_vocabulary_has_none() -> None:
     base = random_gpt2()
     base.config.eos_token_id = 50256
-    assert PageBrainConfig.for_model(base).eos_token_id is None
+    assert PageBrainConfig.for_model(base).eos_token_ids == ()
+    base.config.eos_token_id = [5, 96, 50256]
+    assert PageBrainConfig.for_model(base).eos_token_ids == (5, 96)
+    base.config.eos_token_id = None
     output = LLM(base, num_blocks=4).generate([[1]], SamplingParams(temperature=0, max_tokens=3), use_tqdm=False)
     assert output[0].outputs[0].finish_reason == "length"

@@ -137,6 +137,38 @@ def test_a_bad_call_says_what_is_wrong_and_changes_nothing(name: str) -> None:
     torch.testing.assert_close(after, hf_logits(base, [1, 2, 3, 4, 5])[-1:], atol=1e-9, rtol=0)
 
 
+def test_a_sequence_whose_blocks_were_freed_elsewhere_cannot_go_on() -> None:
+    model = paged(random_gpt2(), block_size=4, num_blocks=20)
+    model(torch.tensor([[1, 2, 3, 4]]), input_pos=pairs((0, 4)), cache_pos=pairs((0, 0)))
+    model.cache_manager.free(0)
+    with pytest.raises(InvalidRequestError, match="claims 4 cached tokens, but sequence 0 has 0"):
+        model(torch.tensor([[5]]), input_pos=pairs((4, 1)), cache_pos=pairs((0, 4)))
+
+
+def test_after_a_call_that_failed_a_sequence_has_to_start_afresh() -> None:
+    base = random_gpt2()
+    model = paged(base, block_size=4, num_blocks=20)
+    first = {"input_pos": pairs((0, 4)), "cache_pos": pairs((0, 0))}
+    model(torch.tensor([[1, 2, 3, 4]]), **first)
+    forward = model.forward_tokens
+    model.forward_tokens = lambda batch: 1 / 0  # type: ignore[assignment, method-assign, return-value]
+    with pytest.raises(ZeroDivisionError):
+        model(torch.tensor([[9, 9]]), input_pos=pairs((4, 2)), cache_pos=pairs((0, 4)))
+    model.forward_tokens = forward  # type: ignore[method-assign]
+    with pytest.raises(InvalidRequestError, match="claims 4 cached tokens, but sequence 0 has 0"):
+        model(torch.tensor([[5]]), input_pos=pairs((4, 1)), cache_pos=pairs((0, 4)))
+    logits = model(torch.tensor([[1, 2, 3, 4]]), **first).logits[0]
+    torch.testing.assert_close(logits, hf_logits(base, [1, 2, 3, 4]), atol=1e-9, rtol=0)
+
+
+def test_sequence_ids_may_be_a_tensor() -> None:
+    base = random_gpt2()
+    model = paged(base, num_blocks=8)
+    model(torch.tensor([[1, 2]]), input_pos=pairs((0, 2)), cache_pos=pairs((0, 0)), seq_ids=torch.tensor([5]))
+    logits = model(torch.tensor([[3]]), input_pos=pairs((2, 1)), cache_pos=pairs((0, 2)), seq_ids=[5]).logits[0]
+    torch.testing.assert_close(logits, hf_logits(base, [1, 2, 3])[-1:], atol=1e-9, rtol=0)
+
+
 def test_too_few_blocks_for_all_rows_changes_nothing() -> None:
     base = random_gpt2()
     model = paged(base, block_size=4, num_blocks=4)

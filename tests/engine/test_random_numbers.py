@@ -177,7 +177,7 @@ def chi_square_z(counts: Tensor, expected: Tensor, degrees: int) -> float:
 
 
 def draw(logits: Tensor, rows: list[SampleRow]) -> Tensor:
-    sampler = Sampler(SimpleNamespace(vocab_size=len(logits), eos_token_id=None))  # type: ignore[arg-type]
+    sampler = Sampler(SimpleNamespace(vocab_size=len(logits), eos_token_ids=()))  # type: ignore[arg-type]
     return sampler.sample(logits.expand(len(rows), -1), rows).token_ids
 
 

@@ -31,7 +31,7 @@ GREEDY = SamplingParams(temperature=0.0)
 
 
 def make_sampler(vocab_size: int) -> Sampler:
-    return Sampler(SimpleNamespace(vocab_size=vocab_size, eos_token_id=EOS))  # type: ignore[arg-type]
+    return Sampler(SimpleNamespace(vocab_size=vocab_size, eos_token_ids=(EOS,)))  # type: ignore[arg-type]
 
 
 def make_row(params: SamplingParams, prompt: Sequence[int] = (), output: Sequence[int] = (), seed: int = 0) -> SampleRow:
@@ -172,7 +172,7 @@ def test_best_tokens_are_ordered_by_score_then_id(dtype: torch.dtype) -> None:
 
 def adjusted(logits: Tensor, rows: list[SampleRow]) -> Tensor:
     before = logits.clone()
-    result = adjust_logits(logits, rows, EOS)
+    result = adjust_logits(logits, rows, (EOS,))
     assert torch.equal(logits, before), "the caller's logits were changed"
     return result
 
@@ -418,4 +418,4 @@ def test_logits_of_another_shape_are_refused() -> None:
 
 def test_an_unresolved_config_is_refused() -> None:
     with pytest.raises(ConfigError, match="vocab_size"):
-        Sampler(SimpleNamespace(vocab_size=None, eos_token_id=None))  # type: ignore[arg-type]
+        Sampler(SimpleNamespace(vocab_size=None, eos_token_ids=()))  # type: ignore[arg-type]

@@ -1,13 +1,18 @@
 """A step that fails costs nothing but itself: no request, no block, no token."""
 
+import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 
 from pagebrain import LLM, SamplingParams
 from pagebrain.engine import Engine
 from pagebrain.errors import IntegrityError, StepError
-from pagebrain.sequence import Sequence
+from pagebrain.sampling import SamplerOutput
+from pagebrain.scheduler import Scheduler
+from pagebrain.sequence import Sequence, SequenceGroup
 from tests.support.hashing import continuation, hash_engine, run_all
 from tests.support.models import hf_greedy, random_gpt2
 
@@ -152,3 +157,115 @@ def test_an_interrupt_while_a_step_is_read_loses_nothing(lookahead: bool) -> Non
     engine.check_integrity()
     assert list(run_all(engine)["request-0"].outputs[0].token_ids) == continuation([1, 2, 3], 12)
     assert engine.cache_manager.num_free_blocks == engine.cache_manager.num_blocks
+
+
+class BrokenScheduler(Scheduler):
+    """Goes wrong in one step, in a way that is set from outside."""
+
+    fault: Callable[[SequenceGroup], Any] | None = None
+
+    def schedule(self) -> Any:
+        group = super().schedule()
+        fault, self.fault = self.fault, None
+        return group if fault is None or group is None else fault(group)
+
+
+def with_first(group: SequenceGroup, **changes: Any) -> SequenceGroup:
+    first = dataclasses.replace(group.scheduled[0], **changes)
+    return SequenceGroup((first, *group.scheduled[1:]))
+
+
+FAULTS: dict[str, tuple[Callable[[SequenceGroup], Any], str]] = {
+    "raises": (lambda group: 1 / 0, r"the scheduler failed: ZeroDivisionError: division by zero \(test_step_failure.py:\d+"),
+    "empty group": (lambda group: SequenceGroup(()), "returned an empty group"),
+    "sequence twice": (lambda group: SequenceGroup(group.scheduled * 2), "names a sequence twice"),
+    "wrong start": (lambda group: with_first(group, start=0), r"scheduled with \(start, samples\) = \(0, True\)"),
+    "does not sample": (lambda group: with_first(group, samples=False), "expected .*True"),
+    "too many tokens": (lambda group: with_first(group, num_tokens=3), "3 tokens: expected"),
+    "over the budget": (lambda group: with_first(group, num_tokens=100), "max_num_batched_tokens allows 8"),
+}
+
+
+@pytest.mark.parametrize("lookahead", [False, True])
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_plan_that_makes_no_sense_is_refused_and_the_next_one_goes_on(name: str, lookahead: bool) -> None:
+    fault, message = FAULTS[name]
+    engine = hash_engine(make_scheduler=BrokenScheduler, lookahead=lookahead)
+    scheduler: Any = engine.scheduler
+    engine.add_request([1, 2, 3], GREEDY)
+    for _ in range(3):
+        engine.step()
+    scheduler.fault = fault
+    with pytest.raises(StepError, match=message):
+        engine.step()
+    engine.check_integrity()
+    assert list(run_all(engine)["request-0"].outputs[0].token_ids) == continuation([1, 2, 3], 12)
+    assert engine.cache_manager.num_free_blocks == engine.cache_manager.num_blocks
+
+
+@pytest.mark.parametrize("lookahead", [False, True])
+def test_a_failure_while_tokens_are_handed_out_loses_no_token(lookahead: bool) -> None:
+    """The first sequence has got its token when the second one's fails: each gets its own, once."""
+    engine = hash_engine(lookahead=lookahead)
+    append, calls = engine._append, 0
+
+    def sometimes(seq: Sequence, *args: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls in (4, 9):
+            raise MemoryError("no room for text")
+        return append(seq, *args)
+
+    engine._append = sometimes  # type: ignore[method-assign, assignment]
+    for name, prompt in (("a", [1]), ("b", [2, 3])):
+        engine.add_request(prompt, GREEDY, name)
+    streamed: dict[str, list[int]] = {"a": [], "b": []}
+    failures = 0
+    while engine.has_unfinished_requests:
+        try:
+            for delta in engine.step():
+                streamed[delta.request_id].extend(delta.token_ids)
+        except MemoryError:
+            failures += 1
+            engine.check_integrity()
+    assert failures == 2
+    assert streamed == {"a": continuation([1], 12), "b": continuation([2, 3], 12)}
+
+
+@pytest.mark.parametrize("answer", [[3], [3, 3, 3], [3, 5000]])
+def test_a_sampler_that_answers_nonsense_is_named(answer: list[int]) -> None:
+    engine = hash_engine()
+    sampler: Any = engine.executor.sampler  # type: ignore[attr-defined]
+    sample = sampler.sample
+    sampler.sample = lambda logits, rows: SamplerOutput(torch.tensor(answer), None)
+    for name in ("a", "b"):
+        engine.add_request([1, 2], GREEDY, name)
+    with pytest.raises(StepError, match="the sampler (was given 2 rows|chose token 5000)"):
+        engine.step()
+    sampler.sample = sample
+    assert {tuple(output.outputs[0].token_ids) for output in run_all(engine).values()} == {tuple(continuation([1, 2], 12))}
+
+
+def test_the_thread_that_computes_ahead_reports_its_failures_too() -> None:
+    """The same with the executor that users get, whose steps run in a thread of their own."""
+    base = random_gpt2()
+    llm = LLM(base, num_blocks=16, lookahead=True)
+    model: Any = llm.engine.executor.model  # type: ignore[attr-defined]
+    forward, calls = model.forward_tokens, 0
+
+    def sometimes(batch: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 4:
+            raise RuntimeError("out of luck")
+        return forward(batch)
+
+    model.forward_tokens = sometimes
+    with pytest.raises(StepError, match="out of luck"):
+        llm.generate([[1, 2], [3]], GREEDY, use_tqdm=False)
+    assert not llm.engine.has_unfinished_requests and llm.engine.cache_manager.num_free_blocks == 16
+    outputs = llm.generate([[1, 2], [3]], GREEDY, use_tqdm=False)
+    assert [list(output.outputs[0].token_ids) for output in outputs] == [
+        hf_greedy(base, [1, 2], 12),
+        hf_greedy(base, [3], 12),
+    ]

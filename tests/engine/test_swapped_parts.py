@@ -1,5 +1,6 @@
 """Parts named from outside serve real requests, and what a part cannot do is switched off with a line that says so."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,26 @@ def test_a_part_that_does_not_declare_lookahead_switches_it_off_and_says_so() ->
     assert llm.notices == ("launching ahead is off: scheduler does not declare support for lookahead",)
     assert tokens(llm) == expected(base)
     assert LLM(base, num_blocks=16, lookahead=True, swap={"scheduler": Scheduler}).notices == ()
+
+
+def test_parts_of_the_engine_named_from_outside_support_what_they_did() -> None:
+    swap = {"attention": "pagebrain.attention:paged_attention", "scheduler": "pagebrain.scheduler:Scheduler"}
+    llm = LLM(random_gpt2(), num_blocks=16, lookahead=True, swap=swap)
+    assert llm.config.lookahead and llm.notices == ()
+
+
+def test_a_file_that_was_edited_is_read_again(tmp_path: Path) -> None:
+    """In a notebook a learner edits and tries again; the first version must not come back."""
+    file = tmp_path / "mine.py"
+    base = random_gpt2(seed=2)
+    for factor, right in (("3.0", False), ("1.0", True)):
+        file.write_text(
+            "from pagebrain.attention import paged_attention as theirs\n"
+            "def mine(query, key_pool, value_pool, block_tables, context_lens, query_starts, scale):\n"
+            f"    return theirs(query, key_pool, value_pool, block_tables, context_lens, query_starts, scale) * {factor}\n"
+        )
+        os.utime(file, ns=(1, 10**9 if right else 10**9 + 1))
+        assert (tokens(LLM(base, num_blocks=16, swap={"attention": f"{file}:mine"})) == expected(base)) == right
 
 
 def test_a_part_given_by_module_path() -> None:

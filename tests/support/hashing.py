@@ -17,7 +17,7 @@ from pagebrain.block import BlockManager
 from pagebrain.cache import CacheManager
 from pagebrain.config import PageBrainConfig
 from pagebrain.engine import Engine
-from pagebrain.executor import InFlight, SequenceResult, TorchExecutor
+from pagebrain.executor import InFlight, TorchExecutor
 from pagebrain.sampling import Sampler
 from pagebrain.scheduler import Scheduler
 from pagebrain.sequence import SequenceGroup
@@ -75,11 +75,7 @@ class LateExecutor(TorchExecutor):
     def launch(self, group: SequenceGroup) -> InFlight:
         """Prepare now, compute in ``wait``."""
         prepared = self._prepare(group)
-
-        def wait() -> list[SequenceResult]:
-            return self._run(prepared)
-
-        return InFlight(group, wait)
+        return InFlight(group, lambda: self._run(prepared))
 
 
 def hash_engine(
