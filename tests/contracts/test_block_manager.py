@@ -8,10 +8,11 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
+from chapters import ch02_block_table
 from pagebrain.block import BlockManager
 from pagebrain.errors import BlockError, OutOfBlocksError
 
-IMPLEMENTATIONS: dict[str, Callable[[Any], Any]] = {"engine": BlockManager}
+IMPLEMENTATIONS: dict[str, Callable[[Any], Any]] = {"engine": BlockManager, "chapter 02": ch02_block_table.BlockManager}
 
 
 @pytest.fixture(params=IMPLEMENTATIONS)

@@ -5,13 +5,14 @@ from typing import Any
 
 import pytest
 
+from chapters import ch04_scheduler
 from pagebrain import SamplingParams
 from pagebrain.engine import Engine
 from pagebrain.scheduler import Scheduler
 from pagebrain.trace import StepTrace
 from tests.support.hashing import continuation, hash_engine, run_all
 
-IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {"engine": Scheduler}
+IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {"engine": Scheduler, "chapter 04": ch04_scheduler.Scheduler}
 
 
 @pytest.fixture(params=IMPLEMENTATIONS)

@@ -1,0 +1,181 @@
+"""Chapter 01: one contiguous cache per request, reserved in full, and a padded batch.
+
+Chapter 00 computes the same keys and values again for every token. They never change: token ``i`` looks back only, so its K
+and V are final once they are computed. Keep them, and each new token costs one row instead of all rows. The price is memory,
+and this chapter pays it the simplest way: for every request it sets aside room for the longest text it might become, and
+computes all requests side by side, the short ones padded to the length of the longest.
+
+What changes from chapter 00: the forward pass is our own (the same weights), because attention has to read the cache; it
+is given flat rows of tokens and a function that attends. A loop of prefill and decode replaces the loop that recomputes.
+
+Tasks (25 points, about 4 hours):
+
+- 1.1 (7 points) ``ReservedCache.write``: put new K and V where they belong.
+- 1.2 (10 points) ``masked_attention``: attention over a cache that is longer than what has been written.
+- 1.3 (8 points) ``decode_inputs``: which tokens, at which positions, the next step computes.
+
+Know first: chapter 00; scaled dot-product attention; broadcasting.
+In the engine: :class:`pagebrain.cache.CacheManager` (which reserves nothing) and :mod:`pagebrain.models.gpt2`. In vLLM: what
+``vllm/v1/core/kv_cache_manager.py`` does away with. Hugging Face's ``StaticCache`` is this chapter's cache.
+From pagebrain: ``models.gpt2.attention_scale``.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import cast
+
+import torch
+from torch import Tensor
+from transformers import GPT2LMHeadModel
+from transformers.models.gpt2.modeling_gpt2 import GPT2Block
+
+from chapters.ch00_baseline import OnLogits, check_prompts, greedy_token
+from pagebrain.models.gpt2 import attention_scale
+
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+"""``attend(layer, query, key, value) -> out``, each ``[num_tokens, num_heads, head_dim]``: all that a cache has to offer."""
+
+
+@torch.no_grad()
+def forward(model: GPT2LMHeadModel, token_ids: Tensor, positions: Tensor, attend: Attend, logits_rows: Tensor) -> Tensor:
+    """GPT-2, written out once for all chapters: attention is the caller's, everything else works row by row.
+
+    Args:
+        token_ids, positions: int64 ``[num_tokens]``, the rows of all sequences one after the other.
+        attend: stores the rows' K and V and attends; it alone knows which rows belong together.
+        logits_rows: int64 ``[num_logits]``, the rows whose scores are wanted.
+
+    Returns:
+        ``[num_logits, vocab_size]``.
+    """
+    gpt2 = model.transformer
+    num_heads = model.config.n_head
+    hidden = gpt2.wte(token_ids) + gpt2.wpe(positions)  # [num_tokens, n_embd]
+    for layer, block in enumerate(cast(list[GPT2Block], gpt2.h)):
+        qkv = block.attn.c_attn(block.ln_1(hidden)).view(len(hidden), 3, num_heads, -1)
+        query, key, value = qkv.unbind(1)  # each [num_tokens, num_heads, head_dim]
+        context = attend(layer, query, key, value)
+        hidden = hidden + block.attn.c_proj(context.reshape(len(hidden), -1))
+        hidden = hidden + block.mlp(block.ln_2(hidden))
+    logits: Tensor = model.lm_head(gpt2.ln_f(hidden[logits_rows]))
+    return logits
+
+
+class ReservedCache:
+    """Room for ``max_len`` tokens of K and V for each of ``batch_size`` sequences, taken before the first one is computed.
+
+    ``keys`` and ``values`` are ``[num_layers, batch_size, max_len, num_heads, head_dim]``.
+    """
+
+    def __init__(self, model: GPT2LMHeadModel, batch_size: int, max_len: int) -> None:
+        config = model.config
+        shape = (config.n_layer, batch_size, max_len, config.n_head, config.n_embd // config.n_head)
+        self.keys = torch.zeros(shape, dtype=model.dtype, device=model.device)
+        self.values = torch.zeros_like(self.keys)
+
+    def write(self, layer: int, positions: Tensor, key: Tensor, value: Tensor) -> None:
+        """Task 1.1: store K and V of new tokens.
+
+        ``positions`` is int64 ``[batch_size, num_new]``; ``key`` and ``value`` are ``[batch_size, num_new, num_heads,
+        head_dim]``. New token ``t`` of sequence ``b`` belongs at ``positions[b, t]``, which differs between sequences.
+        """
+        # BEGIN SOLUTION 1.1
+        sequences = torch.arange(len(positions), device=positions.device).unsqueeze(1)  # [batch_size, 1]
+        self.keys[layer, sequences, positions] = key
+        self.values[layer, sequences, positions] = value
+        # END SOLUTION
+
+    @property
+    def num_reserved_tokens(self) -> int:
+        """Tokens that there is room for, written or not."""
+        return self.keys.shape[1] * self.keys.shape[2]
+
+
+def masked_attention(query: Tensor, keys: Tensor, values: Tensor, positions: Tensor, scale: float) -> Tensor:
+    """Task 1.2: causal attention of new tokens over a cache with room for more than was written.
+
+    Args:
+        query: ``[batch_size, num_new, num_heads, head_dim]``.
+        keys, values: ``[batch_size, max_len, num_heads, head_dim]``; a sequence's slots past its own tokens hold anything.
+        positions: int64 ``[batch_size, num_new]``, where each query stands. It sees positions up to its own.
+        scale: factor on the scores.
+
+    Returns:
+        ``[batch_size, num_new, num_heads, head_dim]``.
+    """
+    # BEGIN SOLUTION 1.2
+    scores = torch.einsum("bqhd,bkhd->bhqk", query, keys) * scale
+    slots = torch.arange(keys.shape[1], device=keys.device)
+    hidden = slots > positions.unsqueeze(-1)  # [batch_size, num_new, max_len]
+    scores = scores.masked_fill(hidden.unsqueeze(1), -math.inf)
+    return torch.einsum("bhqk,bkhd->bqhd", scores.softmax(dim=-1), values)
+    # END SOLUTION
+
+
+def attend_reserved(model: GPT2LMHeadModel, cache: ReservedCache, positions: Tensor) -> Attend:
+    """Attention for a padded batch whose rows stand at ``positions`` ``[batch_size, num_new]``."""
+
+    def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        query, key, value = (rows.view(*positions.shape, *rows.shape[1:]) for rows in (query, key, value))
+        cache.write(layer, positions, key, value)
+        scale = attention_scale(model.config, layer)
+        return masked_attention(query, cache.keys[layer], cache.values[layer], positions, scale).flatten(0, 1)
+
+    return attend
+
+
+def prefill_inputs(prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor]:
+    """The first step: all prompts at once, padded on the right to the longest.
+
+    Returns ``token_ids`` and ``positions`` ``[batch_size, longest]``, and each prompt's last row ``[batch_size]`` in the
+    flat batch. What padding writes to the cache lies past the prompt's end, where nobody looks before it is overwritten.
+    """
+    width = max(map(len, prompts))
+    token_ids = torch.tensor([[*prompt, *[0] * (width - len(prompt))] for prompt in prompts])
+    positions = torch.arange(width).expand(len(prompts), width)
+    last_rows = torch.tensor([index * width + len(prompt) - 1 for index, prompt in enumerate(prompts)])
+    return token_ids, positions, last_rows
+
+
+def decode_inputs(texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor]:
+    """Task 1.3: every later step: the newest token of each text, whose K and V are not in the cache yet.
+
+    ``texts`` are the token ids so far, prompt and answer. Returns what :func:`prefill_inputs` returns, with a width of one.
+    """
+    # BEGIN SOLUTION 1.3
+    token_ids = torch.tensor([[text[-1]] for text in texts])
+    positions = torch.tensor([[len(text) - 1] for text in texts])
+    return token_ids, positions, torch.arange(len(texts))
+    # END SOLUTION
+
+
+def generate(
+    model: GPT2LMHeadModel,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    on_logits: OnLogits | None = None,
+) -> list[list[int]]:
+    """The greedy continuation of each prompt, all prompts as one batch that runs until the longest answer is done."""
+    check_prompts(model, prompts, max_new_tokens)
+    if not prompts:
+        return []
+    cache = ReservedCache(model, len(prompts), max(map(len, prompts)) + max_new_tokens)
+    texts = [list(prompt) for prompt in prompts]
+    ended = [False] * len(prompts)
+    inputs = prefill_inputs(texts)
+    for _ in range(max_new_tokens):
+        token_ids, positions, last_rows = (tensor.to(model.device) for tensor in inputs)
+        attend = attend_reserved(model, cache, positions)
+        logits = forward(model, token_ids.flatten(), positions.flatten(), attend, last_rows)  # [batch_size, vocab_size]
+        for index, text in enumerate(texts):
+            if not ended[index] and on_logits is not None:
+                on_logits(index, logits[index])
+            # A text that has ended is computed all the same: its row in the batch is taken until the last one is done.
+            text.append(greedy_token(logits[index]))
+            ended[index] = ended[index] or text[-1] == model.config.eos_token_id
+        if all(ended):
+            break
+        inputs = decode_inputs(texts)
+    answers = [text[len(prompt) :] for text, prompt in zip(texts, prompts, strict=True)]
+    end = model.config.eos_token_id
+    return [answer[: answer.index(end) + 1] if end in answer else answer for answer in answers]

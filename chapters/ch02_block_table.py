@@ -1,0 +1,252 @@
+"""Chapter 02: physical blocks, a free list, and a block table for each sequence.
+
+Chapter 01 reserves for the longest text that might come, side by side in memory, and most of that is never written.
+Operating systems met this long ago, and their answer works here: cut memory into *blocks* of a few token slots, hand one out
+when a sequence needs it, and let it lie anywhere. A *block table* says which physical block holds a sequence's first tokens,
+which the next, and so on. At most ``block_size - 1`` slots of a sequence are ever empty (Kwon et al., SOSP 2023).
+
+What changes from chapter 01: the cache. A sequence's K and V grow block by block and are given back when it ends; the batch
+needs no padding, since every row of it knows its slot. Attention is that of chapter 01: it first collects a sequence's pages
+into one piece, a copy that chapter 03 does away with.
+
+Tasks (30 points, about 5 hours):
+
+- 2.1 (10 points) ``BlockManager.allocate`` and ``free``: who holds which block.
+- 2.2 (8 points) ``PagedCache.slots``: from a token's position to its slot.
+- 2.3 (6 points) ``PagedCache.grow`` and ``free``: block tables that cover what they must and no more.
+- 2.4 (6 points) ``PagedCache.gather``: a sequence's K and V in order, wherever they lie.
+
+Know first: chapter 01; integer division and remainder.
+In the engine: :class:`pagebrain.block.BlockManager` and :class:`pagebrain.cache.CacheManager`. In vLLM: ``BlockPool`` in
+``vllm/v1/core/block_pool.py`` and the block tables of ``vllm/v1/worker/block_table.py``.
+From pagebrain: ``PageBrainConfig``, the errors of ``pagebrain.errors`` and ``models.gpt2.attention_scale``.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor
+from transformers import GPT2LMHeadModel
+
+from chapters.ch00_baseline import OnLogits, check_prompts, greedy_token
+from chapters.ch01_naive_kv_cache import Attend, forward, masked_attention
+from pagebrain import PageBrainConfig
+from pagebrain.errors import BlockError, BlockTableError, OutOfBlocksError
+from pagebrain.models.gpt2 import attention_scale
+
+
+class BlockManager:
+    """Hands out the physical blocks ``0 .. num_blocks - 1`` and takes them back. It knows numbers, no tensors."""
+
+    supports = frozenset({"lookahead"})
+
+    def __init__(self, config: PageBrainConfig) -> None:
+        assert config.num_blocks is not None
+        self.num_blocks = config.num_blocks
+        self._free = list(range(self.num_blocks))
+        self._in_use: set[int] = set()
+
+    @property
+    def num_free_blocks(self) -> int:
+        """Blocks that nobody holds."""
+        return len(self._free)
+
+    @property
+    def free_blocks(self) -> tuple[int, ...]:
+        """Ids of the free blocks."""
+        return tuple(self._free)
+
+    def can_allocate(self, count: int) -> bool:
+        """Whether ``count`` blocks are free."""
+        return count <= len(self._free)
+
+    def ref_count(self, block_id: int) -> int:
+        """Holders of a block, 0 or 1. (Chapter 08 shares blocks.)"""
+        if not 0 <= block_id < self.num_blocks:
+            raise BlockError(f"block ids run from 0 to {self.num_blocks - 1}, got {block_id}")
+        return int(block_id in self._in_use)
+
+    def allocate(self, count: int = 1) -> list[int]:
+        """Task 2.1: take ``count`` free blocks; none of them may be in use.
+
+        Raises ``OutOfBlocksError``, before anything changed, if fewer are free.
+        """
+        # BEGIN SOLUTION 2.1
+        if not self.can_allocate(count):
+            raise OutOfBlocksError(
+                f"{count} blocks were asked for, but only {len(self._free)} of {self.num_blocks} are free"
+            )
+        block_ids = [self._free.pop() for _ in range(count)]
+        self._in_use.update(block_ids)
+        return block_ids
+        # END SOLUTION
+
+    def free(self, block_ids: Iterable[int]) -> None:
+        """Task 2.1: take blocks back.
+
+        Raises ``BlockError``, before anything changed, for a block that does not exist, is free, or is named twice.
+        """
+        # BEGIN SOLUTION 2.1
+        block_ids = list(block_ids)
+        for block_id in block_ids:
+            if block_ids.count(block_id) > self.ref_count(block_id):
+                raise BlockError(f"block {block_id} has {self.ref_count(block_id)} holder(s): it cannot be freed")
+        self._in_use.difference_update(block_ids)
+        self._free.extend(block_ids)
+        # END SOLUTION
+
+
+class PagedCache:
+    """Pools of K and V cut into blocks, and a block table per sequence id.
+
+    ``key_pools[layer]`` and ``value_pools[layer]`` are ``[num_blocks, block_size, num_heads, head_dim]``.
+    """
+
+    def __init__(self, block_manager: BlockManager, config: PageBrainConfig) -> None:
+        num_layers, num_heads, head_dim = config.require_shape()
+        self.block_manager = block_manager
+        self.block_size = config.block_size
+        shape = (num_layers, block_manager.num_blocks, config.block_size, num_heads, head_dim)
+        self.key_pools = torch.zeros(shape, dtype=config.torch_dtype, device=config.device)
+        self.value_pools = torch.zeros_like(self.key_pools)
+        self._tables: dict[int, list[int]] = {}
+
+    @property
+    def num_free_blocks(self) -> int:
+        """Blocks that no sequence holds."""
+        return self.block_manager.num_free_blocks
+
+    def block_table(self, seq_id: int) -> tuple[int, ...]:
+        """Physical block ids of a sequence in logical order."""
+        return tuple(self._tables.get(seq_id, ()))
+
+    def num_missing_blocks(self, seq_id: int, num_tokens: int) -> int:
+        """Blocks that the sequence's table lacks to hold ``num_tokens`` tokens."""
+        return max(0, -(-num_tokens // self.block_size) - len(self._tables.get(seq_id, ())))
+
+    def can_grow(self, seq_id: int, num_tokens: int) -> bool:
+        """Whether :meth:`grow` would succeed."""
+        return self.block_manager.can_allocate(self.num_missing_blocks(seq_id, num_tokens))
+
+    def grow(self, seq_id: int, num_tokens: int) -> None:
+        """Task 2.3: make the sequence's table cover ``num_tokens`` tokens, with no more blocks than that needs.
+
+        A table that covers them already stays as it is. Raises ``OutOfBlocksError``, before anything changed.
+        """
+        # BEGIN SOLUTION 2.3
+        block_ids = self.block_manager.allocate(self.num_missing_blocks(seq_id, num_tokens))
+        self._tables.setdefault(seq_id, []).extend(block_ids)
+        # END SOLUTION
+
+    def free(self, seq_id: int) -> None:
+        """Task 2.3: give all of a sequence's blocks back and forget its table; one that holds none is left alone."""
+        # BEGIN SOLUTION 2.3
+        self.block_manager.free(self._tables.pop(seq_id, []))
+        # END SOLUTION
+
+    def slots(self, seq_id: int, start: int, count: int) -> list[int]:
+        """Task 2.2: the physical slots of tokens ``start .. start + count - 1``; slot = block_id * block_size + offset.
+
+        Raises ``BlockTableError`` if the sequence's table does not cover them.
+        """
+        # BEGIN SOLUTION 2.2
+        table = self._tables.get(seq_id, [])
+        if start + count > len(table) * self.block_size:
+            raise BlockTableError(f"token {start + count - 1} of sequence {seq_id} is past its {len(table)} blocks")
+        return [
+            table[position // self.block_size] * self.block_size + position % self.block_size
+            for position in range(start, start + count)
+        ]
+        # END SOLUTION
+
+    def write(self, layer: int, slots: Tensor, key: Tensor, value: Tensor) -> None:
+        """Put K and V ``[num_tokens, num_heads, head_dim]`` of new tokens into their slots ``[num_tokens]``."""
+        self.key_pools[layer].flatten(0, 1)[slots] = key
+        self.value_pools[layer].flatten(0, 1)[slots] = value
+
+    def gather(self, layer: int, seq_id: int, num_tokens: int) -> tuple[Tensor, Tensor]:
+        """Task 2.4: K and V of a sequence's first ``num_tokens`` tokens, in order.
+
+        Returns two tensors ``[num_tokens, num_heads, head_dim]``.
+        """
+        # BEGIN SOLUTION 2.4
+        table = torch.tensor(self.block_table(seq_id), dtype=torch.int64, device=self.key_pools.device)
+        keys = self.key_pools[layer][table].flatten(0, 1)  # [num_pages * block_size, num_heads, head_dim]
+        values = self.value_pools[layer][table].flatten(0, 1)
+        return keys[:num_tokens], values[:num_tokens]
+        # END SOLUTION
+
+
+class Rows:
+    """The flat rows of one step. An entry is ``(seq_id, start, new_token_ids)``: tokens after ``start`` that are cached."""
+
+    def __init__(self, cache: PagedCache, entries: Sequence[tuple[int, int, Sequence[int]]]) -> None:
+        self.seq_ids = [seq_id for seq_id, _, _ in entries]
+        self.counts = [len(new) for _, _, new in entries]
+        self.context_lens = [start + len(new) for _, start, new in entries]
+        token_ids: list[int] = []
+        positions: list[int] = []
+        slots: list[int] = []
+        for seq_id, start, new in entries:
+            token_ids += new
+            positions += range(start, start + len(new))
+            slots += cache.slots(seq_id, start, len(new))
+        device = cache.key_pools.device
+        self.token_ids = torch.tensor(token_ids, device=device)  # [num_tokens]
+        self.positions = torch.tensor(positions, device=device)
+        self.slots = torch.tensor(slots, device=device)
+        self.query_starts = torch.tensor([0, *self.counts], device=device).cumsum(0)  # [num_seqs + 1]
+        self.last_rows = self.query_starts[1:] - 1  # [num_seqs]
+
+
+def attend_gathered(model: GPT2LMHeadModel, cache: PagedCache, rows: Rows) -> Attend:
+    """Attention that first collects each sequence's pages into one piece."""
+
+    def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        cache.write(layer, rows.slots, key, value)
+        out = []
+        for index, (seq_id, context_len) in enumerate(zip(rows.seq_ids, rows.context_lens, strict=True)):
+            own = slice(rows.query_starts[index], rows.query_starts[index + 1])  # the sequence's rows
+            keys, values = cache.gather(layer, seq_id, context_len)
+            scale = attention_scale(model.config, layer)
+            out.append(masked_attention(query[None, own], keys[None], values[None], rows.positions[None, own], scale)[0])
+        return torch.cat(out)
+
+    return attend
+
+
+MakeAttend = Callable[[GPT2LMHeadModel, PagedCache, Rows], Attend]
+
+
+def generate(
+    model: GPT2LMHeadModel,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    on_logits: OnLogits | None = None,
+    *,
+    block_size: int = 16,
+    make_attend: MakeAttend = attend_gathered,
+) -> list[list[int]]:
+    """The greedy continuation of each prompt, all at once; a sequence that ends gives its blocks back at once."""
+    check_prompts(model, prompts, max_new_tokens)
+    num_blocks = sum(-(-(len(prompt) + max_new_tokens) // block_size) for prompt in prompts)
+    config = PageBrainConfig.for_model(model, block_size=block_size, num_blocks=max(2, num_blocks))
+    cache = PagedCache(BlockManager(config), config)
+    texts = {index: list(prompt) for index, prompt in enumerate(prompts)}
+    num_cached = dict.fromkeys(texts, 0)
+    running = dict(texts)
+    while running:
+        for seq_id, text in running.items():
+            cache.grow(seq_id, len(text))
+        rows = Rows(cache, [(seq_id, num_cached[seq_id], text[num_cached[seq_id] :]) for seq_id, text in running.items()])
+        logits = forward(model, rows.token_ids, rows.positions, make_attend(model, cache, rows), rows.last_rows)
+        for seq_id, scores in zip(rows.seq_ids, logits, strict=True):
+            if on_logits is not None:
+                on_logits(seq_id, scores)
+            text = running[seq_id]
+            num_cached[seq_id] = len(text)
+            text.append(greedy_token(scores))
+            if text[-1] == model.config.eos_token_id or len(text) == len(prompts[seq_id]) + max_new_tokens:
+                cache.free(seq_id)
+                del running[seq_id]
+    return [texts[index][len(prompt) :] for index, prompt in enumerate(prompts)]

@@ -1,0 +1,186 @@
+r"""Chapter 03: attention that reads pages where they lie.
+
+Chapter 02 copies a sequence's whole K and V together for every token it generates. That is not needed: softmax can be
+computed piece by piece. Keep three numbers for each query: the largest score so far ``m``, the sum ``l`` of
+``exp(score - m)``, and the weighted sum of values ``acc``. A new page may bring a larger maximum ``m'``; then what was
+summed before shrinks by ``exp(m - m')``, and that is all (Milakov and Gimelshein, 2018):
+
+    l   <- l * exp(m - m') + sum_j exp(s_j - m')
+    acc <- acc * exp(m - m') + sum_j exp(s_j - m') * v_j        and at the end  out = acc / l
+
+So a page is read once, wherever it lies, and nothing larger than a page is held. A GPU runs many such loops at once, one for
+each query; here all queries take their first page together, then their second, and so on, and those that have no more pages
+stand by with their lanes masked.
+
+What changes from chapter 02: attention. Nothing is gathered into one piece any more.
+
+Tasks (35 points, about 6 hours):
+
+- 3.1 (12 points) ``add_page``: one step of the online softmax.
+- 3.2 (8 points) ``attend_one``: one query, page by page.
+- 3.3 (15 points) ``paged_attention``: all queries of a batch, page by page side by side.
+
+Know first: chapter 02; why softmax subtracts the maximum.
+In the engine: :func:`pagebrain.attention.paged_attention`. In vLLM: ``vllm/v1/attention/ops`` and FlashAttention's
+``flash_attn_varlen_func`` with a block table.
+From pagebrain: ``models.gpt2.attention_scale``.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import GPT2LMHeadModel
+
+from chapters import ch02_block_table
+from chapters.ch00_baseline import OnLogits
+from chapters.ch01_naive_kv_cache import Attend
+from chapters.ch02_block_table import PagedCache, Rows
+from pagebrain.models.gpt2 import attention_scale
+
+
+class Partial(NamedTuple):
+    """A softmax under way, over the pages seen so far.
+
+    Attributes:
+        maximum: ``[..., num_heads]``, the largest score, minus infinity before the first page.
+        total: ``[..., num_heads]``, the sum of ``exp(score - maximum)``.
+        acc: ``[..., num_heads, head_dim]``, the values weighted by ``exp(score - maximum)``.
+    """
+
+    maximum: Tensor
+    total: Tensor
+    acc: Tensor
+
+    @classmethod
+    def start(cls, query: Tensor) -> "Partial":
+        """Before the first page, for queries ``[..., num_heads, head_dim]``."""
+        heads = query[..., 0]
+        return cls(torch.full_like(heads, -math.inf), torch.zeros_like(heads), torch.zeros_like(query))
+
+
+def add_page(partial: Partial, scores: Tensor, values: Tensor) -> Partial:
+    """Task 3.1: take one more page into a softmax under way.
+
+    Args:
+        partial: over the pages before, for any number of queries ``...``.
+        scores: ``[..., num_heads, block_size]``; minus infinity for a slot that the query must not see. At least one slot of
+            the first page can be seen; of a later page it may be none.
+        values: ``[..., block_size, num_heads, head_dim]``.
+    """
+    # BEGIN SOLUTION 3.1
+    maximum = torch.maximum(partial.maximum, scores.amax(dim=-1))
+    shrink = torch.exp(partial.maximum - maximum)
+    weights = torch.exp(scores - maximum.unsqueeze(-1))  # [..., num_heads, block_size]
+    total = partial.total * shrink + weights.sum(dim=-1)
+    acc = partial.acc * shrink.unsqueeze(-1) + torch.einsum("...hk,...khd->...hd", weights, values)
+    return Partial(maximum, total, acc)
+    # END SOLUTION
+
+
+def attend_one(
+    query: Tensor, key_pool: Tensor, value_pool: Tensor, block_table: Sequence[int], context_len: int, scale: float
+) -> Tensor:
+    """Task 3.2: one query over its context, a page at a time.
+
+    Args:
+        query: ``[num_heads, head_dim]``, of the token at position ``context_len - 1``.
+        key_pool, value_pool: ``[num_blocks, block_size, num_heads, head_dim]``.
+        block_table: physical blocks in logical order; entries past the context are not followed.
+        context_len: tokens that the query sees. The last page may hold fewer than ``block_size`` of them.
+        scale: factor on the scores.
+
+    Returns:
+        ``[num_heads, head_dim]``.
+    """
+    # BEGIN SOLUTION 3.2
+    block_size = key_pool.shape[1]
+    partial = Partial.start(query)
+    for page in range(-(-context_len // block_size)):
+        block_id = block_table[page]
+        filled = min(block_size, context_len - page * block_size)
+        keys, values = key_pool[block_id, :filled], value_pool[block_id, :filled]
+        partial = add_page(partial, torch.einsum("hd,khd->hk", query, keys) * scale, values)
+    return partial.acc / partial.total.unsqueeze(-1)
+    # END SOLUTION
+
+
+def paged_attention(
+    query: Tensor,
+    key_pool: Tensor,
+    value_pool: Tensor,
+    block_tables: Tensor,
+    context_lens: Tensor,
+    query_starts: Tensor,
+    scale: float,
+) -> Tensor:
+    """Task 3.3: causal attention for a batch of sequences, all queries side by side.
+
+    Every row of ``query`` is a *lane*: a query with a context of its own, which ends with its own token. In step ``p`` each
+    lane reads page ``p`` of its sequence; lanes whose context is shorter wait, or read something and mask it.
+
+    Args:
+        query: ``[num_tokens, num_heads, head_dim]``; rows ``query_starts[i] .. query_starts[i + 1] - 1`` are the newest
+            tokens of sequence ``i``, in order.
+        key_pool, value_pool: ``[num_blocks, block_size, num_heads, head_dim]``, only read.
+        block_tables: int64 ``[num_seqs, max_blocks]``; entries past a sequence's pages may be any block.
+        context_lens: int64 ``[num_seqs]``, tokens in the cache including the newest.
+        query_starts: int64 ``[num_seqs + 1]``.
+        scale: factor on the scores.
+
+    Returns:
+        ``[num_tokens, num_heads, head_dim]``.
+    """
+    # BEGIN SOLUTION 3.3
+    block_size = key_pool.shape[1]
+    query_lens = query_starts.diff()
+    seq_of_lane = torch.repeat_interleave(torch.arange(len(query_lens), device=query.device), query_lens)
+    # The last query of a sequence sees all of its context, the one before it one token less, and so on.
+    from_end = query_starts[1:][seq_of_lane] - torch.arange(len(query), device=query.device) - 1
+    lens = context_lens[seq_of_lane] - from_end  # [num_tokens]
+    partial = Partial.start(query)
+    for page in range(-(-int(lens.max()) // block_size)):
+        lanes = torch.nonzero(lens > page * block_size).flatten()  # those that have such a page
+        block_ids = block_tables[seq_of_lane[lanes], page]
+        scores = torch.einsum("nhd,nkhd->nhk", query[lanes], key_pool[block_ids]) * scale
+        slots = page * block_size + torch.arange(block_size, device=query.device)
+        scores = scores.masked_fill((slots >= lens[lanes, None])[:, None], -math.inf)
+        before = Partial(*(tensor[lanes] for tensor in partial))
+        after = add_page(before, scores, value_pool[block_ids])
+        for whole, part in zip(partial, after, strict=True):
+            whole[lanes] = part
+    return partial.acc / partial.total.unsqueeze(-1)
+    # END SOLUTION
+
+
+def attend_paged(model: GPT2LMHeadModel, cache: PagedCache, rows: Rows) -> Attend:
+    """Attention of a step that writes its K and V to their slots and reads pages through the block tables."""
+    tables = [cache.block_table(seq_id) for seq_id in rows.seq_ids]
+    width = max(map(len, tables))
+    device = cache.key_pools.device
+    block_tables = torch.tensor([[*table, *[0] * (width - len(table))] for table in tables], device=device)
+    context_lens = torch.tensor(rows.context_lens, device=device)
+
+    def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        cache.write(layer, rows.slots, key, value)
+        pools = cache.key_pools[layer], cache.value_pools[layer]
+        scale = attention_scale(model.config, layer)
+        return paged_attention(query, *pools, block_tables, context_lens, rows.query_starts, scale)
+
+    return attend
+
+
+def generate(
+    model: GPT2LMHeadModel,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    on_logits: OnLogits | None = None,
+    *,
+    block_size: int = 16,
+) -> list[list[int]]:
+    """The greedy continuation of each prompt: the loop of chapter 02 around this chapter's attention."""
+    return ch02_block_table.generate(
+        model, prompts, max_new_tokens, on_logits, block_size=block_size, make_attend=attend_paged
+    )

@@ -1,0 +1,236 @@
+"""``pagebrain bench offline``: the same requests through PageBrain and what it is compared with, in interleaved rounds.
+
+This module checks the arguments, makes the workload and runs the engines: A B C, A B C, A B C, each run in a process of its
+own, so that none inherits another's memory or threads, and a change in the machine's load meets all of them.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pagebrain import __version__, errors
+from pagebrain.bench.settings import ENGINES, candidates
+from pagebrain.bench.spec import RunResult, RunSpec
+from pagebrain.bench.workload import LengthRange, check_lengths, make_warmup, make_workload, model_limits
+from pagebrain.errors import ConfigError, PageBrainError
+
+_MAX_WARMUP_REQUESTS = 256
+
+
+def add_offline_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``pagebrain bench offline``."""
+    group = parser.add_argument_group("workload")
+    group.add_argument("--requests", type=int, default=32, metavar="N", help="how many requests (default: 32)")
+    group.add_argument("--input-len", default="32:128", metavar="LOW:HIGH", help="tokens of a prompt (default: 32:128)")
+    group.add_argument("--output-len", default="32:128", metavar="LOW:HIGH", help="tokens to generate (default: 32:128)")
+    group.add_argument("--seed", type=int, default=0, metavar="N", help="of the requests and of random weights (default: 0)")
+
+    group = parser.add_argument_group("model")
+    group.add_argument("--model", metavar="NAME", help="hub name or folder of a GPT-2 (default: the bundled story model)")
+    group.add_argument("--load-format", default="auto", metavar="FORMAT", help="auto, or dummy for random weights")
+    group.add_argument("--dtype", default="auto", metavar="NAME", help="float32, bfloat16, ... (default: auto)")
+    group.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N (default: auto)")
+
+    group = parser.add_argument_group("measurement")
+    group.add_argument("--compare", default="", metavar="ENGINE,...", help="hf-static, hf-continuous (default: none)")
+    group.add_argument("--rounds", type=int, default=3, metavar="N", help="interleaved rounds (default: 3)")
+    group.add_argument("--threads", type=int, metavar="N", help="CPU threads of each engine (default: one for each core)")
+    group.add_argument("--max-num-seqs", type=int, metavar="N", help="most sequences in one step, for every engine")
+    group.add_argument("--tune", action="store_true", help="first find the fastest settings of the Hugging Face engines")
+    group.add_argument("--json", type=Path, metavar="FILE", help="write everything measured to this file")
+
+
+def run_offline(args: argparse.Namespace) -> int:
+    """Measure, print the table, write the JSON. Raises ``ConfigError`` or ``ModelLoadError`` before anything is run."""
+    from rich.console import Console
+
+    from pagebrain.bench.report import print_report
+
+    bench = OfflineBench(args)
+    report = bench.run(Console(stderr=True))
+    if args.json is not None:
+        args.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    print_report(report, Console())
+    return 0
+
+
+class OfflineBench:
+    """One checked benchmark: the workload, the engines and what they run with."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        for name in ("requests", "rounds", "threads", "max_num_seqs"):
+            value = getattr(args, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+        if args.json is not None and (args.json.is_dir() or not args.json.absolute().parent.is_dir()):
+            raise ConfigError(f"--json {args.json} cannot be written: name a file in a folder that exists")
+        self.args = args
+        self.engines = parse_engines(args.compare)
+        self.input_len = LengthRange.parse("--input-len", args.input_len)
+        self.output_len = LengthRange.parse("--output-len", args.output_len)
+
+        from pagebrain.config import PageBrainConfig
+        from pagebrain.loading import resolve_device_and_dtype
+
+        config = PageBrainConfig(
+            model=args.model, load_format=args.load_format, dtype=args.dtype, device=args.device, seed=args.seed
+        )
+        config = resolve_device_and_dtype(config)
+        names = ("model", "load_format", "dtype", "device", "seed")
+        self.model = {name: getattr(config, name) for name in names}
+        vocab_size, num_positions = model_limits(config)
+        check_lengths(self.input_len, self.output_len, num_positions)
+        self.requests = make_workload(args.requests, self.input_len, self.output_len, vocab_size, args.seed)
+        self.warmup = make_warmup(self.requests[:_MAX_WARMUP_REQUESTS], vocab_size, args.seed)
+        self.threads: int = args.threads or available_cores()
+        self.candidates = {
+            engine: candidates(engine, self.requests, config.device, args.max_num_seqs) for engine in self.engines
+        }
+
+    def run(self, console: Any) -> dict[str, Any]:
+        """All rounds; returns the report that ``--json`` writes. Progress goes to ``console``."""
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        tuned = [engine for engine in self.engines if self.args.tune and len(self.candidates[engine]) > 1]
+        total = self.args.rounds * len(self.engines) + sum(len(self.candidates[engine]) for engine in tuned)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("runs"))
+        with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as progress:
+            task = progress.add_task("starting", total=total)
+
+            def run_once(engine: str, settings: dict[str, Any], label: str) -> RunResult:
+                progress.update(task, description=f"{label}: {engine}")
+                result = run_in_child(self._spec(engine, settings))
+                progress.advance(task)
+                return result
+
+            trials = {engine: self._tune(engine, run_once) for engine in tuned}
+            results: dict[str, list[RunResult]] = {engine: [] for engine in self.engines}
+            for number in range(1, self.args.rounds + 1):
+                for engine in self.engines:
+                    results[engine].append(run_once(engine, self.candidates[engine][0], f"round {number}"))
+        return self._report(results, trials)
+
+    def _spec(self, engine: str, settings: dict[str, Any]) -> RunSpec:
+        return RunSpec(engine, self.model, self.threads, self.requests, self.warmup, settings)
+
+    def _tune(self, engine: str, run_once: Callable[[str, dict[str, Any], str], RunResult]) -> list[dict[str, Any]]:
+        """Time each candidate once and put the fastest first. One that this machine cannot run is noted and left out."""
+        trials: list[dict[str, Any]] = []
+        for settings in self.candidates[engine]:
+            try:
+                elapsed = run_once(engine, settings, "tuning").elapsed_s
+            except PageBrainError as error:
+                trials.append({"configuration": settings, "error": str(error)})
+            else:
+                trials.append({"configuration": settings, "output_tokens_per_s": self._output_tokens / elapsed})
+        worked = [trial for trial in trials if "error" not in trial]
+        if not worked:
+            raise PageBrainError(f"{engine} ran with none of its settings: {trials[0]['error']}")
+        worked.sort(key=lambda trial: -trial["output_tokens_per_s"])
+        self.candidates[engine] = [trial["configuration"] for trial in worked]
+        return trials
+
+    @property
+    def _output_tokens(self) -> int:
+        return sum(request.output_len for request in self.requests)
+
+    def _report(self, results: dict[str, list[RunResult]], trials: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+        from pagebrain.bench.report import compare, engine_report
+
+        args = self.args
+        workload = self.model | {
+            "model": args.model or "bundled",
+            "requests": args.requests,
+            "input_len": str(self.input_len),
+            "output_len": str(self.output_len),
+            "input_tokens": sum(len(request.prompt_token_ids) for request in self.requests),
+            "output_tokens": self._output_tokens,
+            "ignore_eos": True,
+            "max_num_seqs": args.max_num_seqs,
+        }
+        return {
+            "benchmark": "offline",
+            "workload": workload,
+            "threads": self.threads,
+            "rounds": args.rounds,
+            "versions": versions(self.model["device"]),
+            "engines": {engine: engine_report(self.requests, runs) for engine, runs in results.items()},
+            "comparison": compare(results),
+            "tuning": trials,
+        }
+
+
+def parse_engines(compare: str) -> list[str]:
+    """PageBrain first, then those named, each once. Raises ``ConfigError`` for a name that is none."""
+    named = [name.strip() for name in compare.split(",") if name.strip()]
+    for name in named:
+        if name not in ENGINES:
+            raise ConfigError(f"--compare knows {', '.join(ENGINES[1:])}; got {name!r}")
+    return [engine for engine in ENGINES if engine == "pagebrain" or engine in named]
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def run_in_child(spec: RunSpec) -> RunResult:
+    """Run ``spec`` in a fresh Python. An error of PageBrain's comes back as itself, any other as one line."""
+    threads = str(spec.threads)
+    quiet = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    path = os.pathsep.join(entry for entry in sys.path if entry)  # the same modules, however this process found them
+    environment = os.environ | quiet | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "PYTHONPATH": path}
+    command = [sys.executable, "-W", "ignore", "-m", "pagebrain.bench.runners"]
+    child = subprocess.run(command, input=spec.to_json(), capture_output=True, text=True, env=environment, encoding="utf-8")
+    if child.returncode != 0:
+        said = child.stderr.strip().splitlines() or [f"exit status {child.returncode}"]
+        raise PageBrainError(f"the {spec.engine} run failed: {said[-1]}")
+    payload = json.loads(child.stdout)
+    if "error" in payload:
+        raise getattr(errors, payload["error"]["type"], PageBrainError)(payload["error"]["message"])
+    return RunResult(**payload["result"])
+
+
+def versions(device: str) -> dict[str, str]:
+    """What the numbers were measured with."""
+    import torch
+    import transformers
+
+    found = {
+        "pagebrain": __version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": _processor(),
+    }
+    return found | ({"gpu": torch.cuda.get_device_name(device)} if device.startswith("cuda") else {})
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as cpuinfo:
+            return next(line.partition(":")[2].strip() for line in cpuinfo if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The same without the rest of the command line: ``python -m pagebrain.bench.offline``."""
+    parser = argparse.ArgumentParser(prog="python -m pagebrain.bench.offline", description=__doc__)
+    add_offline_arguments(parser)
+    try:
+        return run_offline(parser.parse_args(argv))
+    except PageBrainError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

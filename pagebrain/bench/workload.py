@@ -1,0 +1,117 @@
+"""The requests of a benchmark: random prompts with lengths drawn from ranges, the same for every engine.
+
+A workload is a pure function of its numbers, so that two runs (or two machines) time the same work. Token ids are random,
+which no engine can profit from: nothing is shared between prompts, and the end-of-sequence token is ignored.
+"""
+
+import os
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from pagebrain.errors import ConfigError, ModelLoadError
+
+if TYPE_CHECKING:
+    from pagebrain.config import PageBrainConfig
+
+WARMUP_SEED_OFFSET = 1_000_003
+"""Added to the seed for the warm-up, so that its prompts differ and no prefix cache learns the timed ones."""
+
+WARMUP_OUTPUT_LEN = 4
+"""Tokens that a request of the warm-up generates."""
+
+
+class LengthRange(NamedTuple):
+    """Numbers of tokens from ``low`` to ``high``, both included."""
+
+    low: int
+    high: int
+
+    @classmethod
+    def parse(cls, name: str, text: str) -> "LengthRange":
+        """``"32:128"``, or ``"64"`` for one length. Raises ``ConfigError`` naming the argument."""
+        low, colon, high = text.partition(":")
+        try:
+            numbers = cls(int(low), int(high if colon else low))
+        except ValueError:
+            raise ConfigError(f"{name} must be LOW:HIGH or one number, such as 32:128; got {text!r}") from None
+        if numbers.low < 1 or numbers.low > numbers.high:
+            raise ConfigError(f"{name} must be LOW:HIGH with 1 <= LOW <= HIGH, got {text!r}")
+        return numbers
+
+    def __str__(self) -> str:
+        return f"{self.low}:{self.high}"
+
+
+@dataclass(frozen=True)
+class BenchRequest:
+    """One request: a prompt, and exactly how many tokens to generate for it."""
+
+    prompt_token_ids: tuple[int, ...]
+    output_len: int
+
+    @property
+    def num_tokens(self) -> int:
+        """Prompt and output together."""
+        return len(self.prompt_token_ids) + self.output_len
+
+
+def make_workload(
+    num_requests: int, input_len: LengthRange, output_len: LengthRange, vocab_size: int, seed: int
+) -> list[BenchRequest]:
+    """``num_requests`` requests with uniformly drawn lengths and token ids; the same arguments give the same requests."""
+    rng = random.Random(seed)
+    requests = []
+    for _ in range(num_requests):
+        num_input, num_output = rng.randint(*input_len), rng.randint(*output_len)
+        requests.append(BenchRequest(tuple(rng.randrange(vocab_size) for _ in range(num_input)), num_output))
+    return requests
+
+
+def make_warmup(requests: Sequence[BenchRequest], vocab_size: int, seed: int) -> list[BenchRequest]:
+    """Requests that make an engine allocate and touch what ``requests`` will need, in little time.
+
+    Each is as long as the one it stands for, but most of it is prompt, which is computed at once; all other tokens.
+    """
+    rng = random.Random(seed + WARMUP_SEED_OFFSET)
+    warmup = []
+    for request in requests:
+        output_len = min(request.output_len, WARMUP_OUTPUT_LEN)
+        prompt = tuple(rng.randrange(vocab_size) for _ in range(request.num_tokens - output_len))
+        warmup.append(BenchRequest(prompt, output_len))
+    return warmup
+
+
+def check_lengths(input_len: LengthRange, output_len: LengthRange, num_positions: int) -> None:
+    """Raise ``ConfigError`` if the longest prompt with the longest output does not fit the model's positions."""
+    longest = input_len.high + output_len.high
+    if longest > num_positions:
+        raise ConfigError(
+            f"the longest request has {input_len.high} + {output_len.high} = {longest} tokens, but the model has "
+            f"{num_positions} positions: lower --input-len or --output-len"
+        )
+
+
+def model_limits(config: "PageBrainConfig") -> tuple[int, int]:
+    """``(vocab_size, num_positions)`` of the model that ``config`` names, without reading its weights.
+
+    Raises ``ModelLoadError`` if there is no such model or it is not a GPT-2.
+    """
+    from transformers import AutoConfig, GPT2Config
+
+    from pagebrain.assets import BUNDLED_MODEL
+    from pagebrain.loading import GPT2_SIZES
+
+    name = str(BUNDLED_MODEL) if config.model is None else os.path.expanduser(config.model)
+    if config.load_format == "dummy" and name.removeprefix("openai-community/") in GPT2_SIZES:
+        hf_config = GPT2Config()  # all published sizes have the same vocabulary and positions
+    else:
+        try:
+            hf_config = AutoConfig.from_pretrained(name)
+        except Exception as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise ModelLoadError(f"the config of {name!r} could not be read: {reason}") from error
+    if not isinstance(hf_config, GPT2Config):
+        raise ModelLoadError(f"{name!r} is a {hf_config.model_type} model, and PageBrain serves GPT-2 only")
+    return int(hf_config.vocab_size), int(hf_config.n_positions)

@@ -1,0 +1,111 @@
+"""Every chapter generates what vanilla Hugging Face generates, logit by logit, and its parts serve in the real engine."""
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer, GPT2LMHeadModel
+
+import chapters
+from chapters import ch04_scheduler
+from pagebrain import LLM, PageBrainConfig, SamplingParams
+from pagebrain.assets import BUNDLED_MODEL
+from tests.support.models import hf_greedy, hf_logits, random_gpt2
+
+Generate = Callable[..., list[list[int]]]
+FOLDER = Path(chapters.__file__).parent
+NAMES = sorted(path.stem for path in FOLDER.glob("ch*.py"))
+PROMPTS = [[1, 2, 3], [7] * 17, [40, 41, 42], list(range(30)), [95]]
+
+
+@pytest.fixture(params=NAMES)
+def generate(request: pytest.FixtureRequest) -> Generate:
+    found: Generate = importlib.import_module(f"chapters.{request.param}").generate
+    return found
+
+
+def assert_equal_to_hugging_face(generate: Generate, base: GPT2LMHeadModel, prompts: list[list[int]], count: int) -> None:
+    logits: dict[int, list[Tensor]] = {}
+    answers = generate(base, prompts, count, lambda index, scores: logits.setdefault(index, []).append(scores.clone()))
+    for index, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        assert answer == hf_greedy(base, prompt, count, cast(int, base.config.eos_token_id))
+        expected = hf_logits(base, prompt + answer)[len(prompt) - 1 : -1]
+        torch.testing.assert_close(torch.stack(logits[index]), expected, atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [{}, {"n_head": 1, "n_layer": 3, "scale_attn_by_inverse_layer_idx": True}, {"scale_attn_weights": False, "n_inner": 20}],
+    ids=["plain", "one head", "unscaled"],
+)
+def test_logits_and_tokens_equal_hugging_face(generate: Generate, shape: dict[str, Any]) -> None:
+    assert_equal_to_hugging_face(generate, random_gpt2(seed=5, **shape), PROMPTS, 20)
+
+
+def test_an_answer_ends_with_the_end_of_sequence(generate: Generate) -> None:
+    base = random_gpt2(seed=5)
+    base.config.eos_token_id = hf_greedy(base, PROMPTS[1], 6)[-1]
+    assert_equal_to_hugging_face(generate, base, PROMPTS, 20)
+    assert any(len(answer) < 20 for answer in generate(base, PROMPTS, 20))
+
+
+def test_stories_equal_hugging_face(generate: Generate) -> None:
+    base = GPT2LMHeadModel.from_pretrained(BUNDLED_MODEL, dtype=torch.float64, attn_implementation="eager").eval()
+    tokenizer = AutoTokenizer.from_pretrained(BUNDLED_MODEL)
+    prompts = [tokenizer.encode(text) for text in ("One morning Mia", "Once upon a time, in the old mill,")]
+    assert_equal_to_hugging_face(generate, base, prompts, 40)
+
+
+def test_no_prompts_give_no_answers(generate: Generate) -> None:
+    assert generate(random_gpt2(), [], 5) == []
+
+
+@pytest.mark.parametrize(
+    ("prompts", "count", "message"),
+    [
+        ([[1], []], 5, "prompt 1 is empty"),
+        ([[97]], 5, "outside 0..96"),
+        ([[1] * 60], 5, "need 65 positions"),
+        ([[1]], 0, "at least 1"),
+    ],
+    ids=["empty", "token", "too long", "no tokens"],
+)
+def test_bad_input_is_refused(generate: Generate, prompts: list[list[int]], count: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        generate(random_gpt2(), prompts, count)
+
+
+def test_the_scheduler_preempts_when_blocks_run_out_and_mixes_prefill_with_decode() -> None:
+    base = random_gpt2(seed=5)
+    config = PageBrainConfig.for_model(base, block_size=4, num_blocks=14, max_num_seqs=4, max_num_batched_tokens=8)
+    engine = ch04_scheduler.Engine(base, config)
+    sequences = [engine.add_request(prompt, 20) for prompt in PROMPTS]
+    while engine.step() is not None:
+        pass
+    assert [seq.output_token_ids for seq in sequences] == [hf_greedy(base, prompt, 20, 96) for prompt in PROMPTS]
+    assert any(group.preempted for group in engine.history)
+    assert any({entry.phase for entry in group} == {"prefill", "decode"} for group in engine.history)
+    assert engine.cache.num_free_blocks == 14
+
+
+PARTS = {
+    "block_manager": "ch02_block_table.py:BlockManager",
+    "attention": "ch03_paged_attention.py:paged_attention",
+    "scheduler": "ch04_scheduler.py:Scheduler",
+}
+
+
+@pytest.mark.parametrize("parts", [[name] for name in PARTS] + [list(PARTS)], ids=[*PARTS, "all"])
+def test_a_chapters_part_serves_in_the_engine(parts: list[str]) -> None:
+    base = random_gpt2(seed=5)
+    swap = {part: f"{FOLDER}/{PARTS[part]}" for part in parts}
+    llm = LLM(base, block_size=4, num_blocks=16, swap=swap, check_integrity=True)
+    params = SamplingParams(temperature=0, max_tokens=20)
+    outputs = llm.generate(PROMPTS, params, use_tqdm=False)
+    assert [list(out.outputs[0].token_ids) for out in outputs] == [hf_greedy(base, prompt, 20, 96) for prompt in PROMPTS]
+    assert sum(out.metrics.num_preemptions for out in outputs) > 0
+    assert llm.engine.cache_manager.num_free_blocks == 16

@@ -1,0 +1,92 @@
+"""Writes the tables of measured figures: docs/performance/*.json in, README.md and docs/performance/README.md out.
+
+``python tools/write_performance.py`` after a new measurement; with ``--check`` it changes nothing and fails if a table is
+not what the JSON says. The JSON files are made by ``pagebrain bench offline ... --json FILE``.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "docs" / "performance"
+PAGES = (ROOT / "README.md", RESULTS / "README.md")
+NAMES = {
+    "pagebrain": "PageBrain",
+    "hf-static": "Hugging Face `generate`, static batches",
+    "hf-continuous": "Hugging Face continuous batching",
+}
+
+
+def main() -> int:
+    """Bring every page up to date, or say which is not."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="change nothing; fail if a page is out of date")
+    args = parser.parse_args()
+    stale = [page for page in PAGES if with_tables(page.read_text(encoding="utf-8")) != page.read_text(encoding="utf-8")]
+    for page in stale:
+        if args.check:
+            print(f"{page.relative_to(ROOT)} is out of date: run python tools/write_performance.py", file=sys.stderr)
+        else:
+            page.write_text(with_tables(page.read_text(encoding="utf-8")), encoding="utf-8")
+    return int(args.check and bool(stale))
+
+
+def with_tables(page: str) -> str:
+    """``page`` with the figures between its markers; a page need not have all of them."""
+    for name, table in (("speed-on-a-cpu", cpu_table), ("packing", packing_table)):
+        head, begin, rest = page.partition(f"<!-- {name}: begin -->")
+        _, end, tail = rest.partition(f"<!-- {name}: end -->")
+        if begin and end:
+            page = f"{head}{begin}\n\n{table()}\n\n{end}{tail}"
+    return page
+
+
+def packing_table() -> str:
+    """Times of one step's matrix products, weights as saved and reordered."""
+    report = json.loads((RESULTS / "packing-float32.json").read_text(encoding="utf-8"))
+    lines = ["| rows | as saved | reordered |", "|---|---|---|"]
+    lines += [f"| {r['rows']} | {r['as_saved_ms']:.0f} ms | {r['reordered_ms']:.0f} ms |" for r in report["results"]]
+    versions = report["versions"]
+    lines += ["", f"{report['dtype']}, {report['threads']} threads on {versions['processor']}, torch {versions['torch']}."]
+    return "\n".join(lines)
+
+
+def cpu_table() -> str:
+    """Tokens per second on a CPU as a Markdown table, a block of rows for each dtype that was measured."""
+    reports = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("cpu-*.json"))]
+    reports.sort(key=lambda report: -len(report["engines"]))
+    first = reports[0]
+    work, versions = first["workload"], first["versions"]
+    lines = [
+        "| GPT-2 124M, random weights | dtype | output tokens/s | PageBrain is | first token, median | peak memory |",
+        "|---|---|---|---|---|---|",
+    ]
+    for report in reports:
+        lines += [row(report, engine) for engine in NAMES if engine in report["engines"]]
+    lines += [
+        "",
+        f"{work['requests']} requests at once, prompts of {work['input_len']} tokens and answers of {work['output_len']}, "
+        f"uniform: {work['input_tokens']:,} tokens in, {work['output_tokens']:,} out. Greedy, end of sequence ignored, token "
+        f"ids in and out, {first['threads']} threads on {versions['processor']}, torch {versions['torch']}, transformers "
+        f"{versions['transformers']}. Medians of {first['rounds']} interleaved rounds, each engine in a process of its own.",
+    ]
+    return "\n".join(lines)
+
+
+def row(report: dict[str, Any], engine: str) -> str:
+    """One engine's line."""
+    result = report["engines"][engine]
+    stats = result["output_tokens_per_s_stats"]
+    speed = f"{result['output_tokens_per_s']:.0f} ({stats['min']:.0f} to {stats['max']:.0f})"
+    compared = report["comparison"].get(engine)
+    ratio = "" if compared is None else f"{compared['speedup']['median']:.2f} times as fast"
+    memory = f"{result['peak_memory_mb']:,.0f} MB"
+    first_token = f"{result['ttft_s']['median']:.2f} s"
+    return f"| {NAMES[engine]} | {report['workload']['dtype']} | {speed} | {ratio} | {first_token} | {memory} |"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
