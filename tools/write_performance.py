@@ -69,8 +69,8 @@ def cpu_table() -> str:
     lines += [
         "",
         f"{work['requests']} requests at once, prompts of {work['input_len']} tokens and answers of {work['output_len']}, "
-        f"uniform: {work['input_tokens']:,} tokens in, {work['output_tokens']:,} out. Greedy, end of sequence ignored, token "
-        f"ids in and out, {first['threads']} threads on {versions['processor']}, torch {versions['torch']}, transformers "
+        f"uniform: {work['input_tokens']:,} tokens in, {work['output_tokens']:,} out. Greedy, end of sequence ignored, "
+        f"token ids in and out, {first['threads']} threads on {versions['processor']}, torch {versions['torch']}, transformers "
         f"{versions['transformers']}. Medians of {first['rounds']} interleaved rounds, each engine in a process of its own.",
     ]
     return "\n".join(lines)
