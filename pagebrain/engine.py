@@ -13,7 +13,6 @@ import traceback
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from types import MappingProxyType
 
 from pagebrain.cache import CacheManager
 from pagebrain.config import PageBrainConfig
@@ -22,11 +21,12 @@ from pagebrain.errors import IntegrityError, InvalidRequestError, StepError
 from pagebrain.executor import Executor, InFlight, SequenceResult
 from pagebrain.outputs import FinishReason, OutputDelta
 from pagebrain.parts import SchedulerPart
+from pagebrain.plan import check_plan
 from pagebrain.requests import Prompt, RequestState, checked_token_ids, max_num_tokens, request_seed
 from pagebrain.retirement import RetirementQueue
 from pagebrain.sampling_params import SamplingParams
 from pagebrain.sequence import Request, Sequence, SequenceGroup, SequenceStatus
-from pagebrain.trace import Observer, StepTrace, TraceRow
+from pagebrain.trace import Observer, StepTrace, trace_step
 
 logger = logging.getLogger(__name__)
 
@@ -177,12 +177,12 @@ class Engine:
     def _launch(self, group: SequenceGroup, began: float) -> None:
         planned = time.monotonic()
         try:
-            self._check_group(group)
+            check_plan(group, self.config, self._requests)
             in_flight = self.executor.launch(group)
         except Exception as error:
             self._roll_back()
             raise StepError(f"step {self._num_steps} could not be launched: {_describe(error)}") from error
-        trace = self._trace(group) if self.observers else None
+        trace = trace_step(self._num_steps, group, self.cache_manager, self.scheduler) if self.observers else None
         for entry in group:
             entry.seq.status = SequenceStatus.RUNNING
             entry.seq.num_scheduled = entry.context_len
@@ -195,26 +195,6 @@ class Engine:
             trace = dataclasses.replace(trace, launched_s=launched, schedule_s=planned - began, launch_s=launched - planned)
         self._in_flight.append(_Launched(in_flight, trace))
         self._num_steps += 1
-
-    def _check_group(self, group: SequenceGroup) -> None:
-        """Raise ``StepError`` for a plan that would compute something wrong; a scheduler may be somebody's first."""
-        if not group.scheduled:
-            raise StepError("the scheduler returned an empty group: return None when there is nothing to compute")
-        if len({entry.seq.seq_id for entry in group}) < len(group):
-            raise StepError(f"the group names a sequence twice: {[entry.seq.seq_id for entry in group]}")
-        for limit, got in (("max_num_seqs", len(group)), ("max_num_batched_tokens", group.num_tokens)):
-            if got > getattr(self.config, limit):
-                raise StepError(f"the group has {got} where {limit} allows {getattr(self.config, limit)}")
-        for entry in group:
-            seq = entry.seq
-            if seq.is_finished or seq.request.request_id not in self._requests:
-                raise StepError(f"sequence {seq.seq_id} has ended and cannot be scheduled")
-            wanted = (seq.num_scheduled, entry.context_len == seq.num_tokens)
-            if (entry.start, entry.samples) != wanted or not 1 <= entry.num_tokens <= seq.num_unscheduled:
-                raise StepError(
-                    f"sequence {seq.seq_id} was scheduled with (start, samples) = {(entry.start, entry.samples)} and "
-                    f"{entry.num_tokens} tokens: expected {wanted} and 1 to {seq.num_unscheduled}"
-                )
 
     def _read(self, launched: _Launched) -> None:
         """Wait for a step and apply what it brought; the deltas go to ``_deltas``."""
@@ -353,27 +333,6 @@ class Engine:
         self.executor.release(seq)
 
     # Observers --------------------------------------------------------------------------------------------------------
-
-    def _trace(self, group: SequenceGroup) -> StepTrace:
-        manager = self.cache_manager
-        tables = {seq_id: manager.block_table(seq_id) for seq_id in manager.seq_ids}
-        holders = {block_id: manager.block_manager.ref_count(block_id) for table in tables.values() for block_id in table}
-        rows = tuple(
-            TraceRow(e.seq.seq_id, e.seq.request.request_id, e.seq.sample_index, e.phase, e.start, e.num_tokens, e.samples)
-            for e in group
-        )
-        return StepTrace(
-            step=self._num_steps,
-            rows=rows,
-            block_tables=MappingProxyType(tables),
-            free_blocks=manager.block_manager.free_blocks,
-            shared_blocks=MappingProxyType({block_id: count for block_id, count in holders.items() if count > 1}),
-            num_blocks=manager.num_blocks,
-            block_size=manager.block_size,
-            waiting=tuple(seq.seq_id for seq in self.scheduler.waiting),
-            running=tuple(seq.seq_id for seq in self.scheduler.running),
-            preempted=tuple(seq.seq_id for seq in group.preempted),
-        )
 
     def _tell(self, trace: StepTrace | None, began: float, waited: float, finished: tuple[int, ...]) -> None:
         if trace is None:

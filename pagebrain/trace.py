@@ -5,8 +5,11 @@ Timelines, pictures, metrics and live views read this, and nothing else reads th
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
-from pagebrain.sequence import Phase
+from pagebrain.cache import CacheManager
+from pagebrain.parts import SchedulerPart
+from pagebrain.sequence import Phase, SequenceGroup
 
 
 @dataclass(frozen=True)
@@ -66,3 +69,26 @@ class StepTrace:
 
 Observer = Callable[[StepTrace], None]
 """Called with every step's trace once its tokens have been read."""
+
+
+def trace_step(step: int, group: SequenceGroup, cache_manager: CacheManager, scheduler: SchedulerPart) -> StepTrace:
+    """The record of a step that is being launched, before its times and what ended with it are known."""
+    tables = {seq_id: cache_manager.block_table(seq_id) for seq_id in cache_manager.seq_ids}
+    blocks = cache_manager.block_manager
+    holders = {block_id: blocks.ref_count(block_id) for table in tables.values() for block_id in table}
+    rows = tuple(
+        TraceRow(e.seq.seq_id, e.seq.request.request_id, e.seq.sample_index, e.phase, e.start, e.num_tokens, e.samples)
+        for e in group
+    )
+    return StepTrace(
+        step=step,
+        rows=rows,
+        block_tables=MappingProxyType(tables),
+        free_blocks=blocks.free_blocks,
+        shared_blocks=MappingProxyType({block_id: count for block_id, count in holders.items() if count > 1}),
+        num_blocks=cache_manager.num_blocks,
+        block_size=cache_manager.block_size,
+        waiting=tuple(seq.seq_id for seq in scheduler.waiting),
+        running=tuple(seq.seq_id for seq in scheduler.running),
+        preempted=tuple(seq.seq_id for seq in group.preempted),
+    )

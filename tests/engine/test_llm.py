@@ -2,7 +2,7 @@
 
 import pytest
 
-from pagebrain import LLM, SamplingParams
+from pagebrain import LLM, SamplingParams, engine
 from pagebrain.trace import StepTrace
 from tests.support.models import random_gpt2
 from tests.support.tokenizers import VOCAB_SIZE, byte_tokenizer
@@ -127,5 +127,5 @@ def test_a_trace_tells_all_about_a_step(llm: LLM) -> None:
 
 
 def test_without_observers_no_trace_is_made(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(llm.engine, "_trace", lambda group: pytest.fail("a trace was made for nobody"))
+    monkeypatch.setattr(engine, "trace_step", lambda *args: pytest.fail("a trace was made for nobody"))
     llm.generate("a", GREEDY, use_tqdm=False)
