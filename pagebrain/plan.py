@@ -1,4 +1,4 @@
-"""Checks a scheduler's plan before it is computed: the scheduler may be somebody's first, and wrong plans make wrong text."""
+"""Checks a scheduler's plan before it is computed: the scheduler may be somebody's first, wrong plans make wrong text."""
 
 from collections.abc import Container
 
