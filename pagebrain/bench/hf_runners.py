@@ -52,13 +52,13 @@ def run_hf_static(spec: RunSpec) -> RunResult:
         for start in range(0, len(indices), batch_size):
             batch = indices[start : start + batch_size]
             clock = _FirstTokenClock(device)
-            rows = _generate_padded(model, [requests[index] for index in batch], clock, device)
+            rows = _generate_padded(model, [requests[index] for index in batch], clock, spec.settings["cache"])
             for index, row in zip(batch, rows):
                 assert clock.first_token_s is not None
                 first[index], tokens[index] = clock.first_token_s, row[: requests[index].output_len]
         return first, tokens
 
-    generate(spec.warmup, range(len(spec.warmup)))
+    generate(spec.warmup, _static_order(spec.warmup, spec.settings["sort_by"])[:batch_size])
     synchronize(device)
     began = time.perf_counter()
     first, tokens = generate(spec.requests, order)
@@ -72,19 +72,24 @@ def run_hf_static(spec: RunSpec) -> RunResult:
     )
 
 
-def _generate_padded(model: Any, batch: Sequence[BenchRequest], clock: _FirstTokenClock, device: str) -> list[list[int]]:
+def _generate_padded(model: Any, batch: Sequence[BenchRequest], clock: _FirstTokenClock, cache: str) -> list[list[int]]:
     """Greedy tokens ``[len(batch)][longest output]``; pads are masked, so their id does not matter."""
     width = max(len(request.prompt_token_ids) for request in batch)
     padding = [width - len(request.prompt_token_ids) for request in batch]
     rows = [[0] * pad + list(request.prompt_token_ids) for pad, request in zip(padding, batch)]
-    input_ids = torch.tensor(rows, device=device)  # [len(batch), width]
-    mask = torch.tensor([[0] * pad + [1] * (width - pad) for pad in padding], device=device)
+    input_ids = torch.tensor(rows, device=clock.device)  # [len(batch), width]
+    mask = torch.tensor([[0] * pad + [1] * (width - pad) for pad in padding], device=clock.device)
     longest = max(request.output_len for request in batch)
     output = model.generate(
         input_ids,
         attention_mask=mask,
         generation_config=_GENERATION_CONFIG(
-            do_sample=False, min_new_tokens=longest, max_new_tokens=longest, pad_token_id=0, eos_token_id=None
+            do_sample=False,
+            min_new_tokens=longest,
+            max_new_tokens=longest,
+            pad_token_id=0,
+            eos_token_id=None,
+            cache_implementation=cache,
         ),
         stopping_criteria=StoppingCriteriaList([clock]),
     )

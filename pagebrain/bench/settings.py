@@ -34,12 +34,20 @@ def _pagebrain(requests: Sequence[BenchRequest], device: str, max_num_seqs: int 
 
 def _hf_static(requests: Sequence[BenchRequest], device: str, max_num_seqs: int | None) -> list[dict[str, Any]]:
     limit = min(len(requests), max_num_seqs or (32 if device == "cpu" else 256))
-    sizes = [size for size in (limit // 2, limit // 4) if size >= 4]
-    # Two batches of requests with like outputs waste less on a CPU than one of all; a GPU prefers the large batch.
-    sizes = [*sizes[:1], limit, *sizes[1:]] if device == "cpu" else [limit, *sizes]
-    orders = [(size, sort_by) for size in sizes for sort_by in ("output_len", "input_len")]
-    settings = [{"attn_implementation": "sdpa", "batch_size": size, "sort_by": sort_by} for size, sort_by in orders]
-    return [*settings, settings[0] | {"attn_implementation": "eager"}]
+    best = {
+        "attn_implementation": "sdpa",
+        # A static cache is not copied at every step; on a GPU it makes generate compile the model anew for each shape.
+        "cache": "static" if device == "cpu" else "dynamic",
+        "batch_size": limit,
+        "sort_by": "output_len",
+    }
+    half, quarter = limit // 2, limit // 4
+    changes: list[dict[str, Any]] = [{}, {"batch_size": half}, {"batch_size": half, "sort_by": "input_len"}]
+    changes += [{"batch_size": quarter}, {"attn_implementation": "eager"}]
+    if device == "cpu":
+        dynamic = {"cache": "dynamic"}
+        changes += [dynamic, dynamic | {"batch_size": half}, dynamic | {"batch_size": half, "attn_implementation": "eager"}]
+    return [best | change for change in changes if change.get("batch_size", limit) >= min(4, limit)]
 
 
 def _hf_continuous(requests: Sequence[BenchRequest], device: str, max_num_seqs: int | None) -> list[dict[str, Any]]:
@@ -47,7 +55,7 @@ def _hf_continuous(requests: Sequence[BenchRequest], device: str, max_num_seqs: 
     best: dict[str, Any] = {
         "attn_implementation": "sdpa",
         "max_requests_per_batch": limit,
-        "max_batch_tokens": max(512, limit) if device == "cpu" else 2048,
+        "max_batch_tokens": 2048,
         "page_size": HF_PAGE_SIZE,
         "scheduler_type": "prefill_first" if device == "cpu" else "fifo",
         "allow_block_sharing": False,  # no two prompts share a prefix
@@ -59,7 +67,7 @@ def _hf_continuous(requests: Sequence[BenchRequest], device: str, max_num_seqs: 
     changes: list[dict[str, Any]] = [{}]
     changes += [{"max_requests_per_batch": size} for size in (limit * 3 // 4, limit // 2) if size >= 4]
     changes += [
-        {"max_batch_tokens": 4 * best["max_batch_tokens"]},
+        {"max_batch_tokens": 512},
         {"scheduler_type": "fifo" if device == "cpu" else "prefill_first"},
     ]
     changes += [{"attn_implementation": "eager"}]

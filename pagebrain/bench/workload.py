@@ -70,16 +70,14 @@ def make_workload(
 
 
 def make_warmup(requests: Sequence[BenchRequest], vocab_size: int, seed: int) -> list[BenchRequest]:
-    """Requests that make an engine allocate and touch what ``requests`` will need, in little time.
-
-    Each is as long as the one it stands for, but most of it is prompt, which is computed at once; all other tokens.
+    """Requests that make an engine allocate and touch what it needs: prompts as long as those of ``requests``, of other
+    tokens, and only the beginning of each output.
     """
     rng = random.Random(seed + WARMUP_SEED_OFFSET)
     warmup = []
     for request in requests:
-        output_len = min(request.output_len, WARMUP_OUTPUT_LEN)
-        prompt = tuple(rng.randrange(vocab_size) for _ in range(request.num_tokens - output_len))
-        warmup.append(BenchRequest(prompt, output_len))
+        prompt = tuple(rng.randrange(vocab_size) for _ in request.prompt_token_ids)
+        warmup.append(BenchRequest(prompt, min(request.output_len, WARMUP_OUTPUT_LEN)))
     return warmup
 
 
