@@ -70,7 +70,7 @@ def generate_one(
 
     For each new token: compute the logits of the whole text so far, hand those of the last position to ``on_logits``, take
     the greedy token. Stop after ``max_new_tokens``, or earlier with the model's end-of-sequence token, which is part of the
-    answer. The prompt is not.
+    answer. The prompt is not, and it stays as it was given.
     """
     # BEGIN SOLUTION 0.2
     token_ids = list(prompt)

@@ -17,10 +17,11 @@ Tasks (25 points, about 4 hours):
 Know first: chapter 00; scaled dot-product attention; broadcasting.
 In the engine: :class:`pagebrain.cache.CacheManager` (which reserves nothing) and :mod:`pagebrain.models.gpt2`. In vLLM: what
 ``vllm/v1/core/kv_cache_manager.py`` does away with. Hugging Face's ``StaticCache`` is this chapter's cache.
-From pagebrain: ``models.gpt2.attention_scale``.
+From pagebrain: ``models.gpt2.attention_scale`` and the records of ``pagebrain.trace``.
 """
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from typing import cast
 
@@ -31,6 +32,7 @@ from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 
 from chapters.ch00_baseline import OnLogits, check_prompts, greedy_token
 from pagebrain.models.gpt2 import attention_scale
+from pagebrain.trace import Observer, StepTrace, TraceRow
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """``attend(layer, query, key, value) -> out``, each ``[num_tokens, num_heads, head_dim]``: all that a cache has to offer."""
@@ -85,10 +87,15 @@ class ReservedCache:
         self.values[layer, sequences, positions] = value
         # END SOLUTION
 
-    @property
-    def num_reserved_tokens(self) -> int:
-        """Tokens that there is room for, written or not."""
-        return self.keys.shape[1] * self.keys.shape[2]
+    def trace(self, step: int, starts: Sequence[int], num_new: Sequence[int]) -> StepTrace:
+        """The record of a step that computes ``num_new[b]`` tokens of sequence ``b``, of which ``starts[b]`` are cached.
+
+        To whoever draws it, this cache is a pool of ``batch_size`` blocks, each as long as the longest text may become.
+        """
+        _, batch_size, max_len, _, _ = self.keys.shape
+        rows = tuple(TraceRow(b, str(b), 0, start, count, True) for b, (start, count) in enumerate(zip(starts, num_new)))
+        tables = {b: (b,) for b in range(batch_size)}
+        return StepTrace(step, rows, tables, (), {}, batch_size, max_len, launched_s=time.monotonic())
 
 
 def masked_attention(query: Tensor, keys: Tensor, values: Tensor, positions: Tensor, scale: float) -> Tensor:
@@ -96,7 +103,8 @@ def masked_attention(query: Tensor, keys: Tensor, values: Tensor, positions: Ten
 
     Args:
         query: ``[batch_size, num_new, num_heads, head_dim]``.
-        keys, values: ``[batch_size, max_len, num_heads, head_dim]``; a sequence's slots past its own tokens hold anything.
+        keys, values: ``[batch_size, max_len, num_heads, head_dim]``; a sequence's slots past its own tokens hold
+            any numbers, however large.
         positions: int64 ``[batch_size, num_new]``, where each query stands. It sees positions up to its own.
         scale: factor on the scores.
 
@@ -154,8 +162,13 @@ def generate(
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     on_logits: OnLogits | None = None,
+    *,
+    on_step: Observer | None = None,
 ) -> list[list[int]]:
-    """The greedy continuation of each prompt, all prompts as one batch that runs until the longest answer is done."""
+    """The greedy continuation of each prompt, all prompts as one batch that runs until the longest answer is done.
+
+    ``on_step`` is called with the record of every step.
+    """
     check_prompts(model, prompts, max_new_tokens)
     if not prompts:
         return []
@@ -163,8 +176,11 @@ def generate(
     texts = [list(prompt) for prompt in prompts]
     ended = [False] * len(prompts)
     inputs = prefill_inputs(texts)
-    for _ in range(max_new_tokens):
+    num_cached = [0] * len(prompts)
+    for step in range(max_new_tokens):
         token_ids, positions, last_rows = (tensor.to(model.device) for tensor in inputs)
+        trace = cache.trace(step, num_cached, [len(text) - start for text, start in zip(texts, num_cached)])
+        num_cached = [len(text) for text in texts]
         attend = attend_reserved(model, cache, positions)
         logits = forward(model, token_ids.flatten(), positions.flatten(), attend, last_rows)  # [batch_size, vocab_size]
         for index, text in enumerate(texts):
@@ -173,6 +189,8 @@ def generate(
             # A text that has ended is computed all the same: its row in the batch is taken until the last one is done.
             text.append(greedy_token(logits[index]))
             ended[index] = ended[index] or text[-1] == model.config.eos_token_id
+        if on_step is not None:
+            on_step(trace.read())
         if all(ended):
             break
         inputs = decode_inputs(texts)

@@ -19,9 +19,11 @@ Tasks (30 points, about 5 hours):
 Know first: chapter 01; integer division and remainder.
 In the engine: :class:`pagebrain.block.BlockManager` and :class:`pagebrain.cache.CacheManager`. In vLLM: ``BlockPool`` in
 ``vllm/v1/core/block_pool.py`` and the block tables of ``vllm/v1/worker/block_table.py``.
-From pagebrain: ``PageBrainConfig``, the errors of ``pagebrain.errors`` and ``models.gpt2.attention_scale``.
+From pagebrain: ``PageBrainConfig``, the errors of ``pagebrain.errors``, ``models.gpt2.attention_scale`` and the records of
+``pagebrain.trace``.
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
@@ -33,6 +35,7 @@ from chapters.ch01_naive_kv_cache import Attend, forward, masked_attention
 from pagebrain import PageBrainConfig
 from pagebrain.errors import BlockError, BlockTableError, OutOfBlocksError
 from pagebrain.models.gpt2 import attention_scale
+from pagebrain.trace import Observer, StepTrace, TraceRow, trace_cache
 
 
 class BlockManager:
@@ -116,6 +119,11 @@ class PagedCache:
         """Blocks that no sequence holds."""
         return self.block_manager.num_free_blocks
 
+    @property
+    def seq_ids(self) -> tuple[int, ...]:
+        """The sequences that have a table."""
+        return tuple(self._tables)
+
     def block_table(self, seq_id: int) -> tuple[int, ...]:
         """Physical block ids of a sequence in logical order."""
         return tuple(self._tables.get(seq_id, ()))
@@ -198,6 +206,12 @@ class Rows:
         self.query_starts = torch.tensor([0, *self.counts], device=device).cumsum(0)  # [num_seqs + 1]
         self.last_rows = self.query_starts[1:] - 1  # [num_seqs]
 
+    def trace(self, step: int, cache: PagedCache) -> StepTrace:
+        """The record of this step, for whoever draws it."""
+        shares = zip(self.seq_ids, self.context_lens, self.counts)
+        rows = [TraceRow(seq_id, str(seq_id), 0, length - count, count, True) for seq_id, length, count in shares]
+        return trace_cache(step, rows, cache)
+
 
 def attend_gathered(model: GPT2LMHeadModel, cache: PagedCache, rows: Rows) -> Attend:
     """Attention that first collects each sequence's pages into one piece."""
@@ -226,8 +240,12 @@ def generate(
     *,
     block_size: int = 16,
     make_attend: MakeAttend = attend_gathered,
+    on_step: Observer | None = None,
 ) -> list[list[int]]:
-    """The greedy continuation of each prompt, all at once; a sequence that ends gives its blocks back at once."""
+    """The greedy continuation of each prompt, all at once; a sequence that ends gives its blocks back at once.
+
+    ``on_step`` is called with the record of every step.
+    """
     check_prompts(model, prompts, max_new_tokens)
     num_blocks = sum(-(-(len(prompt) + max_new_tokens) // block_size) for prompt in prompts)
     config = PageBrainConfig.for_model(model, block_size=block_size, num_blocks=max(2, num_blocks))
@@ -235,10 +253,13 @@ def generate(
     texts = {index: list(prompt) for index, prompt in enumerate(prompts)}
     num_cached = dict.fromkeys(texts, 0)
     running = dict(texts)
-    while running:
+    for step in itertools.count():
+        if not running:
+            break
         for seq_id, text in running.items():
             cache.grow(seq_id, len(text))
         rows = Rows(cache, [(seq_id, num_cached[seq_id], text[num_cached[seq_id] :]) for seq_id, text in running.items()])
+        trace = rows.trace(step, cache)
         logits = forward(model, rows.token_ids, rows.positions, make_attend(model, cache, rows), rows.last_rows)
         for seq_id, scores in zip(rows.seq_ids, logits, strict=True):
             if on_logits is not None:
@@ -249,4 +270,6 @@ def generate(
             if text[-1] == model.config.eos_token_id or len(text) == len(prompts[seq_id]) + max_new_tokens:
                 cache.free(seq_id)
                 del running[seq_id]
+        if on_step is not None:
+            on_step(trace.read(seq_id for seq_id in rows.seq_ids if seq_id not in running))
     return [texts[index][len(prompt) :] for index, prompt in enumerate(prompts)]

@@ -8,9 +8,9 @@ summed before shrinks by ``exp(m - m')``, and that is all (Milakov and Gimelshei
     l   <- l * exp(m - m') + sum_j exp(s_j - m')
     acc <- acc * exp(m - m') + sum_j exp(s_j - m') * v_j        and at the end  out = acc / l
 
-So a page is read once, wherever it lies, and nothing larger than a page is held. A GPU runs many such loops at once, one for
-each query; here all queries take their first page together, then their second, and so on, and those that have no more pages
-stand by with their lanes masked.
+So a page is read where it lies, and of keys and values nothing larger than a page is held for each query. A GPU runs many
+such loops at once, one for each query; here all queries take their first page together, then their second, and so on, and
+those that have no more pages stand by with their lanes masked.
 
 What changes from chapter 02: attention. Nothing is gathered into one piece any more.
 
@@ -21,9 +21,9 @@ Tasks (35 points, about 6 hours):
 - 3.3 (15 points) ``paged_attention``: all queries of a batch, page by page side by side.
 
 Know first: chapter 02; why softmax subtracts the maximum.
-In the engine: :func:`pagebrain.attention.paged_attention`. In vLLM: ``vllm/v1/attention/ops`` and FlashAttention's
+In the engine: :func:`pagebrain.attention.paged_attention`. In vLLM: ``vllm/attention/ops`` and FlashAttention's
 ``flash_attn_varlen_func`` with a block table.
-From pagebrain: ``models.gpt2.attention_scale``.
+From pagebrain: ``models.gpt2.attention_scale`` and the ``Observer`` of ``pagebrain.trace``.
 """
 
 import math
@@ -39,6 +39,7 @@ from chapters.ch00_baseline import OnLogits
 from chapters.ch01_naive_kv_cache import Attend
 from chapters.ch02_block_table import PagedCache, Rows
 from pagebrain.models.gpt2 import attention_scale
+from pagebrain.trace import Observer
 
 
 class Partial(NamedTuple):
@@ -87,7 +88,7 @@ def attend_one(
 
     Args:
         query: ``[num_heads, head_dim]``, of the token at position ``context_len - 1``.
-        key_pool, value_pool: ``[num_blocks, block_size, num_heads, head_dim]``.
+        key_pool, value_pool: ``[num_blocks, block_size, num_heads, head_dim]``; unused slots hold any numbers.
         block_table: physical blocks in logical order; entries past the context are not followed.
         context_len: tokens that the query sees. The last page may hold fewer than ``block_size`` of them.
         scale: factor on the scores.
@@ -124,7 +125,8 @@ def paged_attention(
     Args:
         query: ``[num_tokens, num_heads, head_dim]``; rows ``query_starts[i] .. query_starts[i + 1] - 1`` are the newest
             tokens of sequence ``i``, in order.
-        key_pool, value_pool: ``[num_blocks, block_size, num_heads, head_dim]``, only read.
+        key_pool, value_pool: ``[num_blocks, block_size, num_heads, head_dim]``, with any strides,
+            only read; unused slots hold any numbers.
         block_tables: int64 ``[num_seqs, max_blocks]``; entries past a sequence's pages may be any block.
         context_lens: int64 ``[num_seqs]``, tokens in the cache including the newest.
         query_starts: int64 ``[num_seqs + 1]``.
@@ -179,8 +181,9 @@ def generate(
     on_logits: OnLogits | None = None,
     *,
     block_size: int = 16,
+    on_step: Observer | None = None,
 ) -> list[list[int]]:
     """The greedy continuation of each prompt: the loop of chapter 02 around this chapter's attention."""
     return ch02_block_table.generate(
-        model, prompts, max_new_tokens, on_logits, block_size=block_size, make_attend=attend_paged
+        model, prompts, max_new_tokens, on_logits, block_size=block_size, make_attend=attend_paged, on_step=on_step
     )

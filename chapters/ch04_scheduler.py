@@ -24,7 +24,8 @@ Tasks (35 points, about 6 hours):
 Know first: chapter 03; queues.
 In the engine: :class:`pagebrain.scheduler.Scheduler` (which also works while a step is in flight) and
 :class:`pagebrain.engine.Engine`. In vLLM: ``vllm/v1/core/sched/scheduler.py``.
-From pagebrain: ``PageBrainConfig``, ``SamplingParams`` and the data classes of ``pagebrain.sequence``.
+From pagebrain: ``PageBrainConfig``, ``SamplingParams``, the data classes of ``pagebrain.sequence`` and the records of
+``pagebrain.trace``.
 """
 
 import time
@@ -41,6 +42,7 @@ from chapters.ch03_paged_attention import attend_paged
 from pagebrain import PageBrainConfig, SamplingParams
 from pagebrain import sequence as data
 from pagebrain.sequence import ScheduledSequence, SequenceGroup
+from pagebrain.trace import Observer, StepTrace, trace_step
 
 
 class Cache(Protocol):
@@ -94,7 +96,7 @@ class Scheduler:
         ``seq.num_unscheduled`` tokens of a sequence can be computed now. Those with one token get it. What then remains of
         ``config.max_num_batched_tokens`` goes to the others, in order of arrival, each as much as it can use. Before a
         sequence is :meth:`take`-n, :meth:`make_room` must have said that its blocks are there; it may remove sequences from
-        the end of ``running``.
+        the end of ``running``, and who was preempted has no part in the step.
         """
         # BEGIN SOLUTION 4.1
         budget = self.config.max_num_batched_tokens - sum(seq.num_unscheduled == 1 for seq in self.running)
@@ -178,7 +180,7 @@ MakeScheduler = Callable[[PageBrainConfig, PagedCache, FreeAtOnce], Scheduler]
 
 
 class Engine:
-    """The loop: schedule, compute, append, finish. ``history`` keeps every group, for pictures of who ran when."""
+    """The loop: schedule, compute, append, finish. ``history`` keeps a record of every step: who ran when, and where."""
 
     def __init__(
         self,
@@ -186,26 +188,32 @@ class Engine:
         config: PageBrainConfig,
         on_logits: OnLogits | None = None,
         make_scheduler: MakeScheduler = Scheduler,
+        on_step: Observer | None = None,
     ) -> None:
         self.model = model
         self.config = config
         self.on_logits = on_logits
+        self.on_step = on_step
         self.cache = PagedCache(BlockManager(config), config)
         self.retirement = FreeAtOnce(self.cache)
         self.scheduler = make_scheduler(config, self.cache, self.retirement)
-        self.history: list[SequenceGroup] = []
+        self.history: list[StepTrace] = []
         self._num_requests = 0
+
+    def check_request(self, prompt: Sequence[int], max_new_tokens: int) -> None:
+        """Raise ``ValueError`` for a request that could never be served."""
+        check_prompts(self.model, [prompt], max_new_tokens)
+        num_tokens = len(prompt) + max_new_tokens
+        if -(-num_tokens // self.config.block_size) > self.cache.block_manager.num_blocks:
+            raise ValueError(f"{num_tokens} tokens never fit into the cache: ask for fewer")
 
     def add_request(self, prompt: Sequence[int], max_new_tokens: int) -> data.Sequence:
         """Queue a request and return its sequence, which grows with every step that it is in."""
-        check_prompts(self.model, [prompt], max_new_tokens)
-        max_num_tokens = len(prompt) + max_new_tokens
-        if -(-max_num_tokens // self.config.block_size) > self.cache.block_manager.num_blocks:
-            raise ValueError(f"{max_num_tokens} tokens never fit into the cache: ask for fewer")
+        self.check_request(prompt, max_new_tokens)
         number, self._num_requests = self._num_requests, self._num_requests + 1
         params = SamplingParams(temperature=0, max_tokens=max_new_tokens)
         request = data.Request(str(number), None, tuple(prompt), params, number, number, time.monotonic())
-        seq = data.Sequence(number, request, 0, max_num_tokens)
+        seq = data.Sequence(number, request, 0, len(prompt) + max_new_tokens)
         self.scheduler.add(seq)
         return seq
 
@@ -214,13 +222,14 @@ class Engine:
         group = self.scheduler.schedule()
         if group is None:
             return None
-        self.history.append(group)
+        trace = trace_step(len(self.history), group, self.cache, self.scheduler)
         rows = Rows(self.cache, [(e.seq.seq_id, e.start, e.seq.token_ids[e.start : e.context_len]) for e in group])
         sampling = [index for index, entry in enumerate(group) if entry.samples]
         attend = attend_paged(self.model, self.cache, rows)
         logits = forward(self.model, rows.token_ids, rows.positions, attend, rows.last_rows[sampling])
         for entry in group:
             entry.seq.num_scheduled = entry.seq.num_computed = entry.context_len
+            entry.seq.status = data.SequenceStatus.RUNNING
         for index, scores in zip(sampling, logits, strict=True):
             seq = group.scheduled[index].seq
             if self.on_logits is not None:
@@ -228,6 +237,9 @@ class Engine:
             seq.token_ids.append(greedy_token(scores))
             if seq.token_ids[-1] == self.model.config.eos_token_id or len(seq.token_ids) == seq.max_num_tokens:
                 self.finish(seq)
+        self.history.append(trace.read(entry.seq.seq_id for entry in group if entry.seq.is_finished))
+        if self.on_step is not None:
+            self.on_step(self.history[-1])
         return group
 
     def finish(self, seq: data.Sequence) -> None:
@@ -237,28 +249,34 @@ class Engine:
         seq.status = data.SequenceStatus.FINISHED
 
 
+def half_the_room(model: GPT2LMHeadModel, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> PageBrainConfig:
+    """A config with blocks for half of what all requests together might need, and for each of them on its own."""
+    block_size = 16
+    needs = [-(-(len(prompt) + max_new_tokens) // block_size) for prompt in prompts]
+    return PageBrainConfig.for_model(
+        model,
+        block_size=block_size,
+        num_blocks=max(2, sum(needs) // 2, *needs),
+        max_num_seqs=16,
+        max_num_batched_tokens=64,
+    )
+
+
 def generate(
     model: GPT2LMHeadModel,
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     on_logits: OnLogits | None = None,
     *,
-    block_size: int = 16,
-    num_blocks: int | None = None,
-    max_num_seqs: int = 16,
-    max_num_batched_tokens: int = 64,
+    config: PageBrainConfig | None = None,
+    on_step: Observer | None = None,
 ) -> list[list[int]]:
-    """The greedy continuation of each prompt, continuously batched; by default with room for half of what all might need."""
+    """The greedy continuation of each prompt, continuously batched; without a ``config``, with :func:`half_the_room`.
+
+    ``on_step`` is called with the record of every step.
+    """
     check_prompts(model, prompts, max_new_tokens)
-    needs = [-(-(len(prompt) + max_new_tokens) // block_size) for prompt in prompts]
-    config = PageBrainConfig.for_model(
-        model,
-        block_size=block_size,
-        num_blocks=num_blocks or max(2, sum(needs) // 2, *needs),
-        max_num_seqs=max_num_seqs,
-        max_num_batched_tokens=max_num_batched_tokens,
-    )
-    engine = Engine(model, config, on_logits)
+    engine = Engine(model, config or half_the_room(model, prompts, max_new_tokens), on_logits, on_step=on_step)
     sequences = [engine.add_request(prompt, max_new_tokens) for prompt in prompts]
     while engine.step() is not None:
         pass

@@ -3,12 +3,13 @@
 Timelines, pictures, metrics and live views read this, and nothing else reads the engine's insides.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from types import MappingProxyType
+from typing import Protocol
 
-from pagebrain.cache import CacheManager
-from pagebrain.parts import SchedulerPart
+from pagebrain.parts import BlockManagerPart, SchedulerPart
 from pagebrain.sequence import Phase, SequenceGroup
 
 
@@ -19,10 +20,19 @@ class TraceRow:
     seq_id: int
     request_id: str
     sample_index: int
-    phase: Phase
     start: int
     num_tokens: int
     samples: bool
+
+    @property
+    def phase(self) -> Phase:
+        """``decode`` for exactly one token, ``prefill`` for more."""
+        return "decode" if self.num_tokens == 1 else "prefill"
+
+    @property
+    def context_len(self) -> int:
+        """Tokens of the sequence that are in the cache after the step."""
+        return self.start + self.num_tokens
 
 
 @dataclass(frozen=True)
@@ -50,9 +60,9 @@ class StepTrace:
     shared_blocks: Mapping[int, int]
     num_blocks: int
     block_size: int
-    waiting: tuple[int, ...]
-    running: tuple[int, ...]
-    preempted: tuple[int, ...]
+    waiting: tuple[int, ...] = ()
+    running: tuple[int, ...] = ()
+    preempted: tuple[int, ...] = ()
     finished: tuple[int, ...] = ()
     launched_s: float = 0.0
     read_s: float = 0.0
@@ -66,28 +76,51 @@ class StepTrace:
         """Tokens that the step computed."""
         return sum(row.num_tokens for row in self.rows)
 
+    def read(self, finished: Iterable[int] = ()) -> "StepTrace":
+        """The record once the step's tokens have been read, which is now; ``finished`` ended with them."""
+        return replace(self, finished=tuple(finished), read_s=time.monotonic())
+
 
 Observer = Callable[[StepTrace], None]
 """Called with every step's trace once its tokens have been read."""
 
 
-def trace_step(step: int, group: SequenceGroup, cache_manager: CacheManager, scheduler: SchedulerPart) -> StepTrace:
-    """The record of a step that is being launched, before its times and what ended with it are known."""
-    tables = {seq_id: cache_manager.block_table(seq_id) for seq_id in cache_manager.seq_ids}
-    blocks = cache_manager.block_manager
+class TracedCache(Protocol):
+    """What a trace needs to know of a paged cache; the engine's has it, and chapter 02's."""
+
+    @property
+    def block_size(self) -> int: ...
+    @property
+    def block_manager(self) -> BlockManagerPart: ...
+    @property
+    def seq_ids(self) -> tuple[int, ...]: ...
+    def block_table(self, seq_id: int) -> tuple[int, ...]: ...
+
+
+def trace_cache(step: int, rows: Iterable[TraceRow], cache: TracedCache) -> StepTrace:
+    """The record of a step that is being launched now and computes ``rows``, as far as the cache tells it: no queues."""
+    tables = {seq_id: cache.block_table(seq_id) for seq_id in cache.seq_ids}
+    blocks = cache.block_manager
     holders = {block_id: blocks.ref_count(block_id) for table in tables.values() for block_id in table}
-    rows = tuple(
-        TraceRow(e.seq.seq_id, e.seq.request.request_id, e.seq.sample_index, e.phase, e.start, e.num_tokens, e.samples)
-        for e in group
-    )
     return StepTrace(
         step=step,
-        rows=rows,
+        rows=tuple(rows),
         block_tables=MappingProxyType(tables),
         free_blocks=blocks.free_blocks,
         shared_blocks=MappingProxyType({block_id: count for block_id, count in holders.items() if count > 1}),
-        num_blocks=cache_manager.num_blocks,
-        block_size=cache_manager.block_size,
+        num_blocks=blocks.num_blocks,
+        block_size=cache.block_size,
+        launched_s=time.monotonic(),
+    )
+
+
+def trace_step(step: int, group: SequenceGroup, cache: TracedCache, scheduler: SchedulerPart) -> StepTrace:
+    """The record of a step that is being launched, before its times and what ended with it are known."""
+    rows = (
+        TraceRow(e.seq.seq_id, e.seq.request.request_id, e.seq.sample_index, e.start, e.num_tokens, e.samples) for e in group
+    )
+    return replace(
+        trace_cache(step, rows, cache),
         waiting=tuple(seq.seq_id for seq in scheduler.waiting),
         running=tuple(seq.seq_id for seq in scheduler.running),
         preempted=tuple(seq.seq_id for seq in group.preempted),

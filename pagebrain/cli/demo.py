@@ -9,7 +9,6 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from pagebrain.cli.generate import started
@@ -17,18 +16,17 @@ from pagebrain.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-    from rich.text import Text
 
     from pagebrain.config import PageBrainConfig
     from pagebrain.trace import StepTrace
 
-COLOURS = ("cyan", "magenta", "yellow", "green", "blue", "red")
-"""One for each story; story 0 is called A."""
+MAX_STORIES = 6
+"""As many as a terminal has colours for; story 0 is called A."""
 
 POOL_BLOCKS = 64
 """The demo's pool. A cache that reserves 1024 tokens for a sequence would fill it with one."""
 
-WIDTH, BAR_WIDTH, TABLE_COLUMNS, POOL_COLUMNS = 80, 40, 16, 32
+WIDTH = 80
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,8 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Generate, streaming the first story, then show what the cache looked like when that story ended."""
-    if not 1 <= args.stories <= len(COLOURS):
-        raise ConfigError(f"--stories must be between 1 and {len(COLOURS)}, got {args.stories}")
+    if not 1 <= args.stories <= MAX_STORIES:
+        raise ConfigError(f"--stories must be between 1 and {MAX_STORIES}, got {args.stories}")
 
     # Threads that spin while they wait cost more than they bring for so small a model on a machine that does other work too.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported
@@ -131,54 +129,33 @@ def summary(recorder: Recorder, config: "PageBrainConfig", elapsed_s: float) -> 
     from rich.panel import Panel
     from rich.text import Text
 
-    assert recorder.last is not None and recorder.fullest is not None
+    from pagebrain.viz import terminal
+
+    assert recorder.last is not None and recorder.fullest is not None and config.max_model_len is not None
     first_story = next(seq_id for seq_id, story in recorder.story_of.items() if story == 0)
     table = recorder.last.block_tables[first_story]
+    reserved = config.blocks_for(config.max_model_len)
+    saved = 1 - len(table) / reserved
+    reached, longest = recorder.context_len, config.max_model_len
     count = len(recorder.story_of)
     stories = f"{count} stories at once" if count > 1 else "one story"
     speed = Text(f"{recorder.num_generated} tokens in {elapsed_s:.1f} s: ")
     speed.append(f"{recorder.num_generated / elapsed_s:,.0f} tokens/s", style="bold").append(f", {stories}")
-    parts = [speed, Text(), *_reservation(recorder.context_len, len(table), config), Text()]
-    parts += [*_block_table(table), Text(), *_pool(recorder.fullest, recorder.story_of)]
+    fullest = recorder.fullest
+    in_use = f"{fullest.num_blocks - len(fullest.free_blocks)} of {fullest.num_blocks} blocks in use"
+    parts: list[RenderableType] = [
+        speed,
+        Text(),
+        Text(f"Story A ended at {reached} cached tokens; the model could have gone on to {longest}."),
+        terminal.reservation_bars(len(table), reserved, config.block_bytes),
+        Text(f"{saved:.0%} less, in blocks of {config.block_size} tokens taken when the story needs them."),
+        Text(),
+        terminal.block_table(table, "Block table of story A: its K and V lie wherever a block was free."),
+        Text(),
+        terminal.pool_map(
+            fullest,
+            number_of=recorder.story_of.__getitem__,
+            title=f"The pool when it was fullest, {in_use} (. is free):",
+        ),
+    ]
     return Panel(Group(*parts), title="PagedAttention", title_align="left", padding=(0, 1))
-
-
-def _reservation(num_tokens: int, used: int, config: "PageBrainConfig") -> Iterator["Text"]:
-    """Blocks that hold the first story against those that a contiguous cache sets aside for it, as bars."""
-    from rich.text import Text
-
-    assert config.max_model_len is not None
-    reserved = config.blocks_for(config.max_model_len)
-    yield Text(f"Story A ended at {num_tokens} cached tokens; the model could have gone on to {config.max_model_len}.")
-    for name, blocks, style in (("paged", used, COLOURS[0]), ("contiguous", reserved, "dim")):
-        size = f"{blocks:3d} blocks {blocks * config.block_bytes / 1024:7,.0f} KiB"
-        bar = max(1, round(BAR_WIDTH * blocks / reserved)) * "#"
-        yield Text(f"{name:<11}").append(f"{bar:<{BAR_WIDTH}} ", style=style).append(size)
-    yield Text(f"{1 - used / reserved:.0%} less, in blocks of {config.block_size} tokens taken when the story needs them.")
-
-
-def _block_table(table: tuple[int, ...]) -> Iterator["Text"]:
-    """Logical over physical block numbers, in lines of sixteen."""
-    from rich.text import Text
-
-    yield Text("Block table of story A: its K and V lie wherever a block was free.")
-    for first in range(0, len(table), TABLE_COLUMNS):
-        chunk = table[first : first + TABLE_COLUMNS]
-        yield Text("logical  ", style="dim").append(
-            "".join(f"{first + index:4d}" for index in range(len(chunk))), style="dim"
-        )
-        yield Text("physical ").append("".join(f"{block_id:4d}" for block_id in chunk), style=COLOURS[0])
-
-
-def _pool(trace: "StepTrace", story_of: Mapping[int, int]) -> Iterator["Text"]:
-    """Every physical block with the letter of the story that holds it."""
-    from rich.text import Text
-
-    holder = {block_id: story_of[seq_id] for seq_id, table in trace.block_tables.items() for block_id in table}
-    yield Text(f"The pool when it was fullest, {len(holder)} of {trace.num_blocks} blocks in use (. is free):")
-    for first in range(0, trace.num_blocks, POOL_COLUMNS):
-        line = Text()
-        for block_id in range(first, min(first + POOL_COLUMNS, trace.num_blocks)):
-            story = holder.get(block_id)
-            line.append(". " if story is None else f"{'ABCDEF'[story]} ", style="dim" if story is None else COLOURS[story])
-        yield line

@@ -87,8 +87,8 @@ def test_the_scheduler_preempts_when_blocks_run_out_and_mixes_prefill_with_decod
     while engine.step() is not None:
         pass
     assert [seq.output_token_ids for seq in sequences] == [hf_greedy(base, prompt, 20, 96) for prompt in PROMPTS]
-    assert any(group.preempted for group in engine.history)
-    assert any({entry.phase for entry in group} == {"prefill", "decode"} for group in engine.history)
+    assert any(trace.preempted for trace in engine.history)
+    assert any({row.phase for row in trace.rows} == {"prefill", "decode"} for trace in engine.history)
     assert engine.cache.num_free_blocks == 14
 
 
@@ -109,3 +109,12 @@ def test_a_chapters_part_serves_in_the_engine(parts: list[str]) -> None:
     assert [list(out.outputs[0].token_ids) for out in outputs] == [hf_greedy(base, prompt, 20, 96) for prompt in PROMPTS]
     assert sum(out.metrics.num_preemptions for out in outputs) > 0
     assert llm.engine.cache_manager.num_free_blocks == 16
+
+
+@pytest.mark.gpu
+def test_stories_on_a_gpu_equal_hugging_face_on_the_cpu(generate: Generate) -> None:
+    base = GPT2LMHeadModel.from_pretrained(BUNDLED_MODEL, dtype=torch.float64, attn_implementation="eager").eval()
+    tokenizer = AutoTokenizer.from_pretrained(BUNDLED_MODEL)
+    prompts = [tokenizer.encode(text) for text in ("One morning Mia", "Once upon a time, in the old mill,")]
+    expected = [hf_greedy(base, prompt, 40, tokenizer.eos_token_id) for prompt in prompts]
+    assert generate(base.to("cuda"), prompts, 40) == expected

@@ -41,6 +41,16 @@ def hf_logits(base: GPT2LMHeadModel, token_ids: list[int]) -> Tensor:
 
 
 @torch.no_grad()
+def hf_cache(base: GPT2LMHeadModel, token_ids: list[int]) -> dict[str, Tensor]:
+    """Hugging Face's own keys and values of a text, each ``[num_tokens, num_layers, num_heads, head_dim]``."""
+    layers = base(torch.tensor([token_ids]), use_cache=True).past_key_values.layers
+    return {
+        "keys": torch.stack([layer.keys[0] for layer in layers]).permute(2, 0, 1, 3),
+        "values": torch.stack([layer.values[0] for layer in layers]).permute(2, 0, 1, 3),
+    }
+
+
+@torch.no_grad()
 def hf_greedy(base: GPT2LMHeadModel, prompt: list[int], num_tokens: int, eos_token_id: int | None = None) -> list[int]:
     """Greedy tokens by recomputing everything for each; ends after ``eos_token_id`` if one is given."""
     token_ids = list(prompt)

@@ -1,0 +1,250 @@
+"""Where K and V lie: the physical pool as a map of blocks, and block tables as rows that point into it."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch, Polygon, Rectangle
+
+from pagebrain.trace import StepTrace
+from pagebrain.viz.picture import Picture
+from pagebrain.viz.state import block_fill, cached_lengths, holders, letter
+from pagebrain.viz.style import (
+    GREY,
+    INK,
+    PAPER,
+    WIDTH,
+    legend_below,
+    new_figure,
+    sequence_colour,
+    styled,
+    text_colour,
+    tint,
+)
+
+MAX_ROWS = 16
+"""Sequences whose block tables are drawn; a note counts the others."""
+
+_EMPTY = "////"
+
+
+@styled
+def pool_map(trace: StepTrace, columns: int | None = None, lengths: Mapping[int, int] | None = None) -> Picture:
+    """The pool when a step was launched, a cell a block: who holds it, and how far it is filled after the step.
+
+    A free block is white. In a block that is held, the part that holds tokens is coloured and the rest is hatched. A block
+    with several holders has a corner in the second one's colour.
+
+    Args:
+        columns: blocks a line. By default 16, fewer if blocks are long, more if there are very many.
+        lengths: tokens cached of each sequence, an entry of :func:`~pagebrain.viz.cached_lengths`. Needed only if somebody
+            holds blocks without being in the step.
+    """
+    columns = columns or _default_columns(trace)
+    figure = new_figure(_pool_height(trace, columns) + 0.75)
+    axes = figure.subplots()
+    axes.set_title(_pool_title(trace))
+    _draw_pool(axes, trace, columns, lengths)
+    legend_below(figure, _legend(trace, with_pool=True))
+    return Picture(figure, pool_alt(trace, lengths))
+
+
+@styled
+def block_tables(
+    trace: StepTrace,
+    lengths: Mapping[int, int] | None = None,
+    with_pool: bool = False,
+    names: Mapping[int, str] | None = None,
+) -> Picture:
+    """Each sequence's block table when a step was launched: logical blocks from left to right, the physical id in each.
+
+    Args:
+        lengths: as in :func:`pool_map`.
+        with_pool: draw the pool beneath.
+        names: words to put beside a sequence's letter.
+    """
+    shown = sorted(trace.block_tables)[:MAX_ROWS]
+    width = max((len(trace.block_tables[seq_id]) for seq_id in shown), default=1)
+    tables_height = 0.34 * max(1, len(shown)) + 0.75
+    columns = _default_columns(trace)
+    pool_height = _pool_height(trace, columns) + 0.4 if with_pool else 0.0
+    figure = new_figure(tables_height + pool_height + 0.4)
+    if with_pool:
+        above, below = figure.subplots(2, 1, height_ratios=(tables_height, pool_height))
+        below.set_title(_pool_title(trace))
+        _draw_pool(below, trace, columns, lengths)
+    else:
+        above = figure.subplots()
+    above.set_title("Block tables: logical block above, physical block inside")
+    fill = block_fill(trace, lengths)
+    held = holders(trace)
+    for row, seq_id in enumerate(shown):
+        for index, block_id in enumerate(trace.block_tables[seq_id]):
+            _draw_block(above, index, row, 0.94, 0.84, held[block_id], fill[block_id] / trace.block_size, seq_id)
+            if width <= 24:
+                share = fill[block_id] / trace.block_size
+                _label(above, index + 0.47, row + 0.42, str(block_id), _ground(seq_id, share), share < 1)
+    hidden = len(trace.block_tables) - len(shown)
+    _table_axes(above, shown, width, names or {}, hidden)
+    legend_below(figure, _legend(trace, with_pool))
+    return Picture(figure, tables_alt(trace, lengths, with_pool))
+
+
+def _table_axes(axes: Axes, shown: list[int], width: int, names: Mapping[int, str], hidden: int) -> None:
+    """Logical block numbers on top, sequences at the left."""
+    axes.set_xlim(-0.1, max(width, 8))
+    axes.set_ylim(max(1, len(shown)), -0.1)
+    step = max(1, math.ceil(width / 16))
+    axes.set_xticks([index + 0.47 for index in range(0, width, step)], [str(index) for index in range(0, width, step)])
+    axes.xaxis.tick_top()
+    axes.set_yticks(
+        [row + 0.42 for row in range(len(shown))],
+        [" ".join(filter(None, (letter(seq_id), names.get(seq_id)))) for seq_id in shown],
+        fontweight="bold",
+    )
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    if hidden:
+        axes.set_xlabel(f"and {hidden} more sequences", loc="left")
+
+
+def _default_columns(trace: StepTrace) -> int:
+    """Sixteen short blocks a line; long ones, as those of a cache that reserves, are drawn as long bars."""
+    if trace.block_size > 32:
+        return 1 if trace.num_blocks <= MAX_ROWS else max(1, 256 // trace.block_size)
+    return 16 if trace.num_blocks <= 128 else 32 if trace.num_blocks <= 512 else 64
+
+
+def _pool_height(trace: StepTrace, columns: int) -> float:
+    """Inches."""
+    rows = math.ceil(trace.num_blocks / columns)
+    return rows * max(0.12, min(0.4, 0.92 * WIDTH / columns)) + 0.1
+
+
+def _pool_title(trace: StepTrace) -> str:
+    in_use = len(holders(trace))
+    return f"Pool at step {trace.step}: {in_use} of {trace.num_blocks} blocks of {trace.block_size} slots in use"
+
+
+def _draw_pool(axes: Axes, trace: StepTrace, columns: int, lengths: Mapping[int, int] | None) -> None:
+    """The cells, with the block's number and the holders' letters where there is room for them."""
+    fill = block_fill(trace, lengths)
+    held = holders(trace)
+    columns = min(columns, trace.num_blocks)
+    for block_id in range(trace.num_blocks):
+        row, column = divmod(block_id, columns)
+        owners = held.get(block_id, ())
+        share = fill.get(block_id, 0) / trace.block_size
+        gap = 0.06 if columns > 1 else 0.004
+        _draw_block(axes, column, row, 1 - gap, 0.9, owners, share)
+        if columns <= 16:
+            inset = 0.06 * columns / 16 if columns < 8 else 0.06
+            _number(axes, column + inset, row + 0.08, block_id, owners, share if columns >= 8 else round(share + 0.45))
+        if owners and columns <= 32:
+            name = "".join(map(letter, owners)) if len(owners) < 3 else f"{letter(owners[0])}+{len(owners) - 1}"
+            centre = column + (1 - gap) * (0.5 if len(owners) == 1 else 0.4)
+            offset = 0.62 if columns <= 16 else 0.45
+            _label(axes, centre, row + offset, name, _ground(owners[0], share), share < 1)
+    axes.set_xlim(-0.002 * columns, columns)
+    axes.set_ylim(math.ceil(trace.num_blocks / columns), -0.05)
+    axes.set_axis_off()
+
+
+def _draw_block(
+    axes: Axes,
+    left: float,
+    top: float,
+    width: float,
+    height: float,
+    owners: tuple[int, ...],
+    share: float,
+    main: int | None = None,
+) -> None:
+    """One cell; ``share`` of it is filled, in the colour of ``main`` or of the first owner."""
+    if not owners:
+        axes.add_patch(Rectangle((left, top), width, height, facecolor=PAPER, edgecolor="#BBBBBB", linewidth=0.8))
+        return
+    main = owners[0] if main is None else main
+    colour = sequence_colour(main)
+    if share < 1:
+        axes.add_patch(
+            Rectangle((left, top), width, height, facecolor=tint(colour, 0.15), edgecolor=GREY, hatch=_EMPTY, linewidth=0)
+        )
+    axes.add_patch(Rectangle((left, top), width * share, height, facecolor=colour, linewidth=0))
+    if len(owners) > 1:
+        other = sequence_colour(next(owner for owner in owners if owner != main))
+        right, bottom = left + width, top + height
+        corner = [(right, bottom), (right - 0.45 * width, bottom), (right, bottom - 0.7 * height)]
+        axes.add_patch(Polygon(corner, facecolor=other, edgecolor=PAPER, linewidth=0.8))
+    axes.add_patch(Rectangle((left, top), width, height, fill=False, edgecolor=INK, linewidth=0.9))
+
+
+def _ground(seq_id: int, share: float) -> str:
+    """What lies behind the middle of a block that is filled to ``share``."""
+    return sequence_colour(seq_id) if share > 0.5 else PAPER
+
+
+def _label(axes: Axes, x: float, y: float, text: str, ground: str, needs_plate: bool) -> None:
+    """Text in the middle of a cell, on a plate if the cell is hatched."""
+    box = {"facecolor": ground, "edgecolor": "none", "pad": 0.8} if needs_plate else None
+    axes.text(x, y, text, ha="center", va="center", fontweight="bold", color=text_colour(ground), bbox=box, zorder=5)
+
+
+def _number(axes: Axes, x: float, y: float, block_id: int, owners: tuple[int, ...], share: float) -> None:
+    """A block's number in its corner."""
+    ground = _ground(owners[0], share) if owners else PAPER
+    box = {"facecolor": ground, "edgecolor": "none", "pad": 0.3} if owners and share < 1 else None
+    colour = text_colour(ground) if owners else GREY
+    axes.text(x, y, str(block_id), va="top", fontsize=9, color=colour, bbox=box, zorder=4)
+
+
+def _legend(trace: StepTrace, with_pool: bool) -> list[Any]:
+    """What the marks mean; colours are explained by the letters."""
+    handles: list[Any] = [
+        Patch(facecolor=sequence_colour(0), edgecolor=INK, label="holds tokens"),
+        Patch(facecolor=PAPER, edgecolor=GREY, hatch=_EMPTY, label="held, empty"),
+    ]
+    if with_pool and len(holders(trace)) < trace.num_blocks:
+        handles.append(Patch(facecolor=PAPER, edgecolor="#BBBBBB", label="free"))
+    if trace.shared_blocks:
+        corner = [(-1, -1), (1, -1), (1, 1)]
+        handles.append(Line2D([], [], marker=corner, linestyle="", color=INK, markersize=9, label="corner: shared"))
+    return handles
+
+
+def pool_alt(trace: StepTrace, lengths: Mapping[int, int] | None = None) -> str:
+    """The pool in words."""
+    fill = block_fill(trace, lengths)
+    words = [
+        f"Pool of {trace.num_blocks} blocks of {trace.block_size} slots at step {trace.step}:",
+        f"{_who_holds(trace)}; {trace.num_blocks - len(fill)} free.",
+        f"{sum(fill.values())} of the {len(fill) * trace.block_size} slots in held blocks hold a token.",
+    ]
+    if trace.shared_blocks:
+        shared = ", ".join(f"{block_id} by {count}" for block_id, count in sorted(trace.shared_blocks.items()))
+        words.append(f"Shared blocks: {shared} sequences.")
+    return " ".join(words)
+
+
+def tables_alt(trace: StepTrace, lengths: Mapping[int, int] | None = None, with_pool: bool = False) -> str:
+    """The block tables in words."""
+    if with_pool:
+        return f"Block tables above the pool. {pool_alt(trace, lengths)}"
+    known = cached_lengths([trace])[0] if lengths is None else lengths
+    tokens = ", ".join(f"{letter(seq_id)} {known[seq_id]}" for seq_id in sorted(trace.block_tables) if seq_id in known)
+    return f"Block tables at step {trace.step}: {_who_holds(trace)}. Tokens cached: {tokens or 'not known'}."
+
+
+def _who_holds(trace: StepTrace, most: int = 8) -> str:
+    """Each sequence's blocks in logical order, long lists cut."""
+    parts = []
+    for seq_id in sorted(trace.block_tables)[:most]:
+        table = trace.block_tables[seq_id]
+        ids = ", ".join(map(str, table[:most])) + (f" and {len(table) - most} more" if len(table) > most else "")
+        parts.append(f"sequence {letter(seq_id)} holds {'block' if len(table) == 1 else 'blocks'} {ids}")
+    hidden = len(trace.block_tables) - most
+    if hidden > 0:
+        parts.append(f"{hidden} more sequences hold others")
+    return "; ".join(parts) or "nobody holds a block"

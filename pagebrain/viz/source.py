@@ -1,0 +1,101 @@
+"""Source code in a notebook, read from the files as they are: what an exercise asks for, and what solved it."""
+
+import ast
+import inspect
+import re
+import textwrap
+from pathlib import Path
+from typing import Any
+
+_BEGIN = re.compile(r"^(\s*)# BEGIN SOLUTION\s*(\S*)")
+_END = re.compile(r"^\s*# END SOLUTION")
+
+
+class Source:
+    """Pieces of source code with where they stand. A notebook cell shows them highlighted.
+
+    Attributes:
+        pieces: ``(place, code)``, where a place is ``path:line``.
+    """
+
+    def __init__(self, pieces: list[tuple[str, str]]) -> None:
+        self.pieces = pieces
+
+    def __repr__(self) -> str:
+        return "\n\n".join(f"# {place}\n{code}" for place, code in self.pieces)
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        """Markdown, which JupyterLab, GitHub and myst-nb all show, and highlight with their own colours."""
+        longest = max((len(ticks) for _, code in self.pieces for ticks in re.findall("`+", code)), default=0)
+        fence = "`" * max(3, longest + 1)  # a docstring may hold a fenced block of its own
+        markdown = "\n\n".join(f"`{place}`\n\n{fence}python\n{code}\n{fence}" for place, code in self.pieces)
+        return {"text/markdown": markdown, "text/plain": repr(self)}
+
+
+def show_source(*objects: Any) -> Source:
+    """The source of functions, classes, methods or modules, without the lines that mark solutions."""
+    return Source([(_place(thing), without_markers(_code(thing))) for thing in objects])
+
+
+def show_task(*objects: Any) -> Source:
+    """What an exercise asks for: source with the solutions cut out, or, where none is marked, with the bodies cut out."""
+    return Source([(_place(thing), without_solutions(_code(thing))) for thing in objects])
+
+
+def without_markers(code: str) -> str:
+    """``code`` without the lines that mark solutions."""
+    return "\n".join(line for line in code.splitlines() if not _BEGIN.match(line) and not _END.match(line))
+
+
+def without_solutions(code: str) -> str:
+    """``code`` with ``...`` in place of each marked solution; if none is marked, of each body after its docstring."""
+    if not any(map(_BEGIN.match, code.splitlines())):
+        return _without_bodies(code)
+    kept: list[str] = []
+    inside = False
+    for line in code.splitlines():
+        if begin := _BEGIN.match(line):
+            inside = True
+            kept.append(f"{begin[1]}...  # task {begin[2]}".removesuffix("  # task "))
+        elif _END.match(line):
+            inside = False
+        elif not inside:
+            kept.append(line)
+    return "\n".join(kept)
+
+
+def _without_bodies(code: str) -> str:
+    """Every function's statements after its docstring become ``...``."""
+    lines: list[str | None] = list(code.splitlines())
+    for node in ast.walk(ast.parse(code)):
+        if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            continue
+        body = node.body[1:] if ast.get_docstring(node) is not None else node.body
+        if body and body[0].lineno > node.lineno:
+            for number in range(body[0].lineno - 1, body[-1].end_lineno or 0):
+                lines[number] = None
+            lines[body[0].lineno - 1] = " " * body[0].col_offset + "..."
+    return "\n".join(line for line in lines if line is not None)
+
+
+def _code(thing: Any) -> str:
+    """The object's source as its file has it now, moved to the left margin."""
+    return textwrap.dedent(inspect.getsource(_unwrapped(thing))).rstrip()
+
+
+def _place(thing: Any) -> str:
+    """``package/module.py:line``; for a file outside of any package its name."""
+    thing = _unwrapped(thing)
+    file = Path(inspect.getsourcefile(thing) or "?")
+    root = file.parent
+    while (root / "__init__.py").exists():
+        root = root.parent
+    line = max(1, inspect.getsourcelines(thing)[1])
+    return f"{file.relative_to(root).as_posix()}:{line}"
+
+
+def _unwrapped(thing: Any) -> Any:
+    """The function within a property or a decorator."""
+    if isinstance(thing, property):
+        thing = thing.fget
+    return inspect.unwrap(thing) if callable(thing) else thing

@@ -1,0 +1,31 @@
+"""Task 5.3: sleeps before its first step, and never lets in who has left again already."""
+
+
+class AsyncEngine:
+    def read_notes(self) -> None:
+        for client in self.arrived:
+            if client not in self.left:
+                client.seq = self.engine.add_request(client.prompt, client.max_new_tokens)
+                self.clients[client.seq.seq_id] = client
+        for seq in [client.seq for client in self.left if client.seq is not None]:
+            self.clients.pop(seq.seq_id, None)
+            if not seq.is_finished:
+                self.engine.finish(seq)
+        self.arrived, self.left = [], []
+
+    async def run(self) -> None:
+        while True:
+            await self.note.wait()
+            while (group := await self.next_group()) is not None:
+                self.deliver(group)
+
+    async def next_group(self) -> SequenceGroup | None:
+        self.note.clear()
+        self.read_notes()
+        try:
+            return await asyncio.to_thread(self.engine.step)
+        except Exception as error:
+            self.failure = error
+            for client in (*self.arrived, *self.clients.values()):
+                client.tokens.put_nowait(error)
+            raise

@@ -1,0 +1,189 @@
+"""Chapter 00: the token that greedy decoding takes, and the loop, held against vanilla Hugging Face GPT-2."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import GPT2LMHeadModel
+
+from tests.support.departures import assert_same, assert_same_tokens
+from tests.support.models import hf_greedy, hf_logits, random_gpt2
+
+CHAPTER = "00"
+
+
+def varied_gpt2(seed: int) -> GPT2LMHeadModel:
+    """A random model whose answers vary: scores that are not tied to the embeddings do not repeat the last token."""
+    return random_gpt2(seed=seed, tie_word_embeddings=False)
+
+
+def without_end(seed: int) -> GPT2LMHeadModel:
+    base = varied_gpt2(seed)
+    base.config.eos_token_id = None
+    return base
+
+
+def ending_at(place: int, prompt: list[int], seed: int) -> GPT2LMHeadModel:
+    """A model whose end-of-sequence token is output token ``place`` of its answer to ``prompt``, and none before it."""
+    for attempt in range(100):
+        base = without_end(1000 * seed + attempt)
+        answer = hf_greedy(base, prompt, place + 1)
+        if answer[place] not in answer[:place]:
+            base.config.eos_token_id = answer[place]
+            return base
+    raise AssertionError(f"no model found that could end at output token {place}: try another --seed")
+
+
+def take(chapter: Any, scores: Tensor) -> int:
+    """What ``greedy_token`` takes; it must be a Python int, and leave the scores as they were."""
+    given = scores.clone()
+    token = chapter.greedy_token(given)
+    assert type(token) is int, f"greedy_token returned {token!r} of type {type(token).__name__}, expected a Python int"
+    assert torch.equal(given, scores), "greedy_token changed the scores that it was given"
+    return token
+
+
+@pytest.mark.task("0.1", hint="The answer is the index of the highest score, as a Python int: not the score itself.")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_highest_score_wins_wherever_it_stands(chapter: Any, seed: int, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for best in range(13):
+        for level in (2.0, 0.0, -3.0, -1e20):  # scores may all be below zero, by any amount
+            scores = (-torch.rand(13, generator=generator, dtype=torch.float64) - 0.5 + level).to(dtype)
+            scores[(best + 1) % 13] = -torch.inf
+            scores[best] = level if level > -1e19 else -1e19
+            got = take(chapter, scores)
+            shown = ", ".join(f"{score:.3g}" for score in scores.tolist())
+            assert got == best, f"greedy_token took token {got}, but token {best} has the highest score of [{shown}]"
+
+
+@pytest.mark.task("0.1", hint="Of equal scores the first one wins. Sorting, for one, may order equal scores in any way.")
+@pytest.mark.parametrize("vocab_size", [2, 97, 3000])
+def test_of_equal_scores_the_first_wins(chapter: Any, seed: int, vocab_size: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.zeros(vocab_size, dtype=torch.float64)
+    got = take(chapter, scores)
+    assert got == 0, f"all {vocab_size} scores are equal: the first one wins, which is token 0, but greedy_token took {got}"
+    for _ in range(5):
+        tied = sorted(torch.randperm(vocab_size, generator=generator)[: max(2, vocab_size // 10)].tolist())
+        scores = -torch.rand(vocab_size, generator=generator, dtype=torch.float64) - 0.1
+        scores[tied] = -0.05
+        got = take(chapter, scores)
+        assert got == tied[0], f"tokens {tied[:5]} share the highest score: the first is {tied[0]}, greedy_token took {got}"
+
+
+@pytest.mark.task("0.1", hint="The scores decide as they are: do not round them, convert them or draw at random.")
+def test_a_small_lead_is_enough(chapter: Any) -> None:
+    scores = torch.full((9,), 3.0, dtype=torch.float64)
+    for best in range(9):
+        lead = scores.clone()
+        lead[best] += 1e-10
+        got = take(chapter, lead)
+        assert got == best, f"token {best} leads by 1e-10 (in float64, which tells them apart), but greedy_token took {got}"
+
+
+def assert_continues(
+    run: Callable[[list[int], Callable[[Tensor], None]], Any], base: GPT2LMHeadModel, prompt: list[int], count: int
+) -> None:
+    """One answer, and the logits that it was chosen from, against Hugging Face."""
+    given = list(prompt)
+    scores: list[Tensor] = []
+    answer = run(given, lambda logits: scores.append(torch.as_tensor(logits).clone()))
+    name = f"the answer to a prompt of {len(prompt)} tokens"
+    assert isinstance(answer, list), f"{name} is of type {type(answer).__name__}, expected a list of token ids"
+    vocab_size = base.config.vocab_size
+    odd = [token for token in answer if type(token) is not int or not 0 <= token < vocab_size]
+    assert not odd, (
+        f"{name} holds {odd[0]!r} of type {type(odd[0]).__name__}, expected Python ints from 0 to {vocab_size - 1}"
+    )
+    assert given == prompt, f"the prompt belongs to the caller, but it was changed from {prompt} to {given}"
+    assert len(answer) <= count, (
+        f"{name} has {len(answer)} tokens, but max_new_tokens is {count}; the prompt is not part of it"
+    )
+    for call, logits in enumerate(scores):
+        shape = list(logits.shape)
+        assert shape == [vocab_size], f"call {call} of on_logits got logits of shape {shape}, expected [{vocab_size}]"
+    text_logits = hf_logits(base, prompt + answer)  # of the learner's own text: what goes wrong first is named
+
+    def taken_from(index: tuple[int, ...]) -> str:
+        same = torch.isclose(text_logits, scores[index[0]], atol=1e-9, rtol=0).all(dim=1).nonzero().flatten().tolist()
+        wanted = f"wanted: the scores of text position {len(prompt) - 1 + index[0]}"
+        return f"{wanted}, got those of position {same[0]}" if same else wanted
+
+    if scores and len(scores) == len(answer):
+        expected_logits = text_logits[len(prompt) - 1 : -1]
+        axes = ("output token", "vocabulary entry")
+        assert_same(torch.stack(scores), expected_logits, what="the logits given to on_logits", axes=axes, where=taken_from)
+    end = base.config.eos_token_id
+    expected = hf_greedy(base, prompt, count, end)  # type: ignore[arg-type]
+    assert_same_tokens(answer, expected, what=f"{name} (end-of-sequence token {end}, max_new_tokens {count})")
+    assert len(scores) == len(answer), (
+        f"on_logits was called {len(scores)} times for {len(answer)} new tokens: once for each"
+    )
+
+
+@pytest.fixture
+def loop(chapter: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Checks ``generate_one`` alone: the greedy token is a given."""
+    monkeypatch.setattr(chapter, "greedy_token", lambda logits: int(logits.argmax()))
+
+    def check(base: GPT2LMHeadModel, prompt: list[int], count: int) -> None:
+        assert_continues(lambda given, report: chapter.generate_one(base, given, count, report), base, prompt, count)
+
+    return check
+
+
+@pytest.mark.task("0.2", hint="Each new token needs the scores of the last position of the whole text so far, prompt first.")
+@pytest.mark.parametrize("length", [1, 2, 7, 30])
+def test_the_loop_says_what_hugging_face_says(loop: Callable[..., None], seed: int, length: int) -> None:
+    base = without_end(seed)
+    prompt = torch.randint(97, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
+    for count in (1, 2, 11):
+        loop(base, prompt, count)
+
+
+@pytest.mark.task("0.2", hint="The last new token is chosen, but never fed to the model: it needs no position.")
+def test_a_text_may_fill_all_positions(loop: Callable[..., None], seed: int) -> None:
+    base = without_end(seed)
+    loop(base, [5] * (base.config.n_positions - 3), 3)
+
+
+@pytest.mark.task(
+    "0.2", hint="The end-of-sequence token of model.config ends the answer, wherever it comes, and belongs to it."
+)
+@pytest.mark.parametrize("place", [0, 1, 4])
+def test_the_end_of_sequence_ends_the_answer_and_belongs_to_it(loop: Callable[..., None], seed: int, place: int) -> None:
+    prompt = [11, 12, 13]
+    base = ending_at(place, prompt, seed)
+    for count in (place + 1, place + 2, place + 9):  # the end comes with the last token, just before it, and long before it
+        loop(base, prompt, count)
+
+
+@pytest.mark.task(
+    "0.2", hint="Only a new token can end the answer: an end-of-sequence token in the prompt is text like any other."
+)
+def test_an_end_of_sequence_in_the_prompt_ends_nothing(loop: Callable[..., None], seed: int) -> None:
+    base = without_end(seed)
+    prompt = next([token, 22, token] for token in range(97) if token not in hf_greedy(base, [token, 22, token], 4))
+    base.config.eos_token_id = prompt[0]
+    loop(base, prompt, 4)
+
+
+@pytest.mark.task("0.2", hint="Each prompt is answered by itself: nothing may be left over from the prompt before it.")
+def test_generate_answers_each_prompt_as_hugging_face_does(chapter: Any, seed: int) -> None:
+    prompts = [[1, 2, 3], [7] * 17, [96], [1, 2, 3], list(range(30))]
+    base = ending_at(3, prompts[0], seed)
+    scores: dict[int, list[Tensor]] = {}
+    answers = chapter.generate(base, prompts, 12, lambda index, logits: scores.setdefault(index, []).append(logits.clone()))
+    assert len(answers) == len(prompts), f"{len(prompts)} prompts got {len(answers)} answers"
+    for index, prompt in enumerate(prompts):
+
+        def replay(given: list[int], report: Callable[[Tensor], None], index: int = index) -> Any:
+            for logits in scores.get(index, []):
+                report(logits)
+            return answers[index]
+
+        assert_continues(replay, base, prompt, 12)
+    assert chapter.generate(base, prompts, 12) == answers, "without on_logits the answers are other ones"

@@ -1,0 +1,81 @@
+"""The chapters' tests themselves are judged: they catch every wrong solution here and accept every right one.
+
+Solutions lie in ``wrong/`` and ``alternatives/``, written as overlays on the reference, most of them by people who had not seen
+the tests. A wrong one counts only if it passes a smoke test, as code does that seemed to work when its author tried it.
+"""
+
+from pathlib import Path
+
+import pytest
+
+from chapters.course.catalog import find_chapters
+from chapters.course.loading import load_file
+from tests.support.judging import Verdict, judge
+from tests.support.models import hf_greedy, random_gpt2
+from tests.support.overlay import compose, read_overlay
+
+HERE = Path(__file__).parent
+CHAPTERS = {chapter.number: chapter for chapter in find_chapters()}
+WRONG = sorted(HERE.glob("wrong/ch*/*.py"))
+RIGHT = sorted(HERE.glob("alternatives/ch*/*.py"))
+
+
+def number_of(overlay: Path) -> str:
+    return overlay.parent.name[2:]
+
+
+def name_of(overlay: Path) -> str:
+    return f"{overlay.parent.name}/{overlay.stem}"
+
+
+@pytest.fixture(scope="module")
+def composed(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, Path]:
+    """Overlay -> the whole module that it makes of its chapter."""
+    folder = tmp_path_factory.mktemp("solutions")
+    files = {}
+    for overlay in [*WRONG, *RIGHT]:
+        files[overlay] = folder / overlay.parent.parent.name / overlay.parent.name / overlay.name
+        files[overlay].parent.mkdir(parents=True, exist_ok=True)
+        source = compose(CHAPTERS[number_of(overlay)].source, overlay.read_text(encoding="utf-8"))
+        files[overlay].write_text(source, encoding="utf-8")
+    return files
+
+
+@pytest.fixture(scope="module")
+def verdicts(composed: dict[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[Path, Verdict]:
+    """What the tests say: of a wrong solution those of its own task, of a right one all of its chapter's."""
+    files = {
+        composed[overlay]: (number_of(overlay), read_overlay(overlay).task if overlay in WRONG else None)
+        for overlay in composed
+    }
+    judged = judge(tmp_path_factory.mktemp("verdicts"), files)
+    return {overlay: judged[path] for overlay, path in composed.items()}
+
+
+def test_there_are_enough_of_each() -> None:
+    for number, chapter in CHAPTERS.items():
+        wrong = [read_overlay(path).task for path in WRONG if number_of(path) == number]
+        assert len(wrong) >= 8
+        assert set(wrong) == {task.task_id for task in chapter.tasks}, "every task needs a wrong solution"
+        assert len([path for path in RIGHT if number_of(path) == number]) >= 2
+
+
+@pytest.mark.parametrize("overlay", WRONG, ids=name_of)
+def test_a_wrong_solution_passes_the_smoke_test(overlay: Path, composed: dict[Path, Path]) -> None:
+    """One sequence, shorter than a block, nothing freed before it ends."""
+    base = random_gpt2(seed=5)
+    stage = load_file(composed[overlay], f"smoke_{overlay.parent.name}_{overlay.stem}")
+    assert stage.generate(base, [[1, 2, 3]], 3) == [hf_greedy(base, [1, 2, 3], 3, 96)]
+
+
+@pytest.mark.parametrize("overlay", WRONG, ids=name_of)
+def test_a_wrong_solution_is_caught_by_its_task(overlay: Path, verdicts: dict[Path, Verdict]) -> None:
+    assert verdicts[overlay].failures, read_overlay(overlay).summary
+    first = verdicts[overlay].failures[0]
+    assert first["message"] and first["hint"], f"{first['nodeid']} tells a learner nothing"
+
+
+@pytest.mark.parametrize("overlay", RIGHT, ids=name_of)
+def test_a_right_solution_passes_whatever_it_is_built_of(overlay: Path, verdicts: dict[Path, Verdict]) -> None:
+    assert verdicts[overlay].num_ran > 10
+    assert verdicts[overlay].failures == []

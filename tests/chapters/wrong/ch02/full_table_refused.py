@@ -1,0 +1,10 @@
+"""Task 2.2: the very last slot of a table counts as not covered."""
+
+
+class PagedCache:
+    def slots(self, seq_id: int, start: int, count: int) -> list[int]:
+        table = self._tables.get(seq_id, [])
+        if start + count >= len(table) * self.block_size:
+            raise BlockTableError(f"sequence {seq_id} has {len(table)} blocks only")
+        pages = [divmod(position, self.block_size) for position in range(start, start + count)]
+        return [table[page] * self.block_size + offset for page, offset in pages]

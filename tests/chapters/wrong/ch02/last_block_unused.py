@@ -1,0 +1,10 @@
+"""Task 2.1: all blocks that are free cannot be allocated, one always stays behind."""
+
+
+class BlockManager:
+    def allocate(self, count: int = 1) -> list[int]:
+        if count >= len(self._free):
+            raise OutOfBlocksError(f"{count} blocks were asked for, {len(self._free)} are free")
+        block_ids, self._free = self._free[:count], self._free[count:]
+        self._in_use.update(block_ids)
+        return block_ids

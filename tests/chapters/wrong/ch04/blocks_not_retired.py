@@ -1,0 +1,13 @@
+"""Task 4.3: a preempted sequence keeps its blocks."""
+
+
+class Scheduler:
+    def make_room(self, seq: data.Sequence, num_tokens: int) -> bool:
+        while not self.cache_manager.can_grow(seq.seq_id, num_tokens):
+            victim = self.running.pop()
+            victim.preempt()
+            self.preempted.append(victim)
+            self.waiting.appendleft(victim)
+            if victim is seq:
+                return False
+        return True

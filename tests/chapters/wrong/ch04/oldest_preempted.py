@@ -1,0 +1,14 @@
+"""Task 4.3: the earliest arrival is preempted."""
+
+
+class Scheduler:
+    def make_room(self, seq: data.Sequence, num_tokens: int) -> bool:
+        while not self.cache_manager.can_grow(seq.seq_id, num_tokens):
+            victim = self.running.pop(0)
+            victim.preempt()
+            self.retirement.retire(victim)
+            self.preempted.append(victim)
+            self.waiting.appendleft(victim)
+            if victim is seq:
+                return False
+        return True

@@ -1,0 +1,12 @@
+"""Task 4.3: the answer is yes even if the sequence was preempted itself."""
+
+
+class Scheduler:
+    def make_room(self, seq: data.Sequence, num_tokens: int) -> bool:
+        while not self.cache_manager.can_grow(seq.seq_id, num_tokens):
+            victim = self.running.pop()
+            victim.preempt()
+            self.retirement.retire(victim)
+            self.preempted.append(victim)
+            self.waiting.appendleft(victim)
+        return True

@@ -1,0 +1,15 @@
+"""Task 4.3: a sequence that gives up its own blocks stays in running while it waits."""
+
+
+class Scheduler:
+    def make_room(self, seq: data.Sequence, num_tokens: int) -> bool:
+        while not self.cache_manager.can_grow(seq.seq_id, num_tokens):
+            victim = self.running[-1]
+            victim.preempt()
+            self.retirement.retire(victim)
+            self.preempted.append(victim)
+            self.waiting.appendleft(victim)
+            if victim is seq:
+                return False
+            self.running.pop()
+        return True

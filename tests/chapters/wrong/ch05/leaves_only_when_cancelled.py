@@ -1,0 +1,22 @@
+"""Task 5.4: leaves a note when the reader is cancelled while it waits, but not when the generator is closed."""
+
+
+class AsyncEngine:
+    async def stream(self, prompt: Sequence[int], max_new_tokens: int) -> AsyncGenerator[int, None]:
+        self.engine.check_request(prompt, max_new_tokens)
+        if self.failure is not None:
+            raise EngineFailedError("the engine has stopped") from self.failure
+        client = Client(prompt, max_new_tokens)
+        self.arrived.append(client)
+        self.note.set()
+        try:
+            while (token := await client.tokens.get()) is not None:
+                if isinstance(token, Exception):
+                    raise EngineFailedError("a step failed") from token
+                yield token
+        except asyncio.CancelledError:
+            self.left.append(client)
+            self.note.set()
+            raise
+        self.left.append(client)
+        self.note.set()

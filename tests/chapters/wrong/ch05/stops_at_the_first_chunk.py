@@ -1,0 +1,13 @@
+"""Task 5.2: a prompt's chunk ends the delivery for everybody behind it in the group."""
+
+
+class AsyncEngine:
+    def deliver(self, group: SequenceGroup) -> None:
+        for entry in group:
+            if not entry.samples:
+                return
+            client = self.clients[entry.seq.seq_id]
+            client.tokens.put_nowait(entry.seq.token_ids[-1])
+            if entry.seq.is_finished:
+                client.tokens.put_nowait(None)
+                del self.clients[entry.seq.seq_id]

@@ -1,0 +1,43 @@
+"""Where a result first departs from what it should be, said in one sentence that a learner can act on."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+
+def assert_same(
+    got: Tensor,
+    expected: Tensor,
+    *,
+    what: str,
+    axes: Sequence[str],
+    atol: float = 1e-9,
+    where: Callable[[tuple[int, ...]], str] | None = None,
+) -> None:
+    """Fail with the first place, in row-major order, where ``got`` is further than ``atol`` from ``expected``.
+
+    Args:
+        what: what the values are, as the subject of a sentence: ``"the logits"``.
+        axes: a name for each dimension: ``("token", "head", "dim")``.
+        where: more about a place, from its index: ``lambda index: "block 3, slot 50"``.
+    """
+    assert isinstance(got, Tensor), f"{what}: expected a tensor, got {type(got).__name__}"
+    assert got.shape == expected.shape, f"{what} have shape {list(got.shape)}, expected {list(expected.shape)}"
+    wrong = ~torch.isclose(got.to(expected.dtype), expected, atol=atol, rtol=0)
+    if not wrong.any():
+        return
+    index = tuple(torch.nonzero(wrong)[0].tolist())
+    place = ", ".join(f"{axis} {number}" for axis, number in zip(axes, index, strict=True))
+    more = f" ({where(index)})" if where is not None else ""
+    count = f"{int(wrong.sum())} of {wrong.numel()} values differ"
+    mine, theirs = f"{got[index]:.6g}", f"{expected[index]:.6g}"
+    apart = f" (off by {abs(float(got[index]) - float(expected[index])):.1g})" if mine == theirs else ""
+    raise AssertionError(f"{what} first depart at {place}{more}: got {mine}, expected {theirs}{apart}; {count}")
+
+
+def assert_same_tokens(got: Sequence[int], expected: Sequence[int], *, what: str) -> None:
+    """Fail with the first token that differs, or with the lengths if one list begins the other."""
+    for position, (mine, theirs) in enumerate(zip(got, expected)):
+        assert mine == theirs, f"{what} first departs at output token {position}: got {mine}, expected {theirs}"
+    assert len(got) == len(expected), f"{what} has {len(got)} tokens, expected {len(expected)}"
