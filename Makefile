@@ -10,7 +10,7 @@ READY := $(VENV)/.ready
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long lint format bench clean
+.PHONY: help demo test test-long lint format bench lab notebooks docs clean
 
 help: ## list the commands
 	@awk -F ':[^#]*## ' '/^[a-z.-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -19,10 +19,10 @@ demo: $(READY) ## stream a story and show where its K and V lie
 	@$(BIN)/pagebrain demo
 
 test: $(READY) ## run every test that needs no GPU, except the slow ones
-	@$(PYTEST) -m "not gpu and not slow"
+	@$(PYTEST) --nbval-lax -m "not gpu and not slow" tests notebooks
 
 test-long: $(READY) ## run every test that needs no GPU
-	@$(PYTEST) -m "not gpu"
+	@$(PYTEST) --nbval-lax -m "not gpu" tests notebooks
 
 lint: $(READY) ## check style, layout and types
 	@$(BIN)/ruff check .
@@ -36,8 +36,17 @@ format: $(READY) ## lay the code out as `make lint` wants it
 bench: $(READY) ## measure throughput on this machine
 	@$(BIN)/pagebrain bench offline
 
+lab: $(READY) ## open the notebooks in JupyterLab
+	@$(BIN)/jupyter lab --notebook-dir=. notebooks
+
+notebooks: $(READY) ## make the notebooks anew from notebooks/src and execute them
+	@$(BIN)/python -m tools.notebooks build
+
+docs: $(READY) ## build the site into docs/_build/html
+	@$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+
 clean: ## remove everything that was built, .venv included
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist docs/_build docs/_notebooks *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The environment is made once, and again when what it holds has changed.

@@ -1,0 +1,784 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Chapter 05: the engine behind HTTP
+#
+# Chapter 04's engine decides anew at every step who is in it. Its caller cannot use that: `generate` wants all prompts at
+# the start and gives all answers at the end. On a server, people come when they like, want each word as soon as it is
+# there, and leave in mid-sentence. This chapter adds the one who drives the engine for them. Scheduler, cache and attention
+# stay as they are.
+#
+# **You need:** chapter 04; `async` functions and generators, `try` and `finally`. **Time:** about five hours with the
+# exercises.
+#
+# *You will be able to* let many clients share one engine, say what runs in a thread and what on the event loop, avoid a lost
+# wake-up, and give back the memory of somebody who hangs up.
+
+# %%
+import sys
+
+sys.path.insert(0, "..")  # the chapters lie one folder up
+
+import asyncio
+import json
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing, asynccontextmanager
+
+import httpx
+import torch
+import uvicorn
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch, Rectangle
+from transformers import AutoTokenizer, GPT2LMHeadModel
+from transformers.utils import logging
+
+from chapters.course import load_stage
+from pagebrain import PageBrainConfig, viz
+from pagebrain.assets import BUNDLED_MODEL
+from pagebrain.viz import style
+
+logging.disable_progress_bar()
+torch.set_num_threads(1)
+ch04, ch05 = load_stage("04"), load_stage("05")
+model = GPT2LMHeadModel.from_pretrained(BUNDLED_MODEL, attn_implementation="eager").eval()
+model.config.eos_token_id = None  # for measuring: an answer is as long as was asked for
+exact = GPT2LMHeadModel.from_pretrained(
+    BUNDLED_MODEL, dtype=torch.float64, attn_implementation="eager"
+).eval()
+tokenizer = AutoTokenizer.from_pretrained(BUNDLED_MODEL)
+starts = ["One day", "The fox said", "A boy", "It was a good day."]
+prompts = [tokenizer.encode(line) for line in starts]
+
+
+def new_engine(base, **how):
+    """Chapter 04's engine with 256 blocks of 16 tokens and 32 seats."""
+    config = PageBrainConfig.for_model(
+        base, block_size=16, num_blocks=256, max_num_seqs=32, max_num_batched_tokens=128
+    )
+    return ch04.Engine(base, config, **how)
+
+
+# %% [markdown]
+# ## The problem, measured
+#
+# Four prompts go into chapter 04's `generate` together. In which step was each answer complete, and when did its owner
+# get to see it?
+
+# %% tags=["nbval-check-output"]
+traces = []
+answers = ch04.generate(exact, prompts, 150, on_step=traces.append)
+ended = {seq_id: trace.step for trace in traces for seq_id in trace.finished}
+for index, (start, answer) in enumerate(zip(starts, answers, strict=True)):
+    print(
+        f"{start!r:21} {len(answer):3} tokens, complete after step {ended[index]:3}, handed over after step {traces[-1].step}"
+    )
+
+# %% [markdown]
+# The first word of every story was there after the first step. Nobody saw one before the last step.
+#
+# And these four were lucky: they came together. Now they come one after the other, each a twentieth of a second later than the
+# one before. Whoever calls `generate` holds the engine until it returns, so the calls stand in a queue.
+
+
+# %%
+def report(times):
+    """A line for each client: seconds from its arrival to its first and its last token."""
+    for start, (first, last) in zip(starts, times, strict=True):
+        print(
+            f"{start!r:21} first token after {first:5.2f} s, last token after {last:5.2f} s"
+        )
+
+
+def one_call(prompt):
+    return ch04.generate(model, [prompt], 60)
+
+
+async def queue_up(number, counter):
+    await asyncio.sleep(0.05 * number)
+    arrived = time.perf_counter()
+    await asyncio.get_running_loop().run_in_executor(counter, one_call, prompts[number])
+    return (time.perf_counter() - arrived,) * 2  # all tokens come at once
+
+
+one_call(prompts[0])  # the first run also warms the machine up
+with ThreadPoolExecutor(1) as counter:
+    one_by_one = await asyncio.gather(*(queue_up(number, counter) for number in range(4)))
+report(one_by_one)
+
+# %% [markdown]
+# What a reader notices is the first column, the *time to first token*. Here it is the whole time of everybody who came before,
+# plus the whole of one's own answer. Yet the engine could have let the second client in at its very next step.
+#
+# ## The idea
+#
+# Two things have to go on at the same time: the engine computes, and connections come and go.
+#
+# Python's `asyncio` runs many *coroutines* in one thread, on an *event loop*. A coroutine runs until it says `await`; then it
+# is put aside until what it waits for is there, and the loop runs another. That is just right for connections, which
+# wait most of the time. It is wrong for a step, which computes and never says `await`. We measure how wrong: a coroutine wants
+# to run every millisecond, while one step reads a prompt of 900 tokens.
+
+# %% tags=["nbval-check-output"]
+text = (tokenizer.encode("One day a girl met a fox. ") * 150)[:900]
+config = PageBrainConfig.for_model(model, num_blocks=64, max_num_batched_tokens=1024)
+
+
+async def count_beats(run):
+    """How often another coroutine runs while ``run`` works."""
+    engine, beats = ch04.Engine(model, config), []
+    engine.add_request(text, 1)
+
+    async def heart():
+        while True:
+            beats.append(time.perf_counter())
+            await asyncio.sleep(0.001)
+
+    beating = asyncio.create_task(heart())
+    await asyncio.sleep(0.01)
+    began = time.perf_counter()
+    await run(engine)
+    ended = time.perf_counter()
+    beating.cancel()
+    return sum(began < beat < ended for beat in beats)
+
+
+async def in_the_loop(engine):
+    engine.step()
+
+
+async def in_a_thread(engine):
+    await asyncio.to_thread(engine.step)
+
+
+print("beats while a step runs on the event loop:", await count_beats(in_the_loop))
+print("beats while it runs in a thread: some?", await count_beats(in_a_thread) > 0)
+
+# %% [markdown]
+# While a step runs on the loop, the server is deaf: no connection is accepted, no word is sent. So a step goes into a thread
+# of its own, and the loop `await`s it.
+#
+# Now there are two threads, and a danger. If somebody arrives while a step is under way, the event loop must not call
+# `add_request`: the engine is in use. A lock would help, at a price: whoever wants it waits, and it must never be forgotten
+# anywhere. This chapter does it more simply. **Whoever comes or goes leaves a note, and the notes are read between two
+# steps.** The notes are plain lists. They need no lock either, because only coroutines of one event loop touch them, and
+# such a coroutine is never interrupted between two `await`s.
+
+# %%
+viz.show_source(ch05.Client, ch05.AsyncEngine.__init__)
+
+# %% [markdown]
+# A client has a queue of its own. The loop puts tokens in, the client takes them out. Here is the loop's task, the heart of the
+# chapter (exercise 5.3):
+
+# %%
+viz.show_task(ch05.AsyncEngine.run)
+
+# %% [markdown]
+# ## Who does what when
+#
+# Three clients share an engine, and we write down the time of everything: when a step begins and ends, when a note is left, when it
+# is read, when a token is in its reader's hands. Client B comes in the middle of a step, and so does C. C asks for 40 tokens
+# and goes away after three.
+
+
+# %%
+@asynccontextmanager
+async def shared_by_all(engine):
+    """An engine that clients can stream from, for as long as the block runs."""
+    shared = ch05.AsyncEngine(engine)
+    loop = asyncio.create_task(shared.run())
+    try:
+        yield shared
+    finally:
+        loop.cancel()
+
+
+names = {tuple(prompt): name for prompt, name in zip(prompts, "ABC", strict=False)}
+steps, readings, came, gone = [], [], {}, {}
+received = {name: [] for name in "ABC"}
+
+
+def watch(shared):
+    """Write down when a step runs, and which notes are read when."""
+    compute, look_at_notes = shared.engine.step, shared.read_notes
+
+    def timed_step():
+        began = time.perf_counter()
+        group = compute()
+        if group is not None:
+            steps.append((began, time.perf_counter()))
+        return group
+
+    def timed_reading():
+        notes = [(" +", came, client) for client in shared.arrived]
+        notes += [(" \N{MINUS SIGN}", gone, client) for client in shared.left]
+        notes = [
+            (sign, left_at, names[tuple(client.prompt)]) for sign, left_at, client in notes
+        ]
+        readings.append((time.perf_counter(), notes))
+        look_at_notes()
+
+    shared.engine.step, shared.read_notes = timed_step, timed_reading
+
+
+async def visit(shared, name, prompt, after, wanted, reads):
+    """Come in the middle of the step that follows A's token number ``after``; read ``reads`` tokens."""
+    while len(received["A"]) < after:
+        await asyncio.sleep(0.0005)
+    if after:
+        await asyncio.sleep((steps[-1][1] - steps[-1][0]) / 2)
+    came[name] = time.perf_counter()
+    async with aclosing(shared.stream(prompt, wanted)) as tokens:
+        async for _ in tokens:
+            received[name].append(time.perf_counter())
+            if len(received[name]) == reads:
+                gone[name] = time.perf_counter()
+                if reads < wanted:
+                    break
+
+
+engine = new_engine(model)
+async with shared_by_all(engine) as shared:
+    watch(shared)
+    await asyncio.gather(
+        visit(shared, "A", prompts[0], after=0, wanted=12, reads=12),
+        visit(shared, "B", prompts[1], after=2, wanted=7, reads=7),
+        visit(shared, "C", prompts[2], after=4, wanted=40, reads=3),
+    )
+    while shared.left:
+        await asyncio.sleep(0.001)
+print(f"{len(steps)} steps; the last notes were read in reading {len(readings)}")
+
+
+# %% tags=["hide-input"]
+@style.styled
+def draw_lanes():
+    """Lanes from top to bottom; time in milliseconds since A came."""
+    figure = style.new_figure(3.7)
+    axes = figure.subplots()
+    lanes = {
+        "engine thread": 0,
+        "event loop": 1,
+        "client A": 2,
+        "client B": 3,
+        "client C": 4,
+    }
+
+    def ms(moment):
+        return (moment - came["A"]) * 1e3
+
+    for (began, finished), trace in zip(steps, engine.history, strict=True):
+        who = "".join("ABC"[row.seq_id] for row in trace.rows)
+        box = Rectangle(
+            (ms(began), -0.36), ms(finished) - ms(began), 0.72, fc=style.PALE, ec=style.GREY
+        )
+        axes.add_patch(box)
+        axes.text(
+            (ms(began) + ms(finished)) / 2, 0, who, ha="center", va="center", fontsize=8
+        )
+    for moment, notes in readings:
+        axes.plot([ms(moment)] * 2, [0.75, 1.25], color=style.INK, linewidth=1.3)
+        for _, left_at, name in notes:
+            lane = lanes[f"client {name}"]
+            line = {"color": style.GREY, "linestyle": ":", "linewidth": 1.2, "zorder": 1}
+            axes.plot([ms(left_at[name]), ms(moment)], [lane, 1.28], **line)
+        label = "".join(sign + name for sign, _, name in notes)
+        axes.text(
+            ms(moment), 1.02, label, ha="left", va="center", fontsize=9, weight="bold"
+        )
+    for name in "ABC":
+        lane, colour = lanes[f"client {name}"], style.sequence_colour("ABC".index(name))
+        end = gone[name]
+        axes.plot(
+            [ms(came[name]), ms(end)], [lane, lane], color=style.PALE, linewidth=7, zorder=0
+        )
+        look = {"linestyle": "", "markeredgecolor": style.INK, "markeredgewidth": 0.7}
+        axes.plot(ms(came[name]), lane, marker=">", color=style.PAPER, markersize=8, **look)
+        axes.plot(
+            [ms(t) for t in received[name]],
+            [lane] * len(received[name]),
+            marker="o",
+            color=colour,
+            **look,
+        )
+        cross = {"marker": "x", "color": "#000000", "markersize": 8, "markeredgewidth": 1.6}
+        axes.plot(ms(end) + 1.2, lane, **cross)
+    axes.set_yticks(list(lanes.values()), list(lanes), fontweight="bold")
+    axes.set_ylim(4.5, -0.6)
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    axes.set_xlabel("milliseconds")
+    dot = {"color": style.GREY, "markeredgecolor": style.INK, "linestyle": ""}
+    handles = [
+        Patch(facecolor=style.PALE, edgecolor=style.GREY, label="a step, and who is in it"),
+        Line2D([], [], color=style.INK, label="notes are read"),
+        Line2D(
+            [],
+            [],
+            marker=">",
+            label="comes: leaves a note",
+            **{**dot, "color": style.PAPER},
+        ),
+        Line2D([], [], marker="o", label="has a token", **dot),
+        Line2D(
+            [], [], marker="x", color="#000000", linestyle="", label="goes: leaves a note"
+        ),
+        Line2D([], [], color=style.GREY, linestyle=":", label="from a note to its reading"),
+    ]
+    style.legend_below(figure, handles, columns=3)
+    return figure
+
+
+order = ", ".join(
+    "".join("ABC"[row.seq_id] for row in trace.rows) for trace in engine.history
+)
+viz.show(
+    draw_lanes(),
+    f"Lanes over time: the engine thread computes {len(steps)} steps without a gap, with {order} in them. Between two steps "
+    "the event loop reads the notes. B and C come in the middle of a step, their notes are read at its end, and they are in "
+    "the next one. Every client has its token shortly after the step that made it. C goes after three tokens and is in one more step.",
+)
+
+# %% [markdown]
+# Follow C. It comes in mid-step; its note lies there until that step is over; then it is in the next one. It has its first
+# token at the end of that step, when A is in mid-sentence. When it goes, the next step has begun already, with C in it:
+# that token is computed for nobody. This is the price of looking at notes only between steps, at most one step per departure.
+
+# %% tags=["nbval-check-output"]
+print("C had", len(received["C"]), "tokens when it went")
+print(
+    "steps with C in them:", sum(row.seq_id == 2 for t in engine.history for row in t.rows)
+)
+assert engine.cache.num_free_blocks == 256
+print("blocks that C still holds:", 256 - engine.cache.num_free_blocks)
+
+# %% [markdown]
+# And the four clients of the beginning? The same prompts, the same arrivals, one shared engine:
+
+
+# %%
+async def come_and_read(shared, number):
+    await asyncio.sleep(0.05 * number)
+    arrived = time.perf_counter()
+    times = [
+        time.perf_counter() - arrived async for _ in shared.stream(prompts[number % 4], 60)
+    ]
+    return times[0], times[-1]
+
+
+async with shared_by_all(new_engine(model)) as shared:
+    together = await asyncio.gather(*(come_and_read(shared, number) for number in range(4)))
+report(together)
+worst = [max(first for first, _ in times) for times in (one_by_one, together)]
+print(f"longest wait for a first token: {worst[0]:.2f} s before, {worst[1]:.2f} s now")
+
+# %% [markdown]
+# The first token now comes about a step or two after the client. The last one comes earlier, too, for all but the first client:
+# it no longer has the engine to itself, so its own answer takes a little longer than before.
+#
+# ## Somebody who does not read
+#
+# > **Predict.** Two clients ask for 40 tokens each. One of them takes a single token and then nothing more: it has stalled, but
+# > its connection is open. What happens to the tokens of the other one?
+
+# %% tags=["nbval-check-output"]
+engine = new_engine(model)
+async with shared_by_all(engine) as shared:
+    lazy = shared.stream(prompts[0], 40)
+    await anext(lazy)
+    [stalled] = shared.clients.values()
+    eager = [token_id async for token_id in shared.stream(prompts[1], 40)]
+    while shared.clients:
+        await asyncio.sleep(0.001)
+    waiting = stalled.tokens.qsize()
+    print(f"the one who reads has {len(eager)} tokens")
+    print(f"the one who does not has 1, and {waiting} entries lie in its queue")
+    rest = [token_id async for token_id in lazy]
+    assert [eager] == ch04.generate(model, [prompts[1]], 40)
+    print(f"later it reads on: {len(rest)} more tokens, at once")
+
+# %% [markdown]
+# <details><summary><b>If you said that they stop, or come slowly</b></summary>
+#
+# They would if the loop *waited* for a reader. It does not: `put_nowait` drops a token into the queue and goes on. The
+# stalled client's text is computed to its end, and 39 tokens and the closing `None` lie in its queue.
+# </details>
+#
+# <details><summary><b>If you said that only the stalled one is held up</b></summary>
+#
+# That might be fair, but nothing here does it: its sequence is in every step as before. It finishes, its *blocks* come back,
+# and what is left is a queue of small integers. That is why the queue may grow without a bound here: the number of tokens asked for bounds
+# it. A server that serves strangers for weeks sets a smaller bound and says what happens beyond it.
+# </details>
+#
+# ## A note that nobody reads
+#
+# When there is nothing to compute, `run` sleeps on the event `note` until somebody sets it. Its first line clears the event,
+# *before* the notes are read.
+#
+# > **Predict.** Suppose it cleared the event *after* the step instead. Most runs would look the same. Which client would lose,
+# > and what would it lose?
+#
+# Everything depends on an order of events that is rare in a test. So we do not wait for it, we play it: the same four
+# actions, in two orders. Client B leaves its note while an empty step, one that finds nothing to compute, is under way.
+
+
+# %% tags=["nbval-check-output"]
+def play(order):
+    note, arrived = asyncio.Event(), []
+    for action in order:
+        if action == "clear the event":
+            note.clear()
+        elif action == "read the notes":
+            arrived.clear()
+        elif action == "step: nothing to do, and meanwhile B comes":
+            arrived.append("B")
+            note.set()
+        print(
+            f"  {action:44} unread {arrived!s:6} event {'set' if note.is_set() else 'clear'}"
+        )
+    print(
+        "  sleeps until the event is set:",
+        "goes on at once" if note.is_set() else "SLEEPS ON",
+    )
+
+
+print("cleared before the notes are read")
+play(["clear the event", "read the notes", "step: nothing to do, and meanwhile B comes"])
+print("cleared after the step")
+play(["read the notes", "step: nothing to do, and meanwhile B comes", "clear the event"])
+
+# %% [markdown]
+# <details><summary><b>If you said that B's note is lost</b></summary>
+#
+# Not the note: it still lies in `arrived`. What is lost is the *wake-up*. The loop sleeps beside an unread note, and B waits. Should another
+# client come, the event is set, both notes are read, and nobody ever finds out why B waited so long. On a quiet server B waits
+# for ever.
+# </details>
+#
+# <details><summary><b>If you said that nothing is lost, since the loop looks at the notes again anyway</b></summary>
+#
+# It does after a step that computed something. With other clients in the engine there is always a next round, so the mistake
+# stays hidden as long as the server is busy. It shows on the idle server, when a client comes within the few microseconds of an
+# empty step.
+# </details>
+#
+# The rule is older than asyncio and worth keeping: *clear the signal first, then look at what it stands for.* Whatever comes after the look sets
+# the signal again.
+#
+# ## Behind HTTP
+#
+# What is left is short. `POST /generate` checks the request, and streams what `AsyncEngine.stream` yields as *server-sent events*:
+# lines of text that begin with `data: `, over a response that stays open. `GET /health` says who is being served and
+# how many blocks are free.
+
+# %%
+viz.show_source(ch05.create_app, ch05.GenerateBody)
+
+# %% [markdown]
+# Now a real server, on a free port of this machine, in a thread of this notebook. It serves the model in double precision,
+# because we want to compare every digit of what it computes.
+
+# %%
+computed = {}
+
+
+def keep_logits(seq_id, scores):
+    computed.setdefault(seq_id, []).append(scores)
+
+
+served = new_engine(exact, on_logits=keep_logits)
+listener = socket.socket()
+listener.bind(("127.0.0.1", 0))  # port 0: any that is free
+app = ch05.create_app(served, tokenizer)
+server = uvicorn.Server(uvicorn.Config(app, log_level="critical"))
+serving = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+serving.start()
+while not server.started:
+    await asyncio.sleep(0.01)
+web = httpx.AsyncClient(
+    base_url=f"http://127.0.0.1:{listener.getsockname()[1]}", timeout=60
+)
+print((await web.get("/health")).json())
+
+# %% [markdown]
+# Three clients at once. Each piece of text is printed when it arrives, with the name of the client that it came to.
+
+
+# %%
+async def read_events(prompt, max_new_tokens):
+    """The events of one request, as they come over the network."""
+    body = {"prompt": prompt, "max_new_tokens": max_new_tokens}
+    async with web.stream("POST", "/generate", json=body) as response:
+        async for line in response.aiter_lines():
+            if line.startswith("data: {"):
+                yield json.loads(line.removeprefix("data: "))
+
+
+stories = {}
+
+
+async def listen(name, prompt):
+    story = stories[name] = {"tokens": [], "text": prompt}
+    async for item in read_events(prompt, 30):
+        story["text"] += item["text"]
+        if item["token_id"] is not None:
+            story["tokens"].append(item["token_id"])
+            print(f"{name}{item['text']!r}", end=" ")
+
+
+await asyncio.gather(
+    *(listen(name, start) for name, start in zip("ABC", starts, strict=False))
+)
+
+# %% [markdown]
+# In every round each client gets a word. Put together:
+
+# %% tags=["nbval-check-output"]
+for name, story in stories.items():
+    print(f"{name}: {story['text']!r}")
+
+# %% [markdown]
+# ### Is that what Hugging Face would have written?
+#
+# The three texts came in small pieces, from steps that other people were in. The tokens must be those of chapter 04's
+# `generate`, where nobody came late, and those of Hugging Face, where everyone is alone. And the logits that the
+# *server* computed must be Hugging Face's, to nine digits.
+
+# %% tags=["nbval-check-output"]
+streamed = [story["tokens"] for story in stories.values()]
+assert streamed == ch04.generate(exact, prompts[:3], 30)
+
+logits = {}  # by the tokens they gave: who of the three came first is for the network to say
+for scores in map(torch.stack, computed.values()):
+    logits[tuple(scores.argmax(-1).tolist())] = scores
+for prompt, tokens in zip(prompts, streamed, strict=False):
+    theirs = exact.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=30)
+    assert prompt + tokens == theirs[0].tolist()
+    with torch.no_grad():
+        their_logits = exact(theirs).logits[0, len(prompt) - 1 : -1]
+    assert torch.allclose(logits[tuple(tokens)], their_logits, atol=1e-9, rtol=0)
+print(f"over HTTP: {sum(map(len, streamed))} tokens and their logits equal")
+
+# %% [markdown]
+# ## Somebody hangs up
+#
+# One client stays for its 30 tokens. Another asks for 200 and closes the connection after five. Nobody tells the engine
+# in so many words. The server notices the closed connection and cancels the response; that closes the generator, and its `finally`
+# leaves the note. `/health` shows whether the blocks come back.
+
+# %%
+before = (await web.get("/health")).json()
+first_step = len(served.history)
+
+
+async def stay():
+    return [item async for item in read_events(starts[0], 30)]
+
+
+async def hang_up():
+    async with aclosing(read_events(starts[1], 200)) as pieces:
+        async for _ in pieces:
+            hang_up.heard += 1
+            if hang_up.heard == 5:
+                return (await web.get("/health")).json()
+
+
+hang_up.heard = 0
+_, during = await asyncio.gather(stay(), hang_up())
+for _ in range(500):
+    after = (await web.get("/health")).json()
+    if after["clients"] == 0 and after["free_blocks"] == before["free_blocks"]:
+        break
+    await asyncio.sleep(0.01)
+for moment, health in (("before", before), ("during", during), ("after", after)):
+    print(f"{moment:6} {health}")
+assert (after["clients"], after["free_blocks"]) == (0, 256) == (0, before["free_blocks"])
+assert during["free_blocks"] < 256
+
+# %%
+visit_traces = served.history[first_step:]
+who = {len(prompts[0]): "stays", len(prompts[1]): "hangs up"}
+labels = {
+    row.seq_id: who[row.num_tokens]
+    for trace in visit_traces
+    for row in trace.rows
+    if row.start == 0
+}
+viz.timeline(visit_traces, names=labels)
+
+# %% [markdown]
+# The row of the one who hangs up just stops: the engine did not *end* this text, somebody took it out between two steps. A step or more
+# after its fifth token are still there, because a closed connection has to travel to the server before there is a
+# note. The row above goes on as if nothing had happened.
+#
+# That was the last request. We close the server; a server in a notebook would otherwise run until the kernel ends.
+
+# %% tags=["nbval-check-output"]
+await web.aclose()
+server.should_exit = True
+await asyncio.to_thread(serving.join, 20)
+listener.close()
+print("still serving:", serving.is_alive())
+
+# %% [markdown]
+# ## What was gained
+#
+# > **Predict.** One client alone gets a token every so many milliseconds. Now eight clients ask at the same moment. Does each
+# > get an eighth of the speed?
+#
+# We measure at `AsyncEngine.stream` itself, without HTTP, so that only engine and loop count. Each of $n$ clients asks for 32
+# tokens at the same moment. *Time per token* is the time from asking to the last token, divided by the tokens: waiting
+# counts. For comparison the same clients call `generate` one after the other, as at the beginning.
+
+# %%
+COUNTS, NEW = (1, 2, 4, 8, 16), 32
+
+
+async def load(count):
+    """First and last token of each of ``count`` clients, in seconds since all asked."""
+    async with shared_by_all(new_engine(model)) as shared:
+        began = time.perf_counter()
+
+        async def read(number):
+            tokens = shared.stream(prompts[number % 4], NEW)
+            times = [time.perf_counter() - began async for _ in tokens]
+            return times[0], times[-1]
+
+        return await asyncio.gather(*map(read, range(count)))
+
+
+def point(count, first_and_last):
+    """Tokens per second, seconds per token of an answer."""
+    last = [last for _, last in first_and_last]
+    return count * NEW / max(last), sum(last) / count / NEW
+
+
+await load(2)  # warm up
+shared_runs = {count: await load(count) for count in COUNTS}
+began, queued = time.perf_counter(), []
+for number in range(max(COUNTS)):
+    ch04.generate(model, [prompts[number % 4]], NEW)
+    queued.append((time.perf_counter() - began,) * 2)
+
+shared_points = [point(count, shared_runs[count]) for count in COUNTS]
+queued_points = [point(count, queued[:count]) for count in COUNTS]
+print(
+    "clients   tokens/s   ms per token   ms to first token   (one after the other: tokens/s, ms, ms)"
+)
+for count, ours, theirs in zip(COUNTS, shared_points, queued_points, strict=True):
+    first = [
+        sum(first for first, _ in times[:count]) / count * 1e3
+        for times in (shared_runs[count], queued)
+    ]
+    print(
+        f"{count:7} {ours[0]:10.0f} {ours[1] * 1e3:14.1f} {first[0]:19.0f}"
+        f"   ({theirs[0]:6.0f}, {theirs[1] * 1e3:6.1f}, {first[1]:6.0f})"
+    )
+
+# %%
+viz.latency_throughput(
+    {"05 shared engine": shared_points, "one generate after the other": queued_points},
+    latency="time per token of an answer (s)",
+)
+
+# %% [markdown]
+# The points of a curve are 1, 2, 4, 8 and 16 clients. One after the other, throughput stays where it is, whatever the load, and every
+# client more makes all those behind it wait. With a shared engine more clients bring more tokens per second.
+#
+# <details><summary><b>If you said yes, an eighth</b></summary>
+#
+# That would be so if a step's time grew in proportion to the rows in it. But a step reads all weights of the model once, for one row or
+# for eight, and calls the same number of operations. Compare the lines for 1 and 8 clients in the table: time per token grew, but
+# far less than eightfold.
+# </details>
+#
+# <details><summary><b>If you said no, each keeps its full speed</b></summary>
+#
+# On a GPU with a large model that is nearly true, as long as reading the weights takes most of a step. On a CPU with a small model it is true in part: a
+# fixed share of each step, mostly Python and the start of operations, is paid once for all. The arithmetic, attention over each
+# sequence's own blocks, and the handing over of tokens grow with the number of clients.
+# </details>
+#
+# ## Exercises
+#
+# `python -m chapters start 05` writes `work/ch05_server.py` with four gaps; `python -m chapters check 05` checks them.
+#
+# ### Exercise 5.1: reading the notes (7 points)
+#
+# Write down a table: a client that arrived, one that left while it was waiting in the engine's queue, one that left in mid-sentence, one that left after its last token,
+# one that came and left between the same two steps. For each of them: is there a `seq` already? Is it in `clients`? Does its sequence
+# still run? One order of walking through the two lists makes the last case harmless.
+
+# %%
+viz.show_task(ch05.AsyncEngine.read_notes)
+
+# %% tags=["solution", "hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
+viz.show_source(ch05.AsyncEngine.read_notes)
+
+# %% [markdown]
+# ### Exercise 5.2: handing over tokens (6 points)
+#
+# A group is what one step computed. Suppose it holds a decode of A, the last chunk of B's prompt, and the first 50 of 120 prompt
+# tokens of C. Who gets a token? Which fields of an entry tell you, and where in its sequence does the new token stand?
+
+# %%
+viz.show_task(ch05.AsyncEngine.deliver)
+
+# %% tags=["solution", "hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
+viz.show_source(ch05.AsyncEngine.deliver)
+
+# %% [markdown]
+# ### Exercise 5.3: the loop (8 points)
+#
+# The description stands above, at *The idea*. Go through the picture of the lanes with a finger on your code: at each tick, which line is
+# running? Then play three moments: a note comes during a step that computes something, during one that finds nothing to do, and
+# while the loop sleeps. Finally let the step raise: who is waiting for a token at that moment, and in which of the lists
+# do you find them?
+
+# %%
+viz.show_task(ch05.AsyncEngine.run)
+
+# %% tags=["solution", "hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
+viz.show_source(ch05.AsyncEngine.run)
+
+# %% [markdown]
+# ### Exercise 5.4: one client's stream (9 points)
+#
+# Three kinds of things can come out of the queue. List them, and what your generator does with each. Then list the ways in which it can end: the
+# text is over, the reader closes it at a `yield`, the task is cancelled while it waits, the engine fails. Some code has to run in all four.
+
+# %%
+viz.show_task(ch05.AsyncEngine.stream)
+
+# %% tags=["solution", "hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
+viz.show_source(ch05.AsyncEngine.stream)
+
+# %% [markdown]
+# ## What is still missing
+#
+# With this chapter the engine is complete in kind: it batches, pages, schedules, streams and cleans up. What separates it from the engine in
+# `pagebrain`, and from vLLM, is this:
+#
+# - **Speed on a GPU.** Attention here is made of PyTorch operations, one after another. Chapter 06 writes it as kernels that read the blocks where they
+#   lie; chapter 07 takes Python out of the way of the steps; chapter 08 lets texts share blocks.
+# - **A process of its own.** Our step and our event loop are two threads of one process, and Python runs the code of only one of them at a time. Behind many
+#   connections each slows the other down. vLLM puts the engine into another process.
+# - **OpenAI's API.** `/generate` is ours alone. Clients that exist already speak `/v1/completions`, with sampling parameters and stop strings.
+# - **Bounded queues.** A client that does not read costs memory, and so does everybody who waits to be let in. A server must say
+#   no in time.
+#
+# All of them leave the idea of this chapter as it is: a step belongs to the engine, and everybody else leaves a note.

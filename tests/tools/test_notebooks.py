@@ -1,0 +1,116 @@
+"""The notebooks: in step with their sources, executed, checked where they can be, and complete for every task."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+
+from chapters.course.catalog import Chapter, find_chapters
+from tools.notebooks import NOTEBOOKS, SOURCES, differences, notebook_path, source_paths, tags
+
+CHAPTERS = find_chapters()
+CHECKED = "nbval-check-output"
+PRIVATE_PATH = re.compile(r"(?<![\w.])/(?:home|root|tmp|work|Users)/\w")
+
+
+def read(path: Path) -> Any:
+    return nbformat.read(path, as_version=4)
+
+
+@pytest.fixture(params=source_paths(), ids=lambda path: path.stem)
+def source(request: pytest.FixtureRequest) -> Path:
+    found: Path = request.param
+    return found
+
+
+@pytest.fixture
+def notebook(source: Path) -> Any:
+    return read(notebook_path(source))
+
+
+def code_cells(notebook: Any) -> list[Any]:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def test_every_chapter_has_a_notebook_and_no_notebook_is_without_a_source() -> None:
+    names = [chapter.name.removeprefix("ch") for chapter in CHAPTERS]
+    assert [path.stem for path in source_paths()] == names
+    assert sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb")) == names
+    assert sorted(path.stem for path in SOURCES.glob("*.py")) == names
+
+
+def test_source_and_notebook_are_in_step(source: Path) -> None:
+    assert differences(source) == []
+
+
+def test_a_notebook_was_executed_from_top_to_bottom_without_an_error(notebook: Any) -> None:
+    cells = code_cells(notebook)
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    assert not [output for cell in cells for output in cell.outputs if output.output_type == "error"]
+
+
+def test_cells_whose_output_is_checked_have_one(notebook: Any) -> None:
+    """nbval compares nothing, and says nothing, where no output is stored."""
+    checked = [cell for cell in code_cells(notebook) if CHECKED in tags(cell)]
+    assert len(checked) >= 3
+    assert [cell.source for cell in checked if not cell.outputs] == []
+
+
+def test_code_that_compares_with_hugging_face_asserts_it(notebook: Any) -> None:
+    assert any(cell.source.count("assert ") for cell in code_cells(notebook))
+
+
+def test_pictures_have_an_alt_text(notebook: Any) -> None:
+    pictures = [out for cell in code_cells(notebook) for out in cell.outputs if "image/png" in out.get("data", {})]
+    assert pictures
+    for picture in pictures:
+        assert len(picture.metadata["image/png"]["alt"]) > 40
+
+
+def test_solution_cells_are_folded(notebook: Any) -> None:
+    for cell in notebook.cells:
+        if "solution" in tags(cell):
+            assert "hide-cell" in tags(cell)
+            assert cell.cell_type == "markdown" or cell.metadata.jupyter == {"source_hidden": True, "outputs_hidden": True}
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda chapter: chapter.name)
+def test_every_task_has_an_exercise_and_its_solution_follows(chapter: Chapter) -> None:
+    cells = read(NOTEBOOKS / f"{chapter.name.removeprefix('ch')}.ipynb").cells
+    headings: dict[str, int] = {}
+    for number, cell in enumerate(cells):
+        found = re.search(r"^### Exercise (\d+\.\d+): .+ \((\d+) points\)$", cell.source, flags=re.MULTILINE)
+        if found:
+            [points] = [task.points for task in chapter.tasks if task.task_id == found[1]]
+            assert int(found[2]) == points
+            headings[found[1]] = number
+    assert list(headings) == [task.task_id for task in chapter.tasks]
+    ends = [*list(headings.values())[1:], len(cells)]
+    for start, end in zip(headings.values(), ends, strict=True):
+        assert any("solution" in tags(cell) for cell in cells[start:end])
+    assert f"python -m chapters start {chapter.number}" in "".join(cell.source for cell in cells)
+
+
+def test_readers_predict_before_they_run(notebook: Any) -> None:
+    text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    assert text.count("**Predict.**") >= 2
+    assert text.count("<details>") >= 2 and text.count("<details>") == text.count("</details>")
+
+
+def test_code_is_shown_from_the_live_module_and_never_pasted(notebook: Any) -> None:
+    names = {name for chapter in CHAPTERS for name in re.findall(r"^(?:async )?(?:def|class) (\w+)", chapter.source, re.M)}
+    for cell in code_cells(notebook):
+        assert not names & set(re.findall(r"^(?:async )?(?:def|class) (\w+)", cell.source, re.M))
+
+
+def test_no_output_holds_a_path_of_the_machine(notebook: Any) -> None:
+    for cell in code_cells(notebook):
+        for output in cell.outputs:
+            shown = "".join(str(value) for kind, value in output.get("data", {}).items() if not kind.startswith("image/"))
+            assert not PRIVATE_PATH.search(shown + str(output.get("text", ""))), cell.source
+
+
+def test_a_notebook_is_small_enough_for_a_code_host(source: Path) -> None:
+    assert notebook_path(source).stat().st_size < 1_500_000
