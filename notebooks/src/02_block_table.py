@@ -339,7 +339,7 @@ print(f"{sum(map(len, answers))} tokens and all their logits equal to Hugging Fa
 
 # %% [markdown]
 # D's story was short and ended first. Here are the blocks that it had at the end, and the tables of the others 80 steps
-# later. Look for D's blocks in them.
+# later. Look for D's blocks in them: with our order they are all in use again.
 
 # %%
 last_step = ends[D]
@@ -408,8 +408,9 @@ for name, traces in (("01 reserved", traces_reserved), ("02 paged   ", traces_pa
 #
 # ### Which block size?
 #
-# If the last block is as likely to hold one token as any other number, $(\mathrm{block\_size} - 1) / 2$ of its slots are
-# empty on average. Then a sequence of $n$ tokens wastes about this share of what it holds:
+# Suppose that the last block is equally likely to hold $1, 2, \dots, \mathrm{block\_size}$ tokens. Then
+# $(\mathrm{block\_size} - 1) / 2$ of its slots are empty on average, and of what a sequence of $n$ tokens holds, about this
+# share is empty:
 #
 # $$\frac{(\mathrm{block\_size} - 1) / 2}{n + (\mathrm{block\_size} - 1) / 2}.$$
 #
@@ -497,7 +498,7 @@ viz.fragmentation_bars(
 
 # %% tags=["nbval-check-output"]
 running = fragmentation.FIGURE_13["ShareGPT"]
-print(f"{'percent of all slots':20}", *(f"{name:>12}" for name in (*names, "running")))
+print(f"{'percent of slots':20}", *(f"{name:>12}" for name in (*names, "running")))
 for system, shares in results.items():
     ours = [f"{100 * share:12.1f}" for share in shares[:4]]
     print(f"{system:20}", *ours, f"{shares.batch_size:12.1f}")

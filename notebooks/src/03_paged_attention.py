@@ -260,9 +260,9 @@ for shift in (0, 100, -200):
 # under the sums nothing changes, and we have the recurrence (Milakov and Gimelshein, 2018):
 #
 # $$\begin{aligned}
-#   m' &= \max\bigl(m, \textstyle\max_{j \in P} s_j\bigr) \\
-#   \ell' &= e^{m - m'}\, \ell + \textstyle\sum_{j \in P} e^{s_j - m'} \\
-#   a' &= e^{m - m'}\, a + \textstyle\sum_{j \in P} e^{s_j - m'}\, v_j
+#   m' &= \max\bigl(m, \max_{j \in P} s_j\bigr) \\
+#   \ell' &= e^{m - m'}\, \ell + \sum_{j \in P} e^{s_j - m'} \\
+#   a' &= e^{m - m'}\, a + \sum_{j \in P} e^{s_j - m'}\, v_j
 # \end{aligned}
 # \qquad\text{and at the end}\qquad \mathrm{out} = \frac{a}{\ell}$$
 #
@@ -287,12 +287,12 @@ for shift in (0, 100, -200):
 # | 0 | $\ln 1,\ \ln 2$ | $4,\ 1$ |
 # | 1 | $\ln 4,\ \ln 1$ | $1,\ 8$ |
 #
-# *Page 0:* $m = \ln 2$. The terms are $\tfrac12$ and $1$, so $\ell = \tfrac32$ and $a = \tfrac12 \cdot 4 + 1 \cdot 1 = 3$.
+# *Page 0:* $m = \ln 2$. The terms are $\tfrac{1}{2}$ and $1$, so $\ell = \tfrac{3}{2}$ and $a = \tfrac{1}{2} \cdot 4 + 1 \cdot 1 = 3$.
 #
-# *Page 1:* $m' = \ln 4$, and the factor is $e^{\ln 2 - \ln 4} = \tfrac12$. The new terms are $1$ and $\tfrac14$. So
-# $\ell' = \tfrac12 \cdot \tfrac32 + \tfrac54 = 2$ and $a' = \tfrac12 \cdot 3 + 1 \cdot 1 + \tfrac14 \cdot 8 = \tfrac92$.
+# *Page 1:* $m' = \ln 4$, and the factor is $e^{\ln 2 - \ln 4} = \tfrac{1}{2}$. The new terms are $1$ and $\tfrac{1}{4}$. So
+# $\ell' = \tfrac{1}{2} \cdot \tfrac{3}{2} + \tfrac{5}{4} = 2$ and $a' = \tfrac{1}{2} \cdot 3 + 1 \cdot 1 + \tfrac{1}{4} \cdot 8 = \tfrac{9}{2}$.
 #
-# *End:* $\mathrm{out} = \tfrac92 / 2 = 2.25$. All at once: $(1 \cdot 4 + 2 \cdot 1 + 4 \cdot 1 + 1 \cdot 8) / (1 + 2 + 4 + 1)
+# *End:* $\mathrm{out} = \tfrac{9}{2} / 2 = 2.25$. All at once: $(1 \cdot 4 + 2 \cdot 1 + 4 \cdot 1 + 1 \cdot 8) / (1 + 2 + 4 + 1)
 # = 18 / 8 = 2.25$.
 #
 # The chapter keeps the three in a tuple, for any number of queries and heads at once:

@@ -77,10 +77,10 @@ requests = [
 ]
 
 
-def play(requests, make_scheduler=ch04.Scheduler, gpt2=model, on_logits=None, **settings):
+def play(requests, make_scheduler=ch04.Scheduler, **settings):
     """Serve requests ``(step of arrival, prompt, new tokens)``; return the engine."""
-    config = PageBrainConfig.for_model(gpt2, **settings)
-    engine = ch04.Engine(gpt2, config, on_logits, make_scheduler)
+    config = PageBrainConfig.for_model(model, **settings)
+    engine = ch04.Engine(model, config, make_scheduler=make_scheduler)
     coming = list(requests)
     while True:
         while coming and coming[0][0] <= len(engine.history):
@@ -107,7 +107,8 @@ def count_seats(history, num_seats):
 
 offered, taken = count_seats(static, 4)
 print(
-    f"{len(static)} steps of 4 seats: {offered} seats, {taken} taken, {offered - taken} empty"
+    f"{len(static)} steps of 4 seats: {offered} seats, "
+    f"{taken} taken, {offered - taken} empty"
 )
 for name, seq_id in (("A", 0), ("E", 4)):
     waited = sum(seq_id in trace.waiting for trace in static)
@@ -168,7 +169,8 @@ for step in range(5):
         name = "ABC"[entry.seq.seq_id]
         end = "samples a token" if entry.samples else "no token yet"
         print(
-            f"   {name}  {entry.phase:7s}  start {entry.start}  num_tokens {entry.num_tokens}  {end}"
+            f"   {name}  {entry.phase:7s}  start {entry.start:2d}  "
+            f"num_tokens {entry.num_tokens}  {end}"
         )
 
 # %% [markdown]
@@ -183,7 +185,7 @@ for step in range(5):
 viz.show_source(ch04.Scheduler.schedule, ch04.Scheduler.take)
 
 # %% [markdown]
-# The three methods that it calls, `share_out`, `admit` and `make_room`, are the exercises.
+# What it calls, `share_out` and `admit`, and `make_room`, which `share_out` calls, are the exercises.
 #
 # ## The same requests again
 
@@ -196,7 +198,8 @@ for name, history in (("static", static), ("continuous", continuous)):
     offered, taken = count_seats(history, 4)
     waited = [sum(seq_id in trace.waiting for trace in history) for seq_id in range(8)]
     print(
-        f"{name:10s}  {len(history)} steps, {offered - taken:2d} empty seats, waiting steps {waited}"
+        f"{name:10s}  {len(history)} steps, {offered - taken:2d} empty seats, "
+        f"waiting steps {waited}"
     )
 
 # %% [markdown]
@@ -286,7 +289,8 @@ for budget in (512, 64):
         t.step for t in runs[0] for row in t.rows if row.seq_id == 1 and row.samples
     )
     print(
-        f"budget {budget:3d}: A's usual gap {median(gaps):5.1f} ms, its longest {max(gaps):6.1f} ms; "
+        f"budget {budget:3d}: A's usual gap {median(gaps):5.1f} ms, "
+        f"its longest {max(gaps):6.1f} ms; "
         f"B has its first token in step {first}"
     )
 
@@ -375,15 +379,16 @@ scene = [
     (0, list(range(1, 9)), 12),
     (0, list(range(20, 25)), 14),
     (0, list(range(40, 47)), 9),
+    (0, list(range(60, 63)), 4),
 ]
-scene += [(0, list(range(60, 63)), 4)]
 history = play(scene, **tight).history
-short_of = next(trace for trace in history if trace.preempted)
-before = history[short_of.step - 1]
+shortage = next(trace for trace in history if trace.preempted)
+before = history[shortage.step - 1]
 for name, seq_id in zip("ABC", range(3), strict=True):
     [row] = [row for row in before.rows if row.seq_id == seq_id]
+    num_blocks = len(before.block_tables[seq_id])
     print(
-        f"{name}: {row.context_len:2d} tokens in {len(before.block_tables[seq_id])} blocks after step {before.step}"
+        f"{name}: {row.context_len:2d} tokens in {num_blocks} blocks after step {before.step}"
     )
 print(
     f"free blocks: {len(before.free_blocks)}, waiting: {['ABCD'[i] for i in before.waiting]}"
@@ -399,13 +404,13 @@ print(
 viz.pool_map(before)
 
 # %%
-viz.pool_map(short_of)
+viz.pool_map(shortage)
 
 # %% tags=["nbval-check-output"]
-print(f"step {short_of.step}: preempted {['ABCD'[i] for i in short_of.preempted]}")
-print(f"         in the step {['ABCD'[row.seq_id] for row in short_of.rows]}")
+print(f"step {shortage.step}: preempted {['ABCD'[i] for i in shortage.preempted]}")
+print(f"         in the step {['ABCD'[row.seq_id] for row in shortage.rows]}")
 print(
-    f"         waiting, first in the queue first: {['ABCD'[i] for i in short_of.waiting]}"
+    f"         waiting, first in the queue first: {['ABCD'[i] for i in shortage.waiting]}"
 )
 
 # %% [markdown]
@@ -432,7 +437,7 @@ print(
 viz.timeline(history)
 
 # %% [markdown]
-# Look at what follows the crossed box. C gave three blocks back and A took one of them. C would now need three, and waits. D's
+# Look at what follows C's crossed box. C gave three blocks back and A took one of them. C would now need three, and waits. D's
 # prompt would fit into one, and there is an empty seat; but D does not overtake. If small ones could pass, a long one might never
 # get its turn. When C comes back, its box shows 12 tokens, and its prompt had 7: prompt and answer so far, computed again in one
 # prefill. Then C grows, and D, now the latest, loses its block to C.
@@ -508,15 +513,14 @@ for name, make_scheduler in (
         began = time.perf_counter()
         history = play(mixed, make_scheduler, **seats).history
         seconds.append(time.perf_counter() - began)
-    num_new = sum(n for _, _, n in mixed)
-    print(
-        f"{name:10s}  {num_new} tokens in {len(history):3d} steps, about {num_new / min(seconds):4.0f} tokens/s"
-    )
+    num_new = sum(lengths)
+    speed = f"about {num_new / min(seconds):4.0f} tokens/s"
+    print(f"{name:10s}  {num_new} tokens in {len(history):3d} steps, {speed}")
 
 # %% [markdown]
-# The number of steps falls more than the time does. A step with eight rows takes longer than a step with three: on a CPU and with
-# a small model, a row has a price of its own. On a GPU that has to read some gigabytes of weights for a step, whoever comes
-# along rides almost for free.
+# Fewer than half of the steps, for the same tokens. The time need not fall as much: a step with eight rows takes longer than a step
+# with three, and with a small model on a CPU a row has a price of its own. On a GPU that has to read some gigabytes of weights in
+# each step, whoever comes along rides almost for free.
 #
 # ## Latency against throughput
 #
@@ -553,7 +557,7 @@ pretended = PageBrainConfig(  # heads of one number: nothing is ever written to 
 
 
 def simulate(make_scheduler, per_second, num_requests=300):
-    """Throughput (tokens/s), seconds per token from arrival to end, seconds to the first token."""
+    """Tokens/s, seconds per token from arrival to end, seconds to the first token."""
     rng = random.Random(4)
     engine = ch04.Engine(model, pretended, make_scheduler=make_scheduler)
     arrived, first, ended, clock, arrival = [], {}, {}, 0.0, rng.expovariate(per_second)
@@ -603,8 +607,8 @@ viz.latency_throughput(
 )
 
 # %% [markdown]
-# A point is a rate of arrival. From left to right the load grows. Each curve is flat first: there is room, and more requests only
-# fill seats. Then it turns up. The machine gives no more tokens per second, so requests queue, and each further one waits
+# A point is a rate of arrival. Along each curve the load grows. At first more load brings more throughput, and waiting grows
+# slowly: there is room. Then the curve turns up. The machine gives no more tokens per second, so requests queue, and each further one waits
 # longer than the last. (With 300 requests the queue comes to an end. At a real server it would grow for as long as the load
 # lasts.) The curve of the static scheduler turns much earlier, with the same machine and the same cost of a step.
 #
