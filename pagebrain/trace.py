@@ -43,7 +43,7 @@ class StepTrace:
         step: counts from 0.
         rows: what was computed.
         block_tables: sequence id -> its physical block ids, of every sequence that holds blocks, when the step was launched.
-        free_blocks: ids of the free blocks at that moment, next to be handed out first.
+        free_blocks: ids of the free blocks at that moment, as the block manager lists them (the engine's: next one first).
         shared_blocks: block id -> holders, of the blocks with more than one.
         num_blocks, block_size: the pool.
         waiting, running, preempted: sequence ids; ``preempted`` lost their blocks when this step was planned.

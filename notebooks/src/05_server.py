@@ -92,7 +92,7 @@ print("preempted in between:", *preempted)
 # The first word of every story was there after the first step. Nobody saw one before the last step, which came late, since one
 # story had to wait for blocks.
 #
-# And these four were lucky: they came together. Now they come one after the other, each a twentieth of a second later than the
+# And these four were lucky: they came together. Now they come one after the other, each a fiftieth of a second later than the
 # one before. Whoever calls `generate` holds the engine until it returns, so the calls stand in a queue.
 
 
@@ -110,7 +110,7 @@ def one_call(prompt):
 
 
 async def queue_up(number, counter):
-    await asyncio.sleep(0.05 * number)
+    await asyncio.sleep(0.02 * number)
     arrived = time.perf_counter()
     await asyncio.get_running_loop().run_in_executor(counter, one_call, prompts[number])
     return (time.perf_counter() - arrived,) * 2  # all tokens come at once
@@ -122,8 +122,8 @@ with ThreadPoolExecutor(1) as counter:
 report(one_by_one)
 
 # %% [markdown]
-# What a reader notices is the first column, the *time to first token*. Here it is the whole time of everybody who came before,
-# plus the whole of one's own answer. Yet the engine could have let the second client in at its very next step.
+# What a reader notices is the first column, the *time to first token*. Here it is what was left of the answers of
+# everybody who came before, plus the whole of one's own. Yet the engine could have let the second client in at its very next step.
 #
 # ## The idea
 #
@@ -241,7 +241,7 @@ def watch(shared):
 
 
 async def visit(shared, name, prompt, after, wanted, reads):
-    """Come in the middle of the step that follows A's token number ``after``; read ``reads`` tokens."""
+    """Come in mid-step after A's token number ``after``; read ``reads`` tokens."""
     while len(received["A"]) < after:
         await asyncio.sleep(0.001)
     if after:
@@ -378,7 +378,7 @@ print("blocks that C still holds:", 256 - engine.cache.num_free_blocks)
 
 # %%
 async def come_and_read(shared, number):
-    await asyncio.sleep(0.05 * number)
+    await asyncio.sleep(0.02 * number)
     arrived = time.perf_counter()
     times = [
         time.perf_counter() - arrived async for _ in shared.stream(prompts[number % 4], 60)
@@ -428,7 +428,8 @@ print(f"when it reads on, it has {len(rest)} more tokens at once")
 #
 # That might be fair, but nothing here does it: its sequence is in every step as before. It finishes, its *blocks* come back,
 # and what is left is a queue of small integers. That is why the queue may grow without a bound here: the number of tokens asked for bounds
-# it. A server that serves strangers for weeks sets a smaller bound and says what happens beyond it.
+# it. (Over HTTP it is the same: when the connection takes no more, the server stops taking from the queue, and the engine goes on.)
+# A server that serves strangers for weeks sets a smaller bound and says what happens beyond it.
 # </details>
 #
 # ## A note that nobody reads
@@ -479,7 +480,7 @@ play(["read the notes", "step: nothing to do, and meanwhile B comes", "clear the
 # <details><summary><b>If you said that nothing is lost, since the loop looks at the notes again anyway</b></summary>
 #
 # It does after a step that computed something. With other clients in the engine there is always a next round, so the mistake
-# stays hidden as long as the server is busy. It shows on the idle server, when a client comes within the few microseconds of an
+# stays hidden as long as the server is busy. It shows on the idle server, when a client comes in the short moment of an
 # empty step.
 # </details>
 #
@@ -631,8 +632,8 @@ viz.timeline(visit_traces, names=labels)
 
 # %% [markdown]
 # The row of the one who hangs up just stops. There is no black bar at its end, because no step *ended* this text: somebody took
-# it out between two steps. It was in a few more steps than the five whose tokens were read, because a closed connection has to be
-# noticed by the server before there is a note. The other row goes on as if nothing had happened.
+# it out between two steps. It was in one step or more beyond the five whose tokens were read, because the server has to
+# notice a closed connection before there is a note. The other row goes on as if nothing had happened.
 #
 # That was the last request. We close the server; a server in a notebook would otherwise run until the kernel ends.
 
@@ -798,7 +799,7 @@ viz.show_source(ch05.AsyncEngine.stream)
 #
 # - **Speed on a GPU.** Attention here is made of PyTorch operations, one after another. Chapter 06 writes it as kernels that read the blocks where they
 #   lie; chapter 07 takes Python out of the way of the steps; chapter 08 lets texts share blocks.
-# - **A process of its own.** Our step and our event loop are two threads of one process, and Python runs the code of only one of them at a time. Behind many
+# - **A process of its own.** Our step and our event loop are two threads of one process, and Python, in its usual build, runs the code of only one of them at a time. Behind many
 #   connections each slows the other down. vLLM puts the engine into another process.
 # - **OpenAI's API.** `/generate` is ours alone. Clients that exist already speak `/v1/completions`, with sampling parameters and stop strings.
 # - **Bounded queues.** A client that does not read costs memory, and so does everybody who waits to be let in. A server must say

@@ -88,7 +88,7 @@ def _lines(lines: Mapping[str, tuple[list[float], list[float]]]) -> tuple[Figure
         axes.plot(xs, ys, **look)
         handles.append(Line2D([], [], **look, label=label))
     values = [value for _, ys in lines.values() for value in ys]
-    if values and min(values) > 0 and max(values) > _LOG_FROM * min(values):
+    if len(lines) > 1 and min(values) > 0 and max(values) > _LOG_FROM * min(values):  # or one would hide the others
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")

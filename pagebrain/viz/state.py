@@ -114,6 +114,4 @@ def marks(traces: Iterable[StepTrace]) -> dict[int, dict[int, Mark]]:
 
 
 def _computed(row: TraceRow, ends: bool) -> Mark:
-    """A row's mark. One token that is followed by no new one is the piece of a prompt that a step had room for."""
-    kind: MarkKind = "decode" if row.phase == "decode" and row.samples else "prefill"
-    return Mark(kind, row.num_tokens, ends)
+    return Mark(row.phase, row.num_tokens, ends)

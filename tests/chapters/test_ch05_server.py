@@ -4,6 +4,7 @@ import asyncio
 import json
 import socket
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import aclosing, contextmanager
 from types import ModuleType
@@ -546,6 +547,11 @@ def running(app: FastAPI) -> Iterator[str]:
         server = uvicorn.Server(uvicorn.Config(app, log_level="critical"))
         thread = threading.Thread(target=lambda: server.run(sockets=[listener]))
         thread.start()
+        for _ in range(int(PATIENCE_S / 0.01)):
+            if server.started:
+                break
+            time.sleep(0.01)
+        assert server.started, f"the server did not start (waited for {PATIENCE_S:.0f} s)"
         try:
             yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         finally:

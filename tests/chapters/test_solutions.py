@@ -1,7 +1,7 @@
 """The chapters' tests themselves are judged: they catch every wrong solution here and accept every right one.
 
-Solutions lie in ``wrong/`` and ``alternatives/``, written as overlays on the reference, most of them by people who had not seen
-the tests. A wrong one counts only if it passes a smoke test, as code does that seemed to work when its author tried it.
+Solutions lie in ``wrong/`` and ``alternatives/``, written as overlays on the reference, most of them without sight of the
+tests. A wrong one counts only if it passes a smoke test, as code does that seemed to work when its author tried it.
 """
 
 from pathlib import Path

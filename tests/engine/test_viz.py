@@ -125,9 +125,10 @@ def test_marks_of_a_hand_made_run_are_exact() -> None:
     assert [mark.ends for mark in state.marks(HAND_MADE)[0].values()] == [False, False, True]
 
 
-def test_one_token_of_a_prompt_that_goes_on_is_a_prefill() -> None:
-    marks = state.marks([step(0, [row(0, 0, 1, samples=False)], {0: (1,)}), step(1, [row(0, 1, 1)], {0: (1,)})])
-    assert [mark.kind for mark in marks[0].values()] == ["prefill", "decode"]
+def test_a_mark_has_the_phase_of_its_row() -> None:
+    """Query length alone tells prefill from decode, for pictures as everywhere."""
+    marks = state.marks([step(0, [row(0, 0, 1, samples=False)], {0: (1,)}), step(1, [row(0, 1, 2)], {0: (1,)})])
+    assert [mark.kind for mark in marks[0].values()] == ["decode", "prefill"]
 
 
 @pytest.mark.parametrize(
