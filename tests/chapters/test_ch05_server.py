@@ -43,16 +43,27 @@ def arrive(chapter: ModuleType, shared: Any, prompt: list[int], max_new_tokens: 
     return client
 
 
-def within(awaitable: Awaitable[Any], what: str) -> Any:
-    """What ``awaitable`` gives; a failure that says ``what`` never happened."""
+async def within(awaitable: Awaitable[Any], what: str, loop: "asyncio.Task[None] | None" = None) -> Any:
+    """What ``awaitable`` gives; a failure that says ``what`` went wrong if it does not come.
 
-    async def wait() -> Any:
-        try:
-            return await asyncio.wait_for(awaitable, PATIENCE_S)
-        except asyncio.TimeoutError:
-            raise AssertionError(f"{what} (waited for {PATIENCE_S:.0f} s)") from None
+    ``loop`` is the learner's, at work meanwhile. What ends it too early is raised here, and not lost.
+    """
+    task = asyncio.ensure_future(awaitable)
+    both: list[asyncio.Future[Any]] = [task] if loop is None else [task, loop]
+    await asyncio.wait(both, timeout=PATIENCE_S, return_when=asyncio.FIRST_COMPLETED)
+    if not task.done():
+        task.cancel()
+        if loop is not None and loop.done():
+            loop.result()
+            raise AssertionError(f"{what}: run returned, and it must go on until it is cancelled")
+        raise AssertionError(f"{what} (waited for {PATIENCE_S:.0f} s)")
+    return task.result()
 
-    return wait()
+
+async def until(condition: Callable[[], Any]) -> None:
+    """Return when ``condition`` holds."""
+    while not condition():
+        await asyncio.sleep(0.001)
 
 
 # 5.1 -------------------------------------------------------------------------------------------------------------------
@@ -268,7 +279,7 @@ def test_notes_are_read_before_each_step_and_tokens_delivered_after_it(chapter: 
 
         shared, log = scripted(chapter, step)
         loop = asyncio.create_task(shared.run())
-        await within(idle.wait(), "the loop never computed the steps that were there")
+        await within(idle.wait(), "the loop never computed the steps that were there", loop)
         await ended(loop)
         expected = ["read", "step", "done", "deliver"] * 3 + ["read", "step", "done"]
         assert log[: len(expected)] == expected, f"expected the order {expected}, got {log}"
@@ -287,15 +298,13 @@ def test_the_network_goes_on_while_a_step_computes(chapter: ModuleType) -> None:
             waited.append(others_ran.wait(PATIENCE_S / 5))
 
         async def others() -> None:
-            while not began.is_set():
-                await asyncio.sleep(0.001)
+            await until(began.is_set)
             others_ran.set()
 
         shared, _ = scripted(chapter, step)
         loop, network = asyncio.create_task(shared.run()), asyncio.create_task(others())
-        await within(network, "no other coroutine could run while a step was under way")
-        while not waited:
-            await asyncio.sleep(0.001)
+        await within(network, "no other coroutine could run while a step was under way", loop)
+        await within(until(lambda: waited), "the step never ended", loop)
         await ended(loop)
         assert waited[0], "no other coroutine could run while a step was under way: the step blocks the event loop"
         assert threading.get_ident() not in shared.engine.threads, "the step ran in the event loop's own thread"
@@ -310,6 +319,8 @@ def test_an_idle_loop_sleeps(chapter: ModuleType) -> None:
         loop = asyncio.create_task(shared.run())
         for _ in range(200):
             await asyncio.sleep(0.001)
+        if loop.done():
+            loop.result()
         assert not loop.done(), "the loop ended when there was nothing to compute; it must wait for the next client"
         await ended(loop)
         steps = log.count("step")
@@ -338,8 +349,8 @@ def test_a_note_wakes_the_loop(chapter: ModuleType, during_the_step: bool) -> No
 
         shared, log = scripted(chapter, step)
         loop = asyncio.create_task(shared.run())
-        while not (began.is_set() if during_the_step else log.count("done")):
-            await asyncio.sleep(0.001)
+        computing = began.is_set if during_the_step else lambda: "done" in log
+        await within(until(computing), "the loop never computed a step", loop)
         if not during_the_step:
             await asyncio.sleep(0.05)  # the loop has gone to sleep
         arrive(chapter, shared, [1])
@@ -349,7 +360,7 @@ def test_a_note_wakes_the_loop(chapter: ModuleType, during_the_step: bool) -> No
             assert log[-1] == "step", "a note was read while a step was computing: nobody may touch the engine then"
         noted.set()
         moment = "while a step was computing" if during_the_step else "while the loop was asleep"
-        await within(second.wait(), f"a note was left {moment}, and the loop never woke up to read it")
+        await within(second.wait(), f"a note was left {moment}, and the loop never woke up to read it", loop)
         await ended(loop)
 
     asyncio.run(scenario())
@@ -373,8 +384,7 @@ def test_a_failed_step_reaches_everybody(chapter: ModuleType) -> None:
         served = chapter.Client([1], 5)
         shared.clients[0] = served
         loop = asyncio.create_task(shared.run())
-        while not began.is_set():
-            await asyncio.sleep(0.001)
+        await within(until(began.is_set), "the loop never computed a step", loop)
         late = arrive(chapter, shared, [2])
         shared.note.set()
         noted.set()
@@ -393,6 +403,8 @@ def test_a_cancelled_loop_ends_and_is_no_failure(chapter: ModuleType) -> None:
         shared, _ = scripted(chapter, lambda: None)
         loop = asyncio.create_task(shared.run())
         await asyncio.sleep(0.05)
+        if loop.done():
+            loop.result()
         loop.cancel()
         await asyncio.wait([loop], timeout=PATIENCE_S)
         assert loop.done() and loop.cancelled(), "the loop must end when it is cancelled"
@@ -525,7 +537,7 @@ def test_many_clients_get_what_hugging_face_gives(chapter: ModuleType) -> None:
 
         loop = asyncio.create_task(shared.run())
         several = asyncio.gather(*map(ask, range(5)), leave_early())
-        *answers, _ = await within(several, "not all clients got all their tokens")
+        *answers, _ = await within(several, "not all clients got all their tokens", loop)
         for number, answer in enumerate(answers):
             assert_same_tokens(answer, hf_greedy(base, PROMPTS[number], 20, 96), what=f"client {number}'s answer")
         for _ in range(100):

@@ -1,0 +1,212 @@
+"""From a file to a verdict per task: the import rule first, then the chapter's tests, then what they mean."""
+
+import re
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from chapters.course.catalog import Chapter, Task
+from chapters.course.errors import CourseError
+from chapters.course.imports_guard import forbidden_imports
+from chapters.course.running import Limits, Run, run_tests
+from chapters.course.skeleton import make_skeleton, untouched_tasks
+from chapters.course.workspace import Snapshot, shown
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is to be said about one task. ``status`` is ``passed``, ``failed`` or ``todo``."""
+
+    task: Task
+    status: str
+    message: str = ""
+    where: str = ""
+    hint: str = ""
+    num_tests: int = 0
+    num_passed: int = 0
+    seconds: float = 0.0
+
+    @property
+    def passed(self) -> bool:
+        """All or nothing."""
+        return self.status == "passed"
+
+    @property
+    def points(self) -> int:
+        """The task's points, or none."""
+        return self.task.points if self.passed else 0
+
+
+@dataclass(frozen=True)
+class Grade:
+    """What a check found. ``output`` is pytest's, ``own`` the learner's files that stood for earlier chapters."""
+
+    chapter: Chapter
+    snapshot: Snapshot
+    verdicts: tuple[Verdict, ...]
+    seed: int
+    own: Mapping[str, Path]
+    output: str
+    seconds: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether all tasks that were checked passed."""
+        return bool(self.verdicts) and all(verdict.passed for verdict in self.verdicts)
+
+    @property
+    def points(self) -> int:
+        """Points reached."""
+        return sum(verdict.points for verdict in self.verdicts)
+
+    @property
+    def max_points(self) -> int:
+        """Points of the tasks that were checked."""
+        return sum(verdict.task.points for verdict in self.verdicts)
+
+
+def check_file(chapter: Chapter, path: Path) -> Snapshot:
+    """The file as it is now. Raises ``CourseError`` if there is none, or if it is the reference by another name."""
+    if not path.exists():
+        raise CourseError(f"there is no file {shown(path)}: python -m chapters start {chapter.number} makes one")
+    if not path.is_file():
+        raise CourseError(f"{shown(path)} is no file")
+    if path.samefile(chapter.path):
+        raise CourseError(f"{shown(path)} is {shown(chapter.path)} itself: a check is of your own file")
+    return Snapshot.take(path)
+
+
+def grade_file(
+    chapter: Chapter,
+    tasks: Sequence[Task],
+    path: Path,
+    *,
+    own: Mapping[str, Path] | None = None,
+    seed: int = 0,
+    limits: Limits | None = None,
+) -> Grade:
+    """Judge a learner's file. Whatever is in it, this returns a verdict for each task. Raises ``CourseError``."""
+    if not chapter.test_file.is_file():
+        raise CourseError(f"chapter {chapter.number} has no tests: {shown(chapter.test_file)} is missing")
+    own, limits = own or {}, limits or Limits()
+    started = time.monotonic()
+    snapshot = check_file(chapter, path)
+    verdicts: Sequence[Verdict]
+    output = ""
+    problem = _unreadable(snapshot, chapter)
+    if problem is not None:
+        verdicts = [Verdict(task, "failed", *problem) for task in tasks]
+    else:
+        untouched = untouched_tasks(snapshot.source, chapter)
+        begun = [task for task in tasks if task.task_id not in untouched]
+        judged, output = _judge(chapter, begun, path.absolute(), own, seed, limits)
+        by_id = {verdict.task.task_id: verdict for verdict in judged}
+        verdicts = [by_id.get(task.task_id) or _not_begun(task, untouched[task.task_id]) for task in tasks]
+    return Grade(chapter, snapshot, tuple(verdicts), seed, own, output, time.monotonic() - started)
+
+
+def _unreadable(snapshot: Snapshot, chapter: Chapter) -> tuple[str, str] | None:
+    """``(message, where)`` if the file is no Python or imports what it must not."""
+    try:
+        violations = forbidden_imports(snapshot.source, make_skeleton(chapter))
+    except SyntaxError as error:
+        where = f"{snapshot.path.name}:{error.lineno}: {(error.text or '').strip()}"
+        return f"the file is no Python: {type(error).__name__}: {error.msg}", where if error.lineno else ""
+    except (ValueError, RecursionError, MemoryError) as error:
+        return f"the file is no Python: {type(error).__name__}: {error}", ""
+    return ("\n".join(violations), "") if violations else None
+
+
+def _judge(
+    chapter: Chapter, tasks: Sequence[Task], path: Path, own: Mapping[str, Path], seed: int, limits: Limits
+) -> tuple[list[Verdict], str]:
+    """Run the tests; if one takes the process down, run those of the tasks that are not settled again, without it."""
+    verdicts: dict[str, Verdict] = {}
+    outputs = []
+    deadline = time.monotonic() + limits.total_s
+    while missing := [task for task in tasks if task.task_id not in verdicts]:
+        left = deadline - time.monotonic()
+        run = run_tests(
+            chapter, path, [task.task_id for task in missing], own=own, seed=seed, limits=limits, seconds_left=max(left, 1.0)
+        )
+        outputs.append(run.output)
+        guilty = run.plan.get(run.running)
+        for task in missing:
+            complete = all(test in run.records for test, owner in run.plan.items() if owner == task.task_id)
+            if not run.ended_early or complete and guilty or task.task_id == guilty:
+                verdicts[task.task_id] = judge_run(task, run, limits)
+        if run.ended_early and (guilty is None or not run.loaded or run.status is None):
+            break  # it would go the same way again
+    for task in missing:
+        verdicts.setdefault(task.task_id, judge_run(task, run, limits))
+    return [verdicts[task.task_id] for task in tasks], "\n".join(outputs)
+
+
+def judge_run(task: Task, run: Run, limits: Limits) -> Verdict:
+    """What a run of tests says about one task: it passes if it has tests, and all of them ran and passed."""
+    tests = [test for test, owner in run.plan.items() if owner == task.task_id]
+    records = [run.records[test] for test in tests if test in run.records]
+    passed = [record for record in records if record["outcome"] == "passed"]
+    counts = {
+        "num_tests": len(tests),
+        "num_passed": len(passed),
+        "seconds": round(sum(record["seconds"] for record in records), 3),
+    }
+    if tests and len(passed) == len(tests):
+        return Verdict(task, "passed", **counts)
+    failures = [record for record in records if record["outcome"] not in ("passed", "skipped")]
+    if failures:
+        return _failure(task, failures[0], counts)
+    if run.ended_early:
+        return Verdict(task, "failed", _early_end(run, task, limits), **counts)
+    if not tests:
+        return Verdict(task, "failed", "no tests of this task were found: nothing was checked", **counts)
+    skipped = [record for record in records if record["outcome"] == "skipped"]
+    reason = f": {skipped[0]['message'].removeprefix('Skipped: ')}" if skipped and skipped[0]["message"] else ""
+    return Verdict(task, "failed", f"{len(tests) - len(passed)} of {len(tests)} tests did not run{reason}", **counts)
+
+
+def _failure(task: Task, record: Mapping[str, Any], counts: Mapping[str, Any]) -> Verdict:
+    """The verdict that the first failure of a task stands for."""
+    message, where = record["message"], record["where"]
+    hint = "" if record["kind"] == "timeout" else record["hint"]
+    if record["kind"] != "todo":
+        return Verdict(task, "failed", message, where, hint, **counts)
+    other = re.match(r"Task (\d+\.\d+)", message)
+    if other and other[1] != task.task_id:
+        return Verdict(task, "todo", f"not done yet: its tests need task {other[1]}, which is not done", where, **counts)
+    return _not_begun(task, message, **counts)
+
+
+def _not_begun(task: Task, stub: str, **counts: Any) -> Verdict:
+    """The verdict on a task whose stub is still there; the command that checks it has just been given."""
+    return Verdict(task, "todo", stub.partition(" Check:")[0], **counts)
+
+
+def _early_end(run: Run, task: Task, limits: Limits) -> str:
+    """Why the tests of a task have no result although pytest was started."""
+    if not run.plan or not run.running:
+        return f"the tests could not be run: {_why_not(run.output)}"
+    name = run.running.rpartition("::")[2].partition("[")[0]
+    ran = f"in the middle of {name}" if run.plan.get(run.running) == task.task_id else f"before this task's tests, in {name}"
+    if run.status is None:
+        return f"stopped {ran} after {limits.total_s:g} seconds for all tests together: does a loop never end?"
+    if "+++ Timeout +++" in run.output:
+        return f"stopped {ran}, which was still running after {limits.test_s:g} seconds: does a loop never end?"
+    if run.status is not None and run.status < 0:
+        name = signal.Signals(-run.status).name if -run.status in set(signal.Signals) else f"signal {-run.status}"
+        reason = "; was there no memory left?" if name == "SIGKILL" else ""
+        return f"the process was killed by {name} {ran}{reason}"
+    return f"the program ended {ran} (exit status {run.status}): something in the file ends it, such as os._exit or sys.exit"
+
+
+def _why_not(output: str) -> str:
+    """What pytest says when it cannot collect tests: an earlier chapter of the learner's own may fail to be imported."""
+    errors = [line[1:].strip() for line in output.splitlines() if line.startswith("E ")]
+    places = re.findall(r"^(\S+\.py:\d+): in ", output, re.MULTILINE)
+    if errors:
+        return f"{places[-1]}: {errors[0]}" if places else errors[0]
+    return " | ".join([line for line in output.splitlines() if line.strip(" =!")][-3:])

@@ -1,0 +1,170 @@
+"""A folder for students: chapters that are theirs to write as skeletons, those before complete, those after absent.
+
+Everything is made in a temporary folder beside the wanted one, searched for lines of the solutions, and only then given its
+name. So there is never half a release, and never one that gives an answer away.
+"""
+
+import ast
+import html
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from chapters.course.catalog import FOLDER, ROOT, Chapter, find_chapters
+from chapters.course.errors import CourseError
+from chapters.course.release_readme import student_readme
+from chapters.course.skeleton import make_skeleton, solution_regions
+
+_TOP_FILES = ("pyproject.toml", "requirements.txt", "Makefile", "LICENSE")
+_SUPPORT_LEFT_OUT = ("overlay.py",)  # it builds wrong solutions out of the right one
+_JUNK = shutil.ignore_patterns("__pycache__", "*.pyc", ".*cache", ".ipynb_checkpoints")
+_SHORTEST_LINE = 20  # shorter ones (``return out``) say nothing
+
+
+def release(target: Path, released: Sequence[Chapter]) -> list[Path]:
+    """Make the folder. Returns the files that are for the students to write, as paths in it. Raises ``CourseError``."""
+    target = target.absolute()
+    _check(target, released)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    building = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        skeletons = _build(building, released)
+        if found := leaks(building, released):
+            raise CourseError(f"nothing was released: {len(found)} lines of solutions would be in it, such as {found[0]}")
+        building.chmod(0o755)
+        if target.exists():
+            target.rmdir()  # it is empty
+        os.rename(building, target)
+    except BaseException:
+        shutil.rmtree(building, ignore_errors=True)
+        raise
+    return [path.relative_to(building) for path in skeletons]
+
+
+def solution_lines(released: Iterable[Chapter]) -> set[str]:
+    """The lines, stripped, that only the solutions of these chapters hold; those that are public anyway are no secret."""
+    chapters = list(released)
+    secret: set[str] = set()
+    public: set[str] = set()
+    for chapter in find_chapters():
+        regions = solution_regions(chapter) if chapter in chapters else ()
+        inside = {number for region in regions for number in range(region.first + 1, region.last)}
+        for number, line in enumerate(chapter.source.splitlines(), start=1):
+            if chapter.number <= chapters[-1].number:
+                (secret if number in inside else public).add(line.strip())
+    return {line for line in secret - public if len(line) >= _SHORTEST_LINE}
+
+
+def leaks(folder: Path, released: Iterable[Chapter]) -> list[str]:
+    """Where lines of solutions stand in the chapters, the skeletons and the notebooks of a release."""
+    secret = solution_lines(released)
+    found = []
+    for path in sorted([*folder.glob("chapters/*.py"), *folder.glob("work/*"), *folder.glob("notebooks/*")]):
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".ipynb":
+            text = _notebook_text(json.loads(text))
+        lines = {line.strip() for line in text.splitlines()}
+        found += [f"{path.relative_to(folder).as_posix()}: {line}" for line in sorted(secret & lines)]
+    return found
+
+
+def without_solutions(notebook: dict[str, Any]) -> dict[str, Any]:
+    """A notebook without the cells tagged ``solution``, and without its tie to a text source that is not handed out."""
+    cells = [cell for cell in notebook["cells"] if "solution" not in cell.get("metadata", {}).get("tags", [])]
+    metadata = {key: value for key, value in notebook["metadata"].items() if key != "jupytext"}
+    return {**notebook, "cells": cells, "metadata": metadata}
+
+
+def _check(target: Path, released: Sequence[Chapter]) -> None:
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise CourseError(f"{target} is not empty: name a folder that does not exist yet")
+    resolved = target.resolve()
+    if any(resolved.is_relative_to(ROOT / name) for name in ("pagebrain", "chapters", "tests", "notebooks")):
+        raise CourseError(f"{target} is inside what would be copied: name a folder elsewhere")
+    for chapter in released:
+        if chapter.is_skeleton:
+            raise CourseError(f"chapter {chapter.number} is a skeleton here: release from a complete repository")
+    numbers = [chapter.number for chapter in released]
+    between = [other.number for other in find_chapters() if numbers[0] <= other.number <= numbers[-1]]
+    if missing := [number for number in between if number not in numbers]:
+        raise CourseError(f"chapter {missing[0]} is missing between the first and the last: release them in a row")
+
+
+def _build(folder: Path, released: Sequence[Chapter]) -> list[Path]:
+    """Fill the folder; returns the skeletons in ``work/``."""
+    present = [chapter for chapter in find_chapters() if chapter.number <= released[-1].number]
+    shutil.copytree(ROOT / "pagebrain", folder / "pagebrain", ignore=_JUNK)
+    shutil.copytree(FOLDER / "course", folder / "chapters" / "course", ignore=_JUNK)
+    skeletons = []
+    for chapter in present:
+        text = make_skeleton(chapter) if chapter in released else chapter.source
+        _write(folder / "chapters" / chapter.path.name, text)
+        if chapter in released:
+            skeletons.append(folder / "work" / chapter.path.name)
+            _write(skeletons[-1], text)
+    names = {chapter.name for chapter in present}
+    for path in FOLDER.glob("*.py"):
+        if not re.match(r"ch\d\d_", path.name) and _chapters_of(path) <= names:
+            _write(folder / "chapters" / path.name, path.read_text(encoding="utf-8"))
+    _copy_tests(folder / "tests", present)
+    for chapter in present:
+        _copy_notebook(folder, chapter, is_released=chapter in released)
+    for name in _TOP_FILES:
+        shutil.copy(ROOT / name, folder / name)
+    ignored = (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
+    _write(folder / ".gitignore", "\n".join([*(line for line in ignored if line != "/work/"), "/work/.progress.json", ""]))
+    _write(folder / "README.md", student_readme(released))
+    return skeletons
+
+
+def _copy_tests(folder: Path, present: Iterable[Chapter]) -> None:
+    """The chapters' tests and what they need; nothing that is about wrong or alternative solutions."""
+    left_out = shutil.ignore_patterns("__pycache__", *_SUPPORT_LEFT_OUT)
+    shutil.copytree(ROOT / "tests" / "support", folder / "support", ignore=left_out)
+    shutil.copy(ROOT / "tests" / "conftest.py", folder / "conftest.py")
+    _write(folder / "chapters" / "conftest.py", (ROOT / "tests" / "chapters" / "conftest.py").read_text(encoding="utf-8"))
+    for chapter in present:
+        if chapter.test_file.is_file():
+            shutil.copy(chapter.test_file, folder / "chapters" / chapter.test_file.name)
+
+
+def _copy_notebook(folder: Path, chapter: Chapter, *, is_released: bool) -> None:
+    source = ROOT / chapter.notebook
+    if source.is_file():
+        notebook = json.loads(source.read_text(encoding="utf-8"))
+        if is_released:
+            notebook = without_solutions(notebook)
+        _write(folder / chapter.notebook, json.dumps(notebook, indent=1, ensure_ascii=False) + "\n")
+
+
+def _chapters_of(path: Path) -> set[str]:
+    """The chapters that a module of the package imports."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            found |= {name.split(".")[1] for name in names if re.match(r"chapters\.ch\d\d_", name)}
+    return found
+
+
+def _notebook_text(notebook: dict[str, Any]) -> str:
+    """All that a reader can see in a notebook, highlighted code included."""
+    parts: list[str] = []
+    for cell in notebook["cells"]:
+        parts.append("".join(cell["source"]))
+        for output in cell.get("outputs", []):
+            parts.append("".join(output.get("text", [])))
+            for kind, data in output.get("data", {}).items():
+                text = "".join(data) if isinstance(data, list | str) else ""
+                parts.append(html.unescape(re.sub(r"<[^>]*>", "", text)) if kind == "text/html" else text)
+    return "\n".join(parts)
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8", newline="\n")

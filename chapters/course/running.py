@@ -1,0 +1,163 @@
+"""Runs a chapter's tests on a file in a process of its own, and survives whatever that file does."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from chapters.course.catalog import ROOT, Chapter
+
+_SECRETS = ("TOKEN", "SECRET", "PASSWORD", "CREDENTIAL", "API_KEY", "ACCESS_KEY")
+_DROPPED = ("PYTEST_ADDOPTS", "PYTEST_PLUGINS", "PYTHONSTARTUP")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a graded file may take.
+
+    Attributes:
+        test_s: seconds for one test.
+        total_s: seconds for all tests together.
+        memory_gb: address space beyond what Python, torch and transformers take themselves; 0 for no limit.
+    """
+
+    test_s: float = 20.0
+    total_s: float = 180.0
+    memory_gb: float = 4.0
+
+
+@dataclass
+class Run:
+    """What came of a run.
+
+    Attributes:
+        records: test -> what the plugin wrote about it.
+        plan: test -> task, of all tests that were to run; empty if pytest never came so far.
+        running: the test that ran last.
+        loaded: whether the file could be imported.
+        done: whether pytest came to its own end.
+        status: the exit status; negative for a signal; ``None`` if the process was stopped for taking too long.
+        output: all that pytest printed.
+    """
+
+    records: dict[str, dict[str, Any]] = field(default_factory=dict)
+    plan: dict[str, str] = field(default_factory=dict)
+    running: str = ""
+    loaded: bool = False
+    done: bool = False
+    status: int | None = 0
+    output: str = ""
+
+    @property
+    def ended_early(self) -> bool:
+        """Whether tests are missing because the process, or the collection of tests, failed."""
+        return not self.done or self.status not in (0, 1, 5)  # passed, failed, no tests
+
+
+def run_tests(
+    chapter: Chapter,
+    path: Path,
+    tasks: Sequence[str],
+    *,
+    own: Mapping[str, Path],
+    seed: int,
+    limits: Limits,
+    seconds_left: float | None = None,
+) -> Run:
+    """Judge ``path`` by the tests of ``chapter`` that belong to ``tasks``; earlier chapters in ``own`` are these files."""
+    with tempfile.TemporaryDirectory(prefix="pagebrain-check-") as folder:
+        report = Path(folder) / "report"
+        command = [
+            *(sys.executable, "-m", "pytest", "-p", "chapters.course.plugin", "-p", "no:cacheprovider", "-v"),
+            *("-c", str(ROOT / "pyproject.toml"), f"--rootdir={ROOT}", str(chapter.test_file)),
+            *("--chapter-file", f"{chapter.number}={path}", "--chapter-report", str(report), "--seed", str(seed)),
+            *("--chapter-timeout", str(limits.test_s), "--memory-gb", str(limits.memory_gb)),
+            *(option for task in tasks for option in ("--task", task)),
+            *(option for file in own.values() for option in ("--mine", str(file))),
+        ]
+        output = Path(folder) / "output"
+        status = run_command(command, output, limits.total_s if seconds_left is None else seconds_left)
+        run = read_report(report)
+        run.status, run.output = status, _text(output)
+        return run
+
+
+def read_report(report: Path) -> Run:
+    """What the plugin wrote about a run, however far it came."""
+    return Run(
+        records={record["nodeid"]: record for record in _worst_last(_lines(report))},
+        plan=json.loads(_text(report.with_name(report.name + ".plan")) or "{}"),
+        running=_text(report.with_name(report.name + ".running")),
+        loaded=report.with_name(report.name + ".loaded").exists(),
+        done=report.with_name(report.name + ".done").exists(),
+    )
+
+
+def run_command(command: Sequence[str], output: Path, timeout: float) -> int | None:
+    """The exit status of a command, ``None`` if it had to be stopped. Its output goes to a file, so no pipe can block."""
+    environment = {name: value for name, value in os.environ.items() if not _is_private(name)}
+    environment |= {"PYTHONPATH": str(ROOT), "PYTHONUTF8": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    posix = os.name == "posix"
+    with output.open("wb") as file:
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=posix,
+        )
+        deadline = time.monotonic() + timeout
+        try:
+            return process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            return None
+        finally:
+            _kill(process, whole_group=posix)
+
+
+def _kill(process: "subprocess.Popen[bytes]", *, whole_group: bool) -> None:
+    """End the process, and where there are process groups what it started."""
+    try:
+        if whole_group and sys.platform != "win32":
+            os.killpg(process.pid, signal.SIGKILL)
+        elif process.poll() is None:
+            process.kill()
+    except (ProcessLookupError, PermissionError):
+        pass  # nothing is left of it
+    process.wait()
+
+
+def _is_private(name: str) -> bool:
+    return name in _DROPPED or any(word in name.upper() for word in _SECRETS)
+
+
+def _worst_last(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A test that passed and whose teardown failed has two records: the one that is not ``passed`` counts."""
+    return sorted(records, key=lambda record: bool(record["outcome"] != "passed"))
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """The records of a report whose last line may be cut off."""
+    records = []
+    for line in _text(path).splitlines():
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            break
+    return records
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""

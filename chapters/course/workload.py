@@ -1,0 +1,100 @@
+"""One workload for whoever generates, a chapter or the engine, and a record of what it did."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any
+
+from transformers import GPT2LMHeadModel
+
+from pagebrain import LLM, SamplingParams
+from pagebrain.trace import StepTrace
+
+PROMPTS = (
+    "Once upon a time",
+    "One morning Mia",
+    "Once upon a time, in the old mill,",
+    "There was a small",
+    "The fox and the owl",
+    "In the garden, a little bird",
+    "Every evening",
+    "It was raining, and",
+)
+"""Beginnings of stories, of different lengths."""
+
+Generate = Callable[..., list[list[int]]]
+
+
+@dataclass
+class Record:
+    """What a run did.
+
+    Attributes:
+        answers: the tokens generated for each prompt.
+        seconds: the time for all.
+        traces: of every step, if whoever ran makes any.
+        token_times: prompt -> when each of its tokens was there, in seconds since the start.
+    """
+
+    answers: list[list[int]] = field(default_factory=list)
+    seconds: float = 0.0
+    traces: list[StepTrace] = field(default_factory=list)
+    token_times: dict[int, list[float]] = field(default_factory=dict)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens generated."""
+        return sum(map(len, self.answers))
+
+    @property
+    def seconds_per_token(self) -> float | None:
+        """From one token of an answer to its next, on average; ``None`` if no answer has two."""
+        spans = [(times[-1] - times[0], len(times) - 1) for times in self.token_times.values() if len(times) > 1]
+        return sum(span for span, _ in spans) / sum(count for _, count in spans) if spans else None
+
+    @property
+    def peak_cache_tokens(self) -> int:
+        """Most token slots that were held at once."""
+        held = (len(set(chain(*trace.block_tables.values()))) * trace.block_size for trace in self.traces)
+        return max(held, default=0)
+
+
+def run_chapter(
+    generate: Generate, model: GPT2LMHeadModel, prompts: Sequence[Sequence[int]], max_new_tokens: int, *, steps: bool
+) -> Record:
+    """Run a chapter's ``generate``; ``steps`` says whether it takes ``on_step``."""
+    record = Record()
+    started = time.perf_counter()
+
+    def on_logits(index: int, logits: Any) -> None:
+        record.token_times.setdefault(index, []).append(time.perf_counter() - started)
+
+    more = {"on_step": record.traces.append} if steps else {}
+    record.answers = generate(model, prompts, max_new_tokens, on_logits, **more)
+    record.seconds = time.perf_counter() - started
+    return record
+
+
+def run_engine(llm: LLM, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Record:
+    """Run the engine, greedily as the chapters do."""
+    record = Record()
+    number_of: dict[int, int] = {}
+    started = time.perf_counter()
+
+    def observe(trace: StepTrace) -> None:
+        record.traces.append(trace)
+        for row in trace.rows:
+            number = number_of.setdefault(row.seq_id, len(number_of))
+            if row.samples:
+                record.token_times.setdefault(number, []).append(time.perf_counter() - started)
+
+    llm.engine.observers.append(observe)
+    try:
+        params = SamplingParams(temperature=0, max_tokens=max_new_tokens)
+        outputs = llm.generate([list(prompt) for prompt in prompts], params, use_tqdm=False)
+    finally:
+        llm.engine.observers.remove(observe)
+    record.answers = [list(output.outputs[0].token_ids) for output in outputs]
+    record.seconds = time.perf_counter() - started
+    return record

@@ -1,0 +1,304 @@
+"""The course tool as a learner uses it: start, list, check, diff, try, ladder; and what it says to mistakes."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chapters.course import imports_guard, workspace
+from chapters.course.catalog import FOLDER, ROOT, Chapter, find_chapters
+from chapters.course.cli import COMMANDS, main
+from chapters.course.errors import CourseError
+from chapters.course.running import Run
+from chapters.course.workspace import start_file
+
+FIRST = FOLDER / "ch00_baseline.py"
+
+
+@pytest.fixture(autouse=True)
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("PAGEBRAIN_WORK", str(tmp_path / "work"))
+    monkeypatch.setenv("COLUMNS", "200")
+    return tmp_path / "work"
+
+
+def one_line(capsys: pytest.CaptureFixture[str]) -> str:
+    said = capsys.readouterr().err
+    assert said.startswith("chapters: error: ") and said.count("\n") == 1, said
+    return said
+
+
+def test_start_writes_a_file_that_does_nothing_yet_and_says_what_comes_next(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["start", "0", "ch04_scheduler"]) == 0
+    assert sorted(path.name for path in work.iterdir()) == ["ch00_baseline.py", "ch04_scheduler.py"]
+    assert "raise TodoError(" in (work / "ch00_baseline.py").read_text(encoding="utf-8")
+    said = capsys.readouterr().out
+    assert "python -m chapters check 00" in said and "notebooks/04_scheduler.ipynb" in said
+
+
+def test_start_never_overwrites_and_force_keeps_the_old_file_with_its_date(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["start", "00"])
+    mine = work / "ch00_baseline.py"
+    mine.write_text("mine", encoding="utf-8")
+    capsys.readouterr()
+    assert main(["start", "00"]) == 2
+    assert "was left as it is" in one_line(capsys)
+    assert mine.read_text(encoding="utf-8") == "mine"
+    for _ in range(2):  # also twice in the same second
+        assert main(["start", "00", "--force"]) == 0
+    kept = sorted((work / "old").iterdir())
+    assert len(kept) == 2 and re.search(r"ch00_baseline_\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d", kept[0].name)
+    assert "mine" in [path.read_text(encoding="utf-8") for path in kept]
+
+
+def test_a_full_disk_loses_nothing(work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    work.mkdir()
+    mine = work / "ch00_baseline.py"
+    mine.write_text("mine", encoding="utf-8")
+
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert main(["start", "00", "--force"]) == 2
+    assert "No space left on device; nothing was changed" in one_line(capsys)
+    assert [path.name for path in work.iterdir()] == ["ch00_baseline.py"] and mine.read_text(encoding="utf-8") == "mine"
+
+
+def test_a_dangling_link_is_not_overwritten_either(work: Path) -> None:
+    work.mkdir()
+    (work / "file.py").symlink_to(work / "nowhere")
+    with pytest.raises(CourseError, match="is there already"):
+        start_file(work / "file.py", "text", force=False)
+
+
+def test_list_shows_where_each_task_stands_and_forgets_a_verdict_when_the_file_changes(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def states() -> dict[str, str]:
+        capsys.readouterr()
+        assert main(["list"]) == 0
+        rows = [re.split(r"  +", line.strip()) for line in capsys.readouterr().out.splitlines()]
+        return {row[0]: row[-1] for row in rows if re.fullmatch(r"\d\.\d", row[0])}
+
+    assert set(states().values()) == {"not started"}
+    assert len(states()) == sum(len(chapter.tasks) for chapter in find_chapters())
+    main(["start", "00"])
+    assert states()["0.1"] == "to do"
+    shutil.copy(FIRST, work)
+    assert states()["0.2"] == "not checked"
+    chapter = find_chapters()[0]
+    snapshot = workspace.Snapshot.take(work / FIRST.name)
+    workspace.save_progress(work, chapter, snapshot, {"0.1": True})
+    workspace.save_progress(work, chapter, snapshot, {"0.2": False})
+    assert (states()["0.1"], states()["0.2"], states()["1.1"]) == ("passed", "failed", "not started")
+    with (work / FIRST.name).open("a", encoding="utf-8") as file:
+        file.write("\n")
+    assert states()["0.1"] == "not checked"
+    (work / ".progress.json").write_text("[1, 2", encoding="utf-8")
+    assert states()["0.1"] == "not checked"
+
+
+def test_check_tells_a_right_task_from_a_wrong_one_and_remembers_it(
+    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work.mkdir()
+    source = FIRST.read_text(encoding="utf-8")
+    wrong = source.replace("return token_ids[len(prompt) :]", "return token_ids")
+    assert wrong != source
+    (work / FIRST.name).write_text(wrong, encoding="utf-8")
+    assert main(["check", "00", "--gradescope", str(tmp_path / "results.json")]) == 1
+    said = capsys.readouterr().out
+    assert re.search(rf"Checking {re.escape(str(work))}/ch00_baseline.py, modified [\d: -]+, sha256 [0-9a-f]{{12}}", said)
+    assert re.search(r"0\.1 .* 4/4 .* passed", said) and re.search(r"0\.2 .* 0/6 .* failed", said)
+    assert "Hint: " in said and "4 of 10 points: 1 of 2 tasks pass" in said
+    assert "Traceback" not in said and "assert " not in said
+    scores = {test["number"]: test["score"] for test in json.loads((tmp_path / "results.json").read_text("utf-8"))["tests"]}
+    assert scores == {"0.1": 4, "0.2": 0}
+    main(["list"])
+    assert re.search(r"0\.1 .* passed", capsys.readouterr().out)
+
+
+def test_check_of_one_task_that_passes_has_status_0_and_speaks_json(
+    work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[str] = []
+
+    def all_pass(chapter: Chapter, path: Path, tasks: list[str], **settings: Any) -> Run:
+        asked.extend(tasks)
+        return Run({"t": {"outcome": "passed", "seconds": 0.5}}, {"t": tasks[0]}, "t", loaded=True, done=True)
+
+    monkeypatch.setattr("chapters.course.grading.run_tests", all_pass)
+    work.mkdir()
+    shutil.copy(FIRST, work)
+    assert main(["check", "0.1", "--json", "--mine"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert asked == ["0.1"] == [task["task"] for task in found["tasks"]]
+    assert found["passed"] and found["points"] == 4 == found["max_points"]
+
+
+def test_earlier_chapters_are_the_learners_own_with_mine(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["start", "00", "01"])
+    shutil.copy(FOLDER / "ch01_naive_kv_cache.py", work)
+    capsys.readouterr()
+    assert main(["check", "1.3", "--mine"]) == 1
+    said = capsys.readouterr().out
+    assert f"Earlier chapters: yours for {work}/ch00_baseline.py" in said
+    assert "its tests need task 0.1, which is not done" in said
+
+
+@pytest.mark.parametrize("way", ["symlink", "hard link"])
+def test_a_link_to_the_reference_is_not_checked(work: Path, capsys: pytest.CaptureFixture[str], way: str) -> None:
+    work.mkdir()
+    if way == "symlink":
+        (work / FIRST.name).symlink_to(FIRST)
+    else:
+        try:
+            os.link(FIRST, work / FIRST.name)
+        except OSError:
+            pytest.skip("another file system")
+    assert main(["check", "00"]) == 2
+    assert "chapters/ch00_baseline.py itself" in one_line(capsys)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["check", "00"], "python -m chapters start 00"),
+        (["check", "77"], "there is no chapter '77'; the chapters are 00, 01"),
+        (["check", "0.9"], "chapter 00 has no task '0.9'; its tasks are 0.1, 0.2"),
+        (["check", "0.1", "1.1"], "one chapter at a time"),
+        (["check"], "the following arguments are required"),
+        (["check", "00", "--memory", "-1"], "--memory at least 0"),
+        (["check", "00", "--file", "/"], "is no file"),
+        (["start", "²"], "there is no chapter"),
+        (["diff", "00"], "name two chapters"),
+        (["diff", "02", "01"], "compare an earlier chapter with a later one"),
+        (["try", "03"], "python -m chapters start 03"),
+        (["ladder", "--max-new-tokens", "0"], "at least 1"),
+        (["ladder", "--model", "/no/such/folder"], "/no/such/folder"),
+        (["ladder", "--prompts", "/no/such/file"], "/no/such/file"),
+        (["grade", "/no/such/folder"], "is no folder"),
+        (["no-such-command"], "invalid choice"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_mistake_of_the_user_is_one_line_and_status_2(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    assert message in one_line(capsys)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "--help"]) == 0
+    assert "usage: python -m chapters" in capsys.readouterr().out
+
+
+def test_diff_prints_what_is_kept_replaced_and_new(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["diff", "01", "02"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"cache +\+ +BlockManager", said)
+    assert re.search(r"~ +PagedCache replaces ReservedCache", said)
+    assert re.search(r"attention += +masked_attention", said)
+
+
+def test_try_runs_the_engine_with_the_learners_part(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    work.mkdir()
+    scheduler = (FOLDER / "ch04_scheduler.py").read_text(encoding="utf-8")
+    (work / "ch04_scheduler.py").write_text(scheduler, encoding="utf-8")
+    assert main(["try", "04", "--max-new-tokens", "60"]) == 0
+    said = capsys.readouterr().out
+    assert "Once upon a time" in said and "The pool at step" in said and "x" in said.partition("x preempted")[2]
+    assert "Every token is the one that the engine gives by itself." in said
+
+
+def test_try_says_in_which_line_of_their_file_a_learners_part_fails(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["start", "03"])
+    assert main(["try", "03"]) == 1
+    assert "chapters: not done yet: Task 3.3" in capsys.readouterr().err
+    attention = (FOLDER / "ch03_paged_attention.py").read_text(encoding="utf-8")
+    (work / "ch03_paged_attention.py").write_text(attention.replace(".diff()", ".difference()"), encoding="utf-8")
+    assert main(["try", "03"]) == 1
+    said = capsys.readouterr().err
+    assert re.search(r"AttributeError: .*difference.* \(in your file, ch03_paged_attention.py:\d+: query_lens = ", said)
+
+
+def test_try_shows_where_a_learners_tokens_depart(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    work.mkdir()
+    source = FIRST.read_text(encoding="utf-8").replace("int(logits.argmax())", "int(logits[1:].argmax())")
+    (work / FIRST.name).write_text(source, encoding="utf-8")
+    assert main(["try", "00", "--max-new-tokens", "3", "--prompt", "Once upon a time"]) == 1
+    assert "Story A departs at output token 0" in capsys.readouterr().out
+
+
+def test_the_ladder_runs_every_chapter_and_the_engine_on_the_same_prompts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("Once upon a time\n\nOne morning Mia\n", encoding="utf-8")
+    options = ["--max-new-tokens", "4", "--prompts", str(prompts), "--device", "cpu", "--dtype", "float64"]
+    assert main(["ladder", *options, "--json", str(tmp_path / "l.json"), "--plot", str(tmp_path / "l.png")]) == 0
+    assert "Every stage gives the same tokens." in capsys.readouterr().out
+    report = json.loads((tmp_path / "l.json").read_text(encoding="utf-8"))
+    stages = {row["stage"]: row for row in report["stages"]}
+    assert [*stages] == [chapter.name[2:] for chapter in find_chapters()] + ["engine"]
+    assert all(row["tokens"] == 8 and row["tokens_per_s"] > 0 and row["ms_per_token"] > 0 for row in stages.values())
+    assert stages["00_baseline"]["kv_bytes"] == 0
+    reserved = 2 * (max(report["prompt_lens"]) + 4)  # tokens
+    token_bytes = stages["01_naive_kv_cache"]["kv_bytes"] / reserved
+    assert stages["02_block_table"]["kv_bytes"] == 2 * 16 * token_bytes
+    assert (tmp_path / "l.png").stat().st_size > 1000
+
+
+ALLOWED = "from pagebrain import PageBrainConfig\nfrom chapters import ch02_block_table\nimport math\n"
+
+
+@pytest.mark.parametrize(
+    ("source", "line"),
+    [
+        ("import pagebrain", 1),
+        ("x = 1\nimport pagebrain.attention as a", 2),
+        ("from pagebrain import LLM", 1),
+        ("from pagebrain import *", 1),
+        ("def f():\n    from chapters.ch03_paged_attention import paged_attention", 2),
+        ("from chapters import ch03_paged_attention", 1),
+        ("from . import ch02_block_table", 1),
+        ("import importlib", 1),
+        ("from importlib import import_module", 1),
+        ("import runpy", 1),
+        ("f = __import__", 1),
+        ("exec('1')", 1),
+        ("eval('1')", 1),
+        ("compile('1', '', 'exec')", 1),
+        ("import sys\nsys.modules['pagebrain']", 2),
+        ("from sys import modules", 1),
+        ("from tests.support import overlay", 1),
+    ],
+)
+def test_the_guard_names_the_line_of_an_import_that_a_skeleton_does_not_have(source: str, line: int) -> None:
+    found = imports_guard.forbidden_imports(source, ALLOWED)
+    assert len(found) == 1 and found[0].startswith(f"line {line}: ") and "not allowed" in found[0]
+
+
+def test_the_guard_lets_everything_else_pass() -> None:
+    source = ALLOWED + "import sys, re, torch\nfrom chapters import TodoError\nre.compile('x')\nmodel.eval()\nsys.path\n"
+    assert imports_guard.forbidden_imports(source, ALLOWED) == []
+
+
+def test_the_tool_runs_from_any_folder() -> None:
+    done = subprocess.run(
+        [sys.executable, "../chapters", "diff", "02"], cwd=ROOT / "tests", capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0 and "BlockManager" in done.stdout, done.stderr

@@ -1,0 +1,190 @@
+"""What students are given holds no answer and works; what they hand in is graded, whatever it is."""
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from chapters.course import release as release_module
+from chapters.course.catalog import FOLDER, ROOT, find_chapter, find_chapters, open_tasks
+from chapters.course.cli import main
+from chapters.course.errors import CourseError
+from chapters.course.release import leaks, release, solution_lines, without_solutions
+from chapters.course.stages import load_stage
+from chapters.course.submissions import find_submissions
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("release") / "students"
+    assert main(["release", str(folder), "--chapters", "02,3"]) == 0
+    return folder
+
+
+def in_copy(folder: Path, code: str) -> str:
+    """What a program prints that runs in a released folder."""
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_chapters_before_are_complete_those_released_are_skeletons_and_later_ones_are_absent(released: Path) -> None:
+    names = sorted(path.name for path in released.glob("chapters/ch*.py"))
+    assert names == [chapter.path.name for chapter in find_chapters()][:4]
+    assert (released / "chapters" / "ch01_naive_kv_cache.py").read_text("utf-8") == find_chapter("01").source
+    for number in ("02", "03"):
+        chapter = find_chapter(number)
+        skeleton = (released / "chapters" / chapter.path.name).read_text("utf-8")
+        assert set(open_tasks(skeleton)) == {task.task_id for task in chapter.tasks}
+        assert (released / "work" / chapter.path.name).read_text("utf-8") == skeleton
+        assert (released / "tests" / "chapters" / f"test_{chapter.name}.py").is_file() == chapter.test_file.is_file()
+    assert not list(released.glob("tests/chapters/test_ch04*")) and not list(released.glob("notebooks/0[4-9]*"))
+
+
+def test_no_line_of_a_solution_is_anywhere_that_students_look(released: Path) -> None:
+    secret = {line for line in solution_lines([find_chapter("02"), find_chapter("03")])}
+    assert "block_ids = [self._free.pop() for _ in range(count)]" in secret
+    texts = [*released.glob("chapters/*.py"), *released.glob("work/*"), *released.glob("notebooks/*")]
+    assert len(texts) > 8
+    public = {"ch00_baseline.py", "ch01_naive_kv_cache.py"}
+    for path in texts:
+        if path.name not in public:
+            assert not [line for line in secret if line in path.read_text("utf-8")], path
+
+
+def test_all_chapters_can_be_released_at_once(tmp_path: Path) -> None:
+    skeletons = release(tmp_path / "all", find_chapters())
+    assert [path.name for path in skeletons] == [chapter.path.name for chapter in find_chapters()]
+    for chapter in find_chapters():
+        assert (tmp_path / "all" / chapter.notebook).is_file() == (ROOT / chapter.notebook).is_file()
+
+
+def test_what_is_about_wrong_and_other_solutions_is_not_handed_out(released: Path) -> None:
+    names = {path.name for path in released.rglob("*")}
+    assert not names & {"wrong", "alternatives", "overlay.py", "test_mutants.py", "test_solutions.py", "src", "__pycache__"}
+    assert {"README.md", "pyproject.toml", "requirements.txt", "Makefile", "conftest.py", "LICENSE"} <= names
+    ignored = (released / ".gitignore").read_text("utf-8").splitlines()
+    assert "/work/" not in ignored and "__pycache__/" in ignored
+    readme = (released / "README.md").read_text("utf-8")
+    assert "`work/ch02_block_table.py`" in readme and "python -m chapters check 2.1" in readme
+
+
+def test_a_copy_works_and_builds_on_the_students_own_earlier_chapter(released: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(released, copy)
+    code = """
+from pathlib import Path
+from chapters.course import load_stage
+from chapters.course.cli import main
+assert main(["list"]) == 0
+skeleton = load_stage("02")
+mine = Path("work/ch02_block_table.py")
+assert skeleton.__file__ == str(mine.absolute())
+mine.write_text(mine.read_text() + "\\nMINE = 1\\n")
+third = load_stage("03")
+assert third.__file__.endswith("work/ch03_paged_attention.py")
+assert load_stage("02").MINE == 1 and third.PagedCache is load_stage("02").PagedCache
+assert main(["check", "03"]) == 1
+mine.unlink()
+assert load_stage("02").__file__ == str(Path("chapters/ch02_block_table.py").absolute())
+assert main(["check", "03"]) == 1
+assert main(["release", "again"]) == 2
+"""
+    said = in_copy(copy, code)
+    assert "to do" in said
+    assert "yours for work/ch02_block_table.py; the reference for 00, 01" in " ".join(said.split())
+    assert "skeletons, with nothing done, for 02" in " ".join(said.split())
+
+
+def test_where_the_reference_is_complete_a_notebook_gets_the_reference() -> None:
+    assert load_stage("00").__file__ == str(FOLDER / "ch00_baseline.py")
+
+
+def test_a_release_that_would_give_a_line_away_is_not_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(release_module, "make_skeleton", lambda chapter: chapter.source)
+    with pytest.raises(CourseError, match="nothing was released: .* lines of solutions"):
+        release(tmp_path / "leaky", [find_chapter("00")])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_notebooks_lose_their_solution_cells_and_nothing_else(tmp_path: Path) -> None:
+    shown = {"cell_type": "code", "source": ["1"], "metadata": {}, "outputs": [{"text": ["1\n"]}]}
+    hidden = {"cell_type": "code", "source": ["2"], "metadata": {"tags": ["solution"]}, "outputs": []}
+    notebook = {"cells": [shown, hidden], "metadata": {"kernelspec": {}, "jupytext": {}}, "nbformat": 4}
+    assert without_solutions(notebook) == {"cells": [shown], "metadata": {"kernelspec": {}}, "nbformat": 4}
+
+
+def test_a_line_in_highlighted_code_of_a_notebook_is_found(tmp_path: Path) -> None:
+    page = '<pre><span class="k">return</span> <span>int</span>(logits.argmax())</pre>'
+    cell = {"cell_type": "code", "source": [], "outputs": [{"data": {"text/html": page}}]}
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "notebooks" / "00_baseline.ipynb").write_text(json.dumps({"cells": [cell]}), encoding="utf-8")
+    assert leaks(tmp_path, [find_chapter("00")]) == ["notebooks/00_baseline.ipynb: return int(logits.argmax())"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["{full}"], "is not empty"),
+        (["{full}/file"], "is not empty"),
+        ([f"{ROOT}/notebooks/students"], "inside what would be copied"),
+        (["{new}", "--chapters", "02,04"], "chapter 03 is missing"),
+        (["{new}", "--chapters", ","], "names no chapter"),
+        (["{new}", "--chapters", "2x"], "there is no chapter '2x'"),
+    ],
+)
+def test_a_release_is_refused_in_one_line(
+    options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    arguments = [option.format(full=tmp_path / "full", new=tmp_path / "new") for option in options]
+    assert main(["release", *arguments]) == 2
+    said = capsys.readouterr().err
+    assert message in said and said.count("\n") == 1
+    assert [path.name for path in tmp_path.rglob("*")] == ["full", "file"]
+
+
+def test_one_bad_file_does_not_stop_the_grading_of_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    reference = FOLDER / "ch00_baseline.py"
+    source = reference.read_text("utf-8")
+    for name in ("alice", "bob", "eve", "two"):
+        (tmp_path / "in" / name).mkdir(parents=True)
+    (tmp_path / "in" / "alice" / reference.name).write_text(source, encoding="utf-8")
+    (tmp_path / "in" / "eve" / reference.name).symlink_to(reference)
+    for place in ("a", "b"):
+        (tmp_path / "in" / "two" / place).mkdir()
+        (tmp_path / "in" / "two" / place / reference.name).touch()
+    (tmp_path / "in" / "=carol_ch00_baseline.py").write_text("def f(:", encoding="utf-8")
+    (tmp_path / "in" / "dave_ch00_baseline.py").write_bytes(b"\xff\xfe\x00")
+    table = tmp_path / "grades.csv"
+    arguments = ["grade", str(tmp_path / "in"), "--csv", str(table), "--chapter", "00", "--seed", "3", "--jobs", "2"]
+    assert main(arguments) == 0
+    assert "no sandbox" in capsys.readouterr().err
+    with table.open(encoding="utf-8", newline="") as file:
+        rows = {row["student"]: row for row in csv.DictReader(file)}
+    assert {name: row["points"] for name, row in rows.items()} == {
+        "alice": "10", "bob": "0", "'=carol": "0", "dave": "0", "eve": "0", "two": "0",
+    }  # fmt: skip
+    assert (rows["alice"]["0.1"], rows["alice"]["0.2"], rows["alice"]["message"]) == ("4", "6", "")
+    words = {"bob": "no file", "'=carol": "SyntaxError", "dave": "no Python", "eve": "itself", "two": "2 files of that name"}
+    for name, message in words.items():
+        assert message in rows[name]["message"], name
+    assert main(arguments) == 2
+    assert "is there already" in capsys.readouterr().err
+    assert table.read_text("utf-8").count("alice") == 2  # name and path: nothing was lost
+
+
+def test_without_a_chapter_what_is_there_is_graded(tmp_path: Path) -> None:
+    (tmp_path / "alice" / "old").mkdir(parents=True)
+    for name in ("alice/ch02_block_table.py", "alice/old/ch02_block_table.py", "bob_smith_ch00_baseline.py"):
+        (tmp_path / name).touch()
+    found = [(submission.student, submission.chapter.number) for submission in find_submissions(tmp_path, None)]
+    assert found == [("bob_smith", "00"), ("alice", "02")]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CourseError, match="holds no files"):
+        find_submissions(tmp_path / "empty", None)
