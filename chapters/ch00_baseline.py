@@ -2,10 +2,10 @@
 
 A language model is a function from tokens to scores: give it ``n`` token ids, and for each of the ``n`` positions it says
 how likely every token of the vocabulary is to come next. Generating is calling it in a loop. This is that loop and nothing
-else: each new token costs a forward pass over the whole text so far, so the thousandth token costs a thousand times the
-first.
+else: each new token costs a forward pass over the whole text so far, so for the thousandth token a thousand rows are computed,
+of which one is new.
 
-What changes from the chapter before: there is none.
+What changes from the chapter before: nothing, this is the first.
 
 Tasks (10 points, about 1 hour):
 

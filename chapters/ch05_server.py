@@ -17,6 +17,7 @@ Tasks (30 points, about 5 hours):
 - 5.3 (8 points) ``AsyncEngine.run``: the loop, which sleeps when there is nothing to do and fails loudly.
 - 5.4 (9 points) ``AsyncEngine.stream``: one client's tokens as they come, and no blocks held after it has gone.
 
+Run it from the repository's root with ``python -m chapters.ch05_server``, and yours with ``python -m work.ch05_server``.
 Know first: chapter 04; ``async`` functions, generators, ``try`` and ``finally``.
 In the engine: :meth:`pagebrain.llm.LLM.stream` is this without a network. In vLLM: ``AsyncLLM`` in
 ``vllm/v1/engine/async_llm.py``, whose engine runs in a process of its own, and ``vllm/entrypoints/openai/api_server.py``.
@@ -73,7 +74,8 @@ class AsyncEngine:
     """An engine that many clients share, all on one event loop.
 
     Attributes:
-        engine: touched by :meth:`read_notes` and by the step itself, and by nobody while a step is under way.
+        engine: changed by :meth:`read_notes` and by the step itself, and by nobody while a step is under way. To look at
+            what never changes, as :meth:`Engine.check_request` does, is always safe.
         clients: those that the engine serves, by sequence id.
         arrived, left: the notes, in the order in which they were left.
         note: set whenever there is a new one.
@@ -93,7 +95,7 @@ class AsyncEngine:
 
         Whoever arrived becomes a request of the engine (``client.seq``) and stands in ``clients``. Whoever left stands there
         no longer; if its sequence has not finished, :meth:`Engine.finish` ends it. A client may arrive and leave between
-        the same two steps, and it may leave after its last token.
+        the same two steps, and it may leave after its last token, when :meth:`deliver` has taken it out already.
         """
         # BEGIN SOLUTION 5.1
         for client in self.arrived:
@@ -129,8 +131,9 @@ class AsyncEngine:
         """Task 5.3: the loop, until it is cancelled: read the notes, compute a step in a thread, deliver.
 
         ``asyncio.to_thread(self.engine.step)`` is the step; it gives ``None`` if there is nothing to compute, and then the
-        loop sleeps until there is a note, also one that was left during that very call. If a step raises, nobody is left
-        waiting: the exception is kept in ``failure``, put into the queue of every client, let in or not, and raised again.
+        loop sleeps until there is a note. A note that was left while that step ran counts too. If a step raises, or
+        anything else in the loop, nobody is left waiting: the exception is kept in ``failure``, put into the queue of every
+        client, let in or not, and raised again. To be cancelled is no failure.
         """
         # BEGIN SOLUTION 5.3
         try:
@@ -209,7 +212,7 @@ def create_app(engine: Engine, tokenizer: PreTrainedTokenizerBase) -> FastAPI:
     @app.post("/generate")
     async def generate(body: GenerateBody) -> StreamingResponse:
         prompt = tokenizer.encode(body.prompt)
-        try:
+        try:  # here already: a generator would raise with its first token, when status 200 has been sent
             engine.check_request(prompt, body.max_new_tokens)
         except ValueError as error:
             raise HTTPException(400, str(error)) from error
@@ -251,13 +254,15 @@ def generate(
 
         loop = asyncio.create_task(shared.run())
         answers = asyncio.gather(*map(ask, prompts))
-        either: list[asyncio.Future[Any]] = [loop, answers]
-        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-        if loop.done():  # it ends by failing, never otherwise
-            answers.cancel()
-            loop.result()
-        loop.cancel()
-        return answers.result()
+        loop.add_done_callback(lambda _: answers.cancel())  # it ends by failing, and then nobody is served any more
+        try:
+            return await answers
+        except (asyncio.CancelledError, EngineFailedError):
+            if loop.done():
+                loop.result()  # raises what ended it
+            raise
+        finally:
+            loop.cancel()
 
     with ThreadPoolExecutor(1) as pool:  # where an event loop is running already, a notebook's, a second one needs a thread
         return pool.submit(asyncio.run, serve()).result()
@@ -265,7 +270,7 @@ def generate(
 
 def main() -> None:
     """Serve the bundled story model."""
-    parser = argparse.ArgumentParser(prog="python -m chapters.ch05_server", description=main.__doc__)
+    parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
     args = parser.parse_args()

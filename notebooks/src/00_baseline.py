@@ -21,6 +21,9 @@
 #
 # *You will be able to* write greedy generation, say what each new token costs and why, and check your code against Hugging
 # Face logit by logit.
+#
+# *If this chapter is left to you (a copy from a course), the cells run on your own file in `work/` and stop with a `TodoError`
+# where it is not done. Read the page with its stored outputs first; run it when `python -m chapters check 00` passes.*
 
 # %%
 import sys
@@ -142,9 +145,9 @@ viz.latency_by_context({"recompute everything": (context_lens, seconds)})
 # <details><summary><b>If you said 300 milliseconds</b></summary>
 #
 # A hundred times the rows, a hundred times the work: that is the right thought, and for a large model it is close. This small
-# model has a floor: each call costs a few hundred microseconds before any arithmetic, in Python and in starting operations.
-# So the curve begins flat. On its right side you see the growth itself, a bit *more* than in proportion, because
-# attention compares every row with every earlier one.
+# model has a floor: a call costs something before any arithmetic, in Python and in starting operations, and with 6 rows that
+# is most of it. So the ratio is far below a hundred. Once the text is long, you see the growth itself, and a bit *more* than
+# in proportion, because attention compares every row with every earlier one.
 # </details>
 #
 # So the cost of one token grows with the length of the text, and the cost of a *whole answer* grows with its square:
@@ -164,6 +167,12 @@ print(f"rows computed: {sum(rows)}, rows that were new: {sum(new_rows)}")
 print(f"computed again: {1 - sum(new_rows) / sum(rows):.1%}")
 
 # %% [markdown]
+# <details><summary><b>If you said about a half</b></summary>
+#
+# That would be two computations of each row on average. The first rows are computed once for *every* new token, 60 times in
+# all; only the last one is new when it comes.
+# </details>
+#
 # <details><summary><b>Why "exactly the same result"?</b></summary>
 #
 # GPT-2 is causal: token $i$ looks at tokens $0 \dots i$ and at nothing later. Appending a token cannot change what an earlier
@@ -181,8 +190,8 @@ print("100 rows of logits did not change when the text grew by a token")
 # %% [markdown]
 # ## Exercises
 #
-# Get your file with `python -m chapters start 00`, write your solution into `work/ch00_baseline.py`, and check it with
-# `python -m chapters check 00`.
+# `python -m chapters start 00` makes `work/ch00_baseline.py`, unless it is there already. Write your solution into that file,
+# and check it with `python -m chapters check 00`.
 #
 # ### Exercise 0.1: the greedy token (4 points)
 #

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from pagebrain.viz.charts import latency_by_context as latency_by_context
     from pagebrain.viz.charts import latency_throughput as latency_throughput
     from pagebrain.viz.charts import staircase as staircase
+    from pagebrain.viz.clients import Visit as Visit
+    from pagebrain.viz.clients import lanes as lanes
     from pagebrain.viz.picture import Picture as Picture
     from pagebrain.viz.picture import alt_to_cells as alt_to_cells
     from pagebrain.viz.picture import show as show
@@ -29,11 +31,13 @@ if TYPE_CHECKING:
 _HOMES = {
     "PageStep": "attention",
     "Picture": "picture",
+    "Visit": "clients",
     "alt_to_cells": "picture",
     "attention_by_page": "attention",
     "block_tables": "pool",
     "cached_lengths": "state",
     "fragmentation_bars": "charts",
+    "lanes": "clients",
     "latency_by_context": "charts",
     "latency_throughput": "charts",
     "memory_over_time": "steps",

@@ -125,7 +125,12 @@ def _pool_height(trace: StepTrace, columns: int) -> float:
 
 def _pool_title(trace: StepTrace) -> str:
     in_use = len(holders(trace))
-    return f"Pool at step {trace.step}: {in_use} of {trace.num_blocks} blocks of {trace.block_size} slots in use"
+    return f"Pool at step {trace.step}: {in_use} of {trace.num_blocks} blocks of {_slots(trace)} in use"
+
+
+def _slots(trace: StepTrace) -> str:
+    """A block's size in words."""
+    return f"{trace.block_size} slot{'' if trace.block_size == 1 else 's'}"
 
 
 def _draw_pool(axes: Axes, trace: StepTrace, columns: int, lengths: Mapping[int, int] | None) -> None:
@@ -218,7 +223,7 @@ def pool_alt(trace: StepTrace, lengths: Mapping[int, int] | None = None) -> str:
     """The pool in words."""
     fill = block_fill(trace, lengths)
     words = [
-        f"Pool of {trace.num_blocks} blocks of {trace.block_size} slots at step {trace.step}:",
+        f"Pool of {trace.num_blocks} blocks of {_slots(trace)} at step {trace.step}:",
         f"{_who_holds(trace)}; {trace.num_blocks - len(fill)} free.",
         f"{sum(fill.values())} of the {len(fill) * trace.block_size} slots in held blocks hold a token.",
     ]

@@ -84,10 +84,10 @@ def _code(thing: Any) -> str:
 
 
 def _place(thing: Any) -> str:
-    """``package/module.py:line``; for a file outside of any package its name."""
+    """``package/module.py:line``; for a file outside of any package ``folder/file.py:line``."""
     thing = _unwrapped(thing)
     file = Path(inspect.getsourcefile(thing) or "?")
-    root = file.parent
+    root = file.parent if (file.parent / "__init__.py").exists() else file.parent.parent
     while (root / "__init__.py").exists():
         root = root.parent
     line = max(1, inspect.getsourcelines(thing)[1])

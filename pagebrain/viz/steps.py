@@ -1,4 +1,4 @@
-"""What happened step after step: memory reserved against memory used, and who ran when."""
+"""What happened step after step: memory held against memory used, and who ran when."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -38,9 +38,9 @@ _WASTE: dict[str, Any] = {"facecolor": tint(ORANGE, 0.45), "edgecolor": GREY, "h
 
 @styled
 def memory_over_time(traces: Sequence[StepTrace] | Mapping[str, Sequence[StepTrace]]) -> Picture:
-    """Token slots reserved against token slots used, after every step; what lies between is waste.
+    """Token slots held against token slots used, after every step; what lies between is waste.
 
-    Reserved are all slots of blocks that somebody holds; used are those that hold a token. A mapping from names to traces
+    Held are all slots of blocks that belong to somebody; used are those that hold a token. A mapping from names to traces
     draws a panel for each run, all to the same scale.
     """
     runs = dict(traces) if isinstance(traces, Mapping) else {"": traces}
@@ -51,21 +51,21 @@ def memory_over_time(traces: Sequence[StepTrace] | Mapping[str, Sequence[StepTra
     top = most
     for axes, (name, run) in zip(panels, points.items()):
         _draw_memory(axes, run)
-        waste = f"{mean_waste(run):.0%} of what is reserved lies empty"
+        waste = f"{mean_waste(run):.0%} of what is held lies empty"
         axes.set_title(f"{name}: {waste}" if name else waste[0].upper() + waste[1:])
         axes.set_ylabel("token slots")
         capacity = max((trace.num_blocks * trace.block_size for trace in runs[name]), default=0)
         if most < capacity <= 2 * most:
             top = max(top, capacity)
             axes.axhline(capacity, color=GREY, linestyle=":", linewidth=1.2)
-            axes.text(1, capacity, "pool", ha="right", va="bottom", color=GREY, transform=axes.get_yaxis_transform())
+            axes.text(0.99, capacity, "pool", ha="right", va="bottom", color=GREY, transform=axes.get_yaxis_transform())
     panels[-1].set_ylim(0, 1.12 * top)
     numbers = [point.step for run in points.values() for point in run] or [0]
     panels[-1].set_xlim(min(numbers) - 0.5, max(numbers) + 0.5)
     panels[-1].set_xlabel("step")
     handles: list[Any] = [
-        Line2D([], [], color=INK, linewidth=1.8, label="reserved"),
-        Patch(**_WASTE, label="reserved, empty"),
+        Line2D([], [], color=INK, linewidth=1.8, label="held"),
+        Patch(**_WASTE, label="held, empty"),
         Patch(facecolor=BLUE, label="used"),
     ]
     legend_below(figure, handles)
@@ -91,8 +91,8 @@ def memory_alt(name: str, points: Sequence[Memory]) -> str:
     if not points:
         return f"{name}: no steps.".removeprefix(": ")
     peak = max(points, key=lambda point: point.reserved)
-    words = f"over {len(points)} steps up to {peak.reserved} token slots were reserved, when {peak.used} were used;"
-    words += f" of all that was reserved {mean_waste(points):.0%} lay empty."
+    words = f"over {len(points)} steps up to {peak.reserved} token slots were held, when {peak.used} were used;"
+    words += f" of all that was held {mean_waste(points):.0%} lay empty."
     return f"{name}: {words}" if name else words[0].upper() + words[1:]
 
 

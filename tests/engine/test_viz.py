@@ -235,7 +235,7 @@ def test_runs_are_compared_to_the_same_scale() -> None:
     picture = viz.memory_over_time({"long": HAND_MADE, "short": HAND_MADE[2:3]})
     first, second = picture.figure.axes
     assert first.get_ylim() == second.get_ylim() and first.get_xlim() == second.get_xlim() == (-0.5, 3.5)
-    assert picture.alt.startswith("long: over 4 steps up to 16 token slots were reserved, when 9 were used;")
+    assert picture.alt.startswith("long: over 4 steps up to 16 token slots were held, when 9 were used;")
     assert "short: over 1 steps up to 8 token slots" in picture.alt
 
 
@@ -546,3 +546,16 @@ def test_every_public_name_exists() -> None:
     assert set(viz.__all__) == set(dir(viz))
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         viz.nothing  # noqa: B018
+
+
+def test_lanes_show_every_step_token_and_note() -> None:
+    steps = [(0.0, 0.02, "A"), (0.02, 0.04, "AB")]
+    readings = [(0.0, [("+", "A")]), (0.02, [("+", "B")]), (0.04, [("-", "B")])]
+    visits = {"A": viz.Visit(0.0, [0.021, 0.041], 0.041), "B": viz.Visit(0.01, [0.041], 0.035)}
+    picture = viz.lanes(steps, readings, visits)
+    [axes] = picture.figure.axes
+    assert [patch.get_width() for patch in axes.patches] == pytest.approx([20, 20])  # type: ignore[attr-defined]
+    assert {text.get_text().strip() for text in axes.texts} == {"A", "AB", "+A", "+B", "\N{MINUS SIGN}B"}
+    dots = [list(line.get_xdata()) for line in axes.lines if line.get_marker() == "o"]  # type: ignore[arg-type]
+    assert dots == [pytest.approx([21, 41]), pytest.approx([41])]
+    assert "computes 2 steps, with A, AB in them" in picture.alt and "A has 2 tokens and is in 2 steps" in picture.alt
