@@ -135,6 +135,37 @@ def loop(chapter: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return check
 
 
+@pytest.mark.task("0.2", hint="Build the text in a list of your own: the prompt that is given belongs to the caller.")
+def test_the_prompt_stays_as_it_was_given(loop: Callable[..., None], chapter: Any, seed: int) -> None:
+    base = without_end(seed)
+    for prompt in ([4], [1, 2, 3]):
+        given = list(prompt)
+        chapter.generate_one(base, given, 3, lambda logits: None)
+        assert given == prompt, f"the prompt belongs to the caller, but it was changed from {prompt} to {given}"
+
+
+@pytest.mark.task(
+    "0.2",
+    hint="on_logits is called once for every new token, the last and the end-of-sequence token too: look where it stands.",
+)
+@pytest.mark.parametrize("place", [None, 0, 1, 4])
+def test_on_logits_is_called_once_for_every_new_token(
+    loop: Callable[..., None], chapter: Any, seed: int, place: int | None
+) -> None:
+    prompt = [11, 12, 13]
+    base = without_end(seed) if place is None else ending_at(place, prompt, seed)
+    end = base.config.eos_token_id
+    for count in (1, 2, 7):
+        calls: list[Tensor] = []
+        answer = chapter.generate_one(base, list(prompt), count, calls.append)
+        if answer == hf_greedy(base, prompt, count, end):  # type: ignore[arg-type]  # other tests tell of other answers
+            ends = f", which ends with the end-of-sequence token {end}," if answer[-1] == end else ""
+            assert len(calls) == len(answer), (
+                f"on_logits was called {len(calls)} times for the answer {answer}{ends} "
+                f"with max_new_tokens {count}: it must be called once for each new token"
+            )
+
+
 @pytest.mark.task("0.2", hint="Each new token needs the scores of the last position of the whole text so far, prompt first.")
 @pytest.mark.parametrize("length", [1, 2, 7, 30])
 def test_the_loop_says_what_hugging_face_says(loop: Callable[..., None], seed: int, length: int) -> None:

@@ -1,5 +1,7 @@
 """Chapter 01: the reserved cache, attention over it, and the batch, held against Hugging Face down to its own cache."""
 
+import random
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -26,6 +28,15 @@ def poisoned_cache(chapter: Any, batch_size: int, dtype: torch.dtype = torch.flo
     return cache
 
 
+def name_of(found: Tensor, key: Tensor, value: Tensor) -> str:
+    """Whose K or V ``[num_heads, head_dim]`` it is, among those of the new tokens; empty if it is nobody's."""
+    for kind, tensor in (("key", key), ("value", value)):
+        same = (tensor == found).all(dim=-1).all(dim=-1).nonzero().tolist()
+        if same:
+            return f"the {kind.upper()} of new token {same[0][1]} of sequence {same[0][0]}"
+    return ""
+
+
 def assert_writes(cache: Any, layer: int, positions: list[list[int]], seed: int) -> None:
     """One write; afterwards the new tokens are where they belong, and everything else is as it was."""
     batch_size, num_new = len(positions), len(positions[0])
@@ -44,15 +55,27 @@ def assert_writes(cache: Any, layer: int, positions: list[list[int]], seed: int)
     for name in expected:
         got = getattr(cache, name)
 
-        def where(index: tuple[int, ...], got: Tensor = got, before: Tensor = before[name]) -> str:
+        def where(index: tuple[int, ...], got: Tensor = got, before: Tensor = before[name], name: str = name) -> str:
+            lies = got[index[:3]]
+            found = f", but what lies here is {name_of(lies, key, value)}" if name_of(lies, key, value) else ""
             if index[0] != layer or index[1:3] not in belongs:
-                return f"nothing was to be written here: the write was to layer {layer}, positions {positions[index[1]]}"
-            unwritten = ", but nothing was written" if got[index] == before[index] else ""
-            return f"new token {belongs[index[1], index[2]]} of sequence {index[1]} belongs here{unwritten}"
+                written = f"the write was to layer {layer}, positions {positions[index[1]]} of sequence {index[1]}"
+                return f"nothing was to be written here: {written}{found}"
+            unwritten = ", but nothing was written" if torch.equal(lies, before[index[:3]]) else found
+            token = f"the {name[:-1]} of new token {belongs[index[1], index[2]]} of sequence {index[1]}"
+            return f"{token} belongs here{unwritten}"
 
         assert got.dtype == new.dtype, f"write changed the dtype of cache.{name} from {new.dtype} to {got.dtype}"
         axes = ("layer", "sequence", "position", "head", "dim")
         assert_same(got, expected[name], what=f"cache.{name} after a write", axes=axes, atol=0, where=where)
+
+
+@pytest.mark.task(
+    "1.1", hint="One token of one sequence: its key belongs in the cache's keys, its value in the cache's values."
+)
+def test_keys_go_to_the_keys_and_values_to_the_values(chapter: Any, seed: int) -> None:
+    assert_writes(poisoned_cache(chapter, 1), 0, [[0]], seed)
+    assert_writes(poisoned_cache(chapter, 1), 2, [[4]], seed)
 
 
 @pytest.mark.task("1.1", hint="Every sequence has positions of its own, and each new token t of it goes to positions[b, t].")
@@ -97,10 +120,57 @@ def attend_one_by_one(query: Tensor, keys: Tensor, values: Tensor, positions: Te
     return out
 
 
+Given = tuple[Tensor, Tensor, Tensor, Tensor]
+"""The query, the keys, the values and the positions."""
+
+
+def other_scale(out: Tensor, given: Given, scale: float) -> str:
+    """What the scores were multiplied by, in words, if that explains the outputs; else empty."""
+    root = HEAD_DIM**-0.5
+    others = {f"1 / sqrt(head_dim) = {root:g}": root, "1": 1.0, "scale * scale": scale**2, "1 / scale": 1 / scale}
+    for name, other in others.items():
+        if other != scale and torch.allclose(out, attend_one_by_one(*given, other), atol=1e-9, rtol=0):
+            return f"these are the outputs of scores times {name}, but the argument scale is {scale:g}"
+    return ""
+
+
+def other_mask(out: Tensor, given: Given, scale: float) -> str:
+    """Which slots the queries saw, in words, if that explains the outputs; else empty."""
+    if out.isnan().any():
+        return "not a number, as a softmax gives if all scores are -inf: such a query sees no slot at all"
+    query, keys, values, positions = given
+    seen = {"all slots, as if there were no mask": torch.full_like(positions, MAX_LEN - 1)}
+    seen["one slot too many, that of the next position"] = (positions + 1).clamp(max=MAX_LEN - 1)
+    if positions.min() > 0:
+        seen["one slot too few, not that of its own position"] = positions - 1
+    for name, last in seen.items():
+        outputs = attend_one_by_one(query, keys, values, last, scale)
+        if not last.equal(positions) and torch.allclose(out, outputs, atol=1e-9, rtol=0):
+            return f"these are the outputs if each query sees {name}"
+    return ""
+
+
+def other_order(out: Tensor, given: Given, scale: float) -> str:
+    """In which order of axes the outputs are the right ones, in words; empty if in none that is known here."""
+    unmoved = attend_one_by_one(*given, scale).transpose(1, 2).reshape(out.shape)
+    right = torch.allclose(out, unmoved, atol=1e-9, rtol=0)
+    order = "[batch_size, num_heads, num_new, head_dim]"
+    return f"these are the right numbers in the order {order}: an axis was not moved back" if right else ""
+
+
 def assert_attends(
-    chapter: Any, positions: list[list[int]], seed: int, scale: float = 0.37, stretch: float = 1.0, poison: float = POISON
+    chapter: Any,
+    positions: list[list[int]],
+    seed: int,
+    scale: float = 0.37,
+    stretch: float = 1.0,
+    poison: float = POISON,
+    leave: tuple[Callable[[Tensor, Given, float], str], ...] = (),
 ) -> None:
-    """``masked_attention`` against the definition; slots that no query of a sequence sees hold poison of either sign."""
+    """``masked_attention`` against the definition; slots that no query of a sequence sees hold poison of either sign.
+
+    What one of ``leave`` explains is left to other tests, which are about just that.
+    """
     where = torch.tensor(positions)
     query = drawn(seed, *where.shape, NUM_HEADS, HEAD_DIM)
     keys = drawn(seed + 1, len(positions), MAX_LEN, NUM_HEADS, HEAD_DIM)
@@ -118,11 +188,33 @@ def assert_attends(
         assert torch.equal(now, was), f"masked_attention changed its argument {name}: it must only read"
 
     def seen(index: tuple[int, ...]) -> str:
+        for explain in (other_scale, other_mask, other_order):
+            if words := explain(out.double(), given, scale):
+                return words
         stands = f"this query stands at position {positions[index[0]][index[1]]} and sees the slots up to it, of {MAX_LEN}"
         return f"{stands}; the last written slot is {max(positions[index[0]])}, those past it hold {poison:g} or {-poison:g}"
 
     axes = ("sequence", "new token", "head", "dim")
+    if isinstance(out, Tensor) and out.shape == expected.shape:
+        if any(explain(out.double(), given, scale) for explain in leave):
+            return
     assert_same(out, expected, what="the attention outputs", axes=axes, where=seen)
+
+
+@pytest.mark.task(
+    "1.2",
+    hint="Every slot is visible here: see which axes stand for heads, new tokens and slots in each "
+    "product, in the softmax, and in what you return.",
+)
+@pytest.mark.parametrize("num_new", [1, 2, 3])
+def test_the_output_is_laid_out_like_the_query(chapter: Any, seed: int, num_new: int) -> None:
+    assert_attends(chapter, [[MAX_LEN - 1] * num_new] * 2, seed, leave=(other_scale, other_mask))
+
+
+@pytest.mark.task("1.2", hint="The scores are multiplied by the argument scale, once, whatever it is.")
+@pytest.mark.parametrize("scale", [1.0, 0.5, 0.01, 3.0])
+def test_scores_are_scaled_by_what_is_given(chapter: Any, seed: int, scale: float) -> None:
+    assert_attends(chapter, [[MAX_LEN - 1], [MAX_LEN - 1]], seed, scale=scale, leave=(other_mask,))  # every slot is visible
 
 
 @pytest.mark.task(
@@ -163,12 +255,6 @@ def test_hidden_slots_may_hold_anything(chapter: Any, seed: int, poison: float) 
     assert_attends(chapter, [[1, 2], [5, 6], [6, 7]], seed, poison=poison)
 
 
-@pytest.mark.task("1.2", hint="The scores are multiplied by the argument scale, once, whatever it is.")
-@pytest.mark.parametrize("scale", [1.0, 0.5, 0.01, 3.0])
-def test_scores_are_scaled_by_what_is_given(chapter: Any, seed: int, scale: float) -> None:
-    assert_attends(chapter, [[2, 3], [6, 7]], seed, scale=scale)
-
-
 @pytest.mark.task("1.2", hint="Scores may be far from zero: hide a slot by a score that no visible one can be below.")
 @pytest.mark.parametrize("stretch", [3e4, -3e4])
 def test_scores_far_from_zero_hide_and_show_the_same_slots(chapter: Any, seed: int, stretch: float) -> None:
@@ -185,30 +271,49 @@ def test_float32_stays_float32(chapter: Any, seed: int) -> None:
     assert_same(out, attend_one_by_one(query, kv, kv, positions, 0.5), what="the attention outputs", axes=axes, atol=1e-4)
 
 
-@pytest.mark.task(
-    "1.3", hint="The newest token is the last of a text of n tokens, and the first of a text stands at position 0."
-)
-@pytest.mark.parametrize(
-    "texts",
-    [
-        [[5, 6, 7]],
-        [[1, 2], [3, 4, 5, 6, 7, 8], [9, 9, 9]],
-        [[4]],
-        [[3, 1], [2, 1], [1, 1], [0, 1]],
-        [[8, 0], [0], [5, 0, 0]],
-    ],
-)
-def test_the_newest_token_of_each_text_comes_next(chapter: Any, texts: list[list[int]]) -> None:
-    given = [list(text) for text in texts]
-    token_ids, positions, last_rows = chapter.decode_inputs(given)
-    assert given == texts, f"decode_inputs changed the texts from {texts} to {given}"
-    newest, places = [[text[-1]] for text in texts], [[len(text) - 1] for text in texts]
-    expected = {"token_ids": newest, "positions": places, "last_rows": list(range(len(texts)))}
-    for (name, wanted), got in zip(expected.items(), (token_ids, positions, last_rows), strict=True):
-        about = f"decode_inputs({texts}): {name}"
+TEXTS = [
+    [[5, 6, 7]],
+    [[1, 2], [3, 4, 5, 6, 7, 8], [9, 9, 9]],
+    [[4]],
+    [[3, 1], [2, 1], [1, 1], [0, 1]],
+    [[8, 0], [0], [5, 0, 0]],
+]
+
+
+def assert_decodes(chapter: Any, seed: int, index: int, name: str, expected: Callable[[list[list[int]]], Any]) -> None:
+    """One of the three tensors that ``decode_inputs`` returns."""
+    dice = random.Random(seed)
+    drawn = [[dice.choices(range(97), k=dice.randint(1, 12)) for _ in range(dice.randint(1, 6))] for _ in range(5)]
+    for texts in [*TEXTS, *drawn]:
+        given = [list(text) for text in texts]
+        returned = chapter.decode_inputs(given)
+        assert given == texts, f"decode_inputs changed the texts from {texts} to {given}"
+        assert isinstance(returned, (tuple, list)) and len(returned) == 3, (
+            f"decode_inputs({texts}) returned a {type(returned).__name__}, expected token_ids, positions and last_rows"
+        )
+        got, about, wanted = returned[index], f"decode_inputs({texts}): {name}", expected(texts)
         assert isinstance(got, Tensor), f"{about} is of type {type(got).__name__}, expected a tensor"
         assert got.dtype == torch.int64, f"{about} has dtype {got.dtype}, expected int64, as prefill_inputs returns it"
         assert got.tolist() == wanted, f"{about} is {got.tolist()}, expected {wanted}"
+
+
+@pytest.mark.task("1.3", hint="token_ids has a row for each text, of width one: the newest token, which is the text's last.")
+def test_the_newest_token_of_each_text_comes_next(chapter: Any, seed: int) -> None:
+    assert_decodes(chapter, seed, 0, "token_ids", lambda texts: [[text[-1]] for text in texts])
+
+
+@pytest.mark.task("1.3", hint="The first token of a text stands at position 0: where does the last of n tokens stand?")
+def test_the_newest_token_stands_at_the_end_of_its_text(chapter: Any, seed: int) -> None:
+    assert_decodes(chapter, seed, 1, "positions", lambda texts: [[len(text) - 1] for text in texts])
+
+
+@pytest.mark.task(
+    "1.3",
+    hint="last_rows are row numbers of the flat batch, in which each text has as many rows as new tokens: one here. How "
+    "long the text is does not matter.",
+)
+def test_the_last_row_of_each_text_is_its_only_one(chapter: Any, seed: int) -> None:
+    assert_decodes(chapter, seed, 2, "last_rows", lambda texts: list(range(len(texts))))
 
 
 @pytest.mark.task(

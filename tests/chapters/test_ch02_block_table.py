@@ -1,6 +1,8 @@
 """Chapter 02: blocks and who holds them, tables and slots, and the paged cache held against Hugging Face's own."""
 
 import random
+import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,6 +24,45 @@ SCATTERED = [5, 2, 0, 9, 4, 7, 8, 1, 6, 3]
 """The order in which those tests' blocks are handed out: neither consecutive nor sorted."""
 
 
+@pytest.fixture(autouse=True)
+def another_situation(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With another seed, blocks lie elsewhere and other sequences have the long tables."""
+    dice = random.Random(seed)
+    if seed:
+        monkeypatch.setitem(globals(), "SCATTERED", dice.sample(SCATTERED, k=len(SCATTERED)))
+        monkeypatch.setitem(globals(), "TABLES", dict(zip(TABLES, dice.sample([3, 2, 1], k=3))))
+
+
+@pytest.fixture
+def block_size(request: pytest.FixtureRequest, seed: int) -> int:
+    """The sizes that a test names; with another seed, larger ones."""
+    return int(request.param) + seed % 7
+
+
+def place_in(error: Exception, chapter_file: str | None) -> str:
+    """The learner's line that raised, in words; empty if it is not to be found."""
+    lines = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == chapter_file]
+    return f" (line {lines[-1].lineno}: {lines[-1].line})" if lines else ""
+
+
+def said(error: Exception, call: Callable[..., Any]) -> str:
+    """What was raised and, where it can be told, by which line of the learner's file."""
+    module = sys.modules.get(getattr(call, "__module__", ""))
+    words = f"{type(error).__name__}: {error}".removesuffix(": ")
+    return words + place_in(error, getattr(module, "__file__", None))
+
+
+def called(what: str, expected: str, call: Callable[..., Any], *args: Any) -> Any:
+    """What ``call(*args)`` returns; an exception that it raises is told with the situation that it was raised in."""
+    try:
+        return call(*args)
+    except TodoError:
+        raise
+    except Exception as error:
+        # Not "from error": of a chain the course tool tells the learner's own exception, without this situation.
+        raise AssertionError(f"{what} raised {said(error, call)}; expected {expected}") from None
+
+
 def refuses(error: type[Exception], what: str, call: Callable[..., Any], *args: Any) -> None:
     """``call(*args)`` raises ``error``; anything else is said in words."""
     try:
@@ -31,7 +72,7 @@ def refuses(error: type[Exception], what: str, call: Callable[..., Any], *args: 
     except TodoError:
         raise
     except Exception as other:
-        raise AssertionError(f"{what} must raise {error.__name__}, but raised {type(other).__name__}: {other}") from other
+        raise AssertionError(f"{what} must raise {error.__name__}, but raised {said(other, call)}") from None
     raise AssertionError(f"{what} must raise {error.__name__}, but returned {got!r}")
 
 
@@ -44,8 +85,9 @@ class Blocks:
         self.held: set[int] = set()
 
     def allocate(self, *count: int) -> list[int]:
-        got = self.manager.allocate(*count)
         call, number = f"allocate({', '.join(map(str, count))})", count[0] if count else 1
+        situation = f"{call} with {len(self.ids) - len(self.held)} of {len(self.ids)} blocks free"
+        got = called(situation, f"a list of {number} blocks", self.manager.allocate, *count)
         assert isinstance(got, list), f"{call} returned a {type(got).__name__}, expected a list of block ids"
         assert len(got) == number, f"{call} returned {len(got)} blocks: {got}"
         assert len(set(got)) == number and set(got) <= set(self.ids), f"{call} returned {got}, of blocks 0 to {self.ids[-1]}"
@@ -57,9 +99,10 @@ class Blocks:
 
     def free(self, block_ids: Any, names: Sequence[int]) -> None:
         """Frees ``block_ids``, an iterable of ``names``."""
-        self.manager.free(block_ids)
+        call = f"free({list(names)}), given as a {type(block_ids).__name__}"
+        called(f"{call}, with {sorted(self.held)} in use,", "no error", self.manager.free, block_ids)
         self.held -= set(names)
-        self.check(f"after free({list(names)}), given as a {type(block_ids).__name__}")
+        self.check(f"after {call}")
 
     def refuses(self, error: type[Exception], what: str, call: Callable[..., Any], *args: Any) -> None:
         refuses(error, what, call, *args)
@@ -74,13 +117,27 @@ class Blocks:
             assert count == expected, f"{when}: ref_count({block_id}) is {count}, expected {expected}"
 
 
-@pytest.mark.task("2.1", hint="A block that is handed out is no longer free; count may be none of them, or all.")
+@pytest.mark.task(
+    "2.1", hint="A block that is handed out is no longer free, and it is in use; count may be none of them, or all."
+)
 def test_every_block_is_handed_out_once(chapter: Any) -> None:
     for counts in ([(3,), (), (0,), (3,)], [(7,), (0,)], [(0,), (6,), ()]):
         blocks = Blocks(chapter, 7)
         for count in counts:
             blocks.allocate(*count)
         assert len(blocks.held) == 7
+
+
+@pytest.mark.task(
+    "2.1", hint="A block that is taken back is free again and no longer in use: two records change, and both must."
+)
+def test_blocks_that_are_freed_are_free_again(chapter: Any) -> None:
+    blocks = Blocks(chapter, 6)
+    first = blocks.allocate(1)
+    blocks.free(list(first), first)
+    taken = blocks.allocate(6)  # the one that was given back is among them
+    blocks.free(taken[1:4], taken[1:4])
+    blocks.allocate(3)
 
 
 @pytest.mark.task("2.1", hint="Look whether there are enough blocks before you take the first one.")
@@ -180,43 +237,76 @@ def cache_with_tables(chapter: Any, block_size: int, kind: Any = None, **setting
     return cache
 
 
+def assert_slots(cache: Any, seq_id: int, start: int, count: int) -> None:
+    """One call of ``slots`` for tokens that the table covers."""
+    table, block_size = cache.block_table(seq_id), cache.block_size
+    covered = len(table) * block_size
+    expected = [table[token // block_size] * block_size + token % block_size for token in range(start, start + count)]
+    call = f"slots(seq {seq_id}, start {start}, count {count}) with block table {table} and block size {block_size}"
+    situation = f"{call}, which covers {covered} tokens,"
+    got = called(situation, str(expected), cache.slots, seq_id, start, count)
+    assert isinstance(got, list), f"{call} is of type {type(got).__name__}, expected a list"
+    assert len(got) == count, f"{call} gives {len(got)} slots, expected {count}"
+    for token, (slot, wanted) in enumerate(zip(got, expected, strict=True), start):
+        block = f"block {wanted // block_size} at offset {wanted % block_size}"
+        assert slot == wanted, f"{call}: token {token} lies in {block}, which is slot {wanted}, got slot {slot}"
+        assert type(slot) is int, f"{call}: slots are Python ints, got {slot!r} of type {type(slot).__name__}"
+
+
 @pytest.mark.task(
     "2.2", hint="Which page of the table holds a token is a quotient; where in that page it lies, a remainder."
 )
-@pytest.mark.parametrize("block_size", [1, 3, 4, 16])
+@pytest.mark.parametrize("block_size", [4, 1, 3, 16], indirect=True)
 def test_a_slot_is_found_through_the_table_of_its_sequence(chapter: Any, block_size: int) -> None:
     cache = cache_with_tables(chapter, block_size)
     for seq_id, num_blocks in TABLES.items():
-        table, covered = cache.block_table(seq_id), num_blocks * block_size
-        expected = [table[position // block_size] * block_size + position % block_size for position in range(covered)]
+        for start in range(num_blocks * block_size):
+            for count in range(num_blocks * block_size - start):  # the last slot of the table is the next test's
+                assert_slots(cache, seq_id, start, count)
+
+
+@pytest.mark.task("2.2", hint="A table of n blocks covers n * block_size tokens, and all of them may be asked for.")
+@pytest.mark.parametrize("block_size", [4, 1, 3, 16], indirect=True)
+def test_all_slots_of_a_table_can_be_asked_for(chapter: Any, block_size: int) -> None:
+    cache = cache_with_tables(chapter, block_size)
+    for seq_id, num_blocks in TABLES.items():
+        covered = num_blocks * block_size
         for start in range(covered):
-            for count in range(covered - start + 1):
-                got = cache.slots(seq_id, start, count)
-                call = f"slots({seq_id}, {start}, {count}) with block size {block_size} and block table {table}"
-                assert isinstance(got, list), f"{call} is of type {type(got).__name__}, expected a list"
-                assert len(got) == count, f"{call} gives {len(got)} slots, expected {count}"
-                for token, (slot, wanted) in enumerate(zip(got, expected[start : start + count]), start):
-                    block = f"block {wanted // block_size} at offset {wanted % block_size}"
-                    assert slot == wanted, f"{call}: token {token} lies in {block}, which is slot {wanted}, got slot {slot}"
-                    assert type(slot) is int, f"{call}: slots are Python ints, got {slot!r} of type {type(slot).__name__}"
+            assert_slots(cache, seq_id, start, covered - start)
+
+
+def assert_slots_refused(cache: Any, seq_id: int, asked: Sequence[tuple[int, int]]) -> None:
+    """``slots`` refuses each ``(start, count)``, and changes nothing."""
+    before = cache.num_free_blocks, [cache.block_table(known) for known in TABLES]
+    table, block_size = cache.block_table(seq_id), cache.block_size
+    whose = f"block table {table}" if seq_id in TABLES else "no block table (the sequence is unknown)"
+    for start, count in asked:
+        what = f"slots(seq {seq_id}, start {start}, count {count}) with {whose} and block size {block_size}, "
+        what += f"which covers {len(table) * block_size} tokens,"
+        refuses(BlockTableError, what, cache.slots, seq_id, start, count)
+    after = cache.num_free_blocks, [cache.block_table(known) for known in TABLES]
+    assert after == before, f"slots only looks: free blocks and tables were {before}, and are {after} after refused calls"
 
 
 @pytest.mark.task(
     "2.2", hint="The last token that is asked for is start + count - 1; the last of a table, n * block_size - 1."
 )
-@pytest.mark.parametrize("block_size", [1, 4])
+@pytest.mark.parametrize("block_size", [4, 1], indirect=True)
 def test_slots_past_the_table_are_refused(chapter: Any, block_size: int) -> None:
     cache = cache_with_tables(chapter, block_size)
-    before = cache.num_free_blocks, [cache.block_table(seq_id) for seq_id in TABLES]
     for seq_id, num_blocks in TABLES.items():
-        covered = num_blocks * block_size
-        for start, count in ((0, covered + 1), (covered - 1, 2), (covered, 1), (covered + 1, 1), (covered, 50), (500, 1)):
-            what = f"slots({seq_id}, start={start}, count={count}), of which {covered} are covered,"
-            refuses(BlockTableError, what, cache.slots, seq_id, start, count)
+        end = num_blocks * block_size
+        asked = [(0, end + 1), (end - 1, 2), (end, 1), (end + 1, 1), (end, 50), (500, 1)]
+        assert_slots_refused(cache, seq_id, asked)
+
+
+@pytest.mark.task(
+    "2.2", hint="A sequence that the cache does not know has no table: treat it as one whose table covers no tokens."
+)
+def test_slots_of_an_unknown_sequence_are_refused(chapter: Any) -> None:
+    cache = cache_with_tables(chapter, 4)
     for seq_id in (1, -1, 2):
-        refuses(BlockTableError, f"slots({seq_id}, 0, 1), of an unknown sequence,", cache.slots, seq_id, 0, 1)
-    after = cache.num_free_blocks, [cache.block_table(seq_id) for seq_id in TABLES]
-    assert after == before, f"slots only looks: free blocks and tables were {before}, and are {after} after refused calls"
+        assert_slots_refused(cache, seq_id, [(0, 1), (3, 2)])
 
 
 def state(cache: Any, *seq_ids: int) -> dict[str, Any]:
@@ -228,9 +318,12 @@ def assert_grows(cache: Any, seq_id: int, num_tokens: int) -> None:
     """One ``grow``: the table begins as it was and has the blocks that it needs; nobody else's table changes."""
     others = [other for other in cache.seq_ids if other != seq_id]
     before, theirs, free = cache.block_table(seq_id), state(cache, *others)["block tables"], cache.num_free_blocks
-    cache.grow(seq_id, num_tokens)
-    after, call = cache.block_table(seq_id), f"grow({seq_id}, {num_tokens}) with block size {cache.block_size}"
     needed = max(len(before), -(-num_tokens // cache.block_size))
+    call = f"grow(seq {seq_id}, {num_tokens} tokens) with block size {cache.block_size}"
+    whose = f"for a sequence whose table is {before}" if before else "for a sequence without a table"
+    situation = f"{call}, {whose}, with {free} blocks free,"
+    called(situation, f"a table of {needed} blocks", cache.grow, seq_id, num_tokens)
+    after = cache.block_table(seq_id)
     assert len(after) == needed, (
         f"{call}: the table has {len(after)} blocks, expected {needed}; it was {before}, and is {after}"
     )
@@ -246,9 +339,19 @@ def assert_grows(cache: Any, seq_id: int, num_tokens: int) -> None:
 
 
 @pytest.mark.task(
+    "2.3", hint="The first blocks of a sequence are the ones that begin its table: until then it has none to extend."
+)
+@pytest.mark.parametrize("num_tokens", [1, 4, 5])
+def test_a_sequence_without_a_table_gets_one(chapter: Any, num_tokens: int) -> None:
+    cache = make_cache(chapter, 4)
+    for seq_id in (0, 7):
+        assert_grows(cache, seq_id, num_tokens)
+
+
+@pytest.mark.task(
     "2.3", hint="Ask for the blocks that are missing, not for all that are needed, and put them behind those it has."
 )
-@pytest.mark.parametrize("block_size", [1, 3, 4])
+@pytest.mark.parametrize("block_size", [1, 3, 4], indirect=True)
 def test_a_table_has_the_blocks_that_its_tokens_need(chapter: Any, block_size: int) -> None:
     for num_tokens in range(1, 3 * block_size + 2):
         assert_grows(make_cache(chapter, block_size), 0, num_tokens)
@@ -284,9 +387,10 @@ def test_free_gives_all_blocks_back_and_forgets_the_table(chapter: Any) -> None:
     for _ in range(5):  # more blocks in all than there are: what is lost is missed
         for seq_id, num_tokens in ((0, 9), (7, 8), (2, 1)):
             assert_grows(cache, seq_id, num_tokens)
-        for seq_id, num_held in ((7, 4), (0, 1), (0, 1), (99, 1), (2, 0), (7, 0)):  # some of them hold none
+        for seq_id, num_held in ((7, 4), (0, 1), (2, 0)):
             others = {other: cache.block_table(other) for other in (0, 7, 2) if other != seq_id}
-            cache.free(seq_id)
+            situation = f"free(seq {seq_id}), whose table is {cache.block_table(seq_id)},"
+            called(situation, "no error", cache.free, seq_id)
             now = state(cache, *others)
             free, table = len(now["free blocks"]), cache.block_table(seq_id)
             assert free == 10 - num_held, f"after free({seq_id}) {free} of 10 blocks are free, expected {10 - num_held}"
@@ -296,10 +400,28 @@ def test_free_gives_all_blocks_back_and_forgets_the_table(chapter: Any) -> None:
 
 
 @pytest.mark.task(
-    "2.4", hint="Token t is in page t // block_size of the table, wherever that lies; the last page may be half empty."
+    "2.3", hint="A sequence may end without a table, because it never grew or has been freed already: then nothing happens."
 )
-@pytest.mark.parametrize("block_size", [1, 3, 4])
-def test_a_sequence_is_gathered_in_order_wherever_it_lies(chapter: Any, seed: int, block_size: int) -> None:
+def test_free_of_a_sequence_without_a_table_changes_nothing(chapter: Any) -> None:
+    cache = make_cache(chapter, 4)
+    called("free(seq 99), a sequence without a table, in an empty cache,", "no error", cache.free, 99)
+    for _ in range(2):
+        for seq_id, num_tokens in ((0, 9), (7, 8), (2, 1)):
+            assert_grows(cache, seq_id, num_tokens)
+        called("free(seq 7), which has a table,", "no error", cache.free, 7)
+        for seq_id in (7, 99, 1):  # the first was freed just now
+            before = state(cache, 0, 7, 2, seq_id)
+            called(f"free(seq {seq_id}), a sequence without a table,", "no error", cache.free, seq_id)
+            for name, now in state(cache, 0, 7, 2, seq_id).items():
+                assert now == before[name], (
+                    f"free(seq {seq_id}), a sequence without a table, must change nothing, "
+                    f"but the {name} changed from {before[name]} to {now}"
+                )
+
+
+def filled_cache(chapter: Any, seed: int, block_size: int, dtype: torch.dtype) -> tuple[Any, dict[str, Tensor]]:
+    """A cache with the tables of ``TABLES`` and a different number in every place of its pools, and a copy of the pools."""
+
     class WithSlots(chapter.PagedCache):  # type: ignore[misc]
         """``slots``, which is task 2.2, is a given here."""
 
@@ -307,36 +429,95 @@ def test_a_sequence_is_gathered_in_order_wherever_it_lies(chapter: Any, seed: in
             table = self.block_table(seq_id)
             return [table[t // block_size] * block_size + t % block_size for t in range(start, start + count)]
 
+    cache = cache_with_tables(chapter, block_size, WithSlots, dtype=dtype)
+    generator = torch.Generator().manual_seed(seed)
+    for pool in (cache.key_pools, cache.value_pools):
+        for layer_pool in pool:
+            layer_pool.copy_(torch.randn(layer_pool.shape, generator=generator, dtype=torch.float64))
+    return cache, {"keys": torch.stack([*cache.key_pools]), "values": torch.stack([*cache.value_pools])}
+
+
+def content_of(found: Tensor, pools: dict[str, Tensor]) -> str:
+    """Where a token's K or V ``[num_heads, head_dim]`` comes from, in words; empty if it is nowhere in the pools."""
+    for name, pool in pools.items():
+        same = (pool == found).all(dim=-1).all(dim=-1).nonzero().tolist()
+        if same:
+            layer, block_id, offset = same[0]
+            return f"the {name[:-1].upper()} in layer {layer}, block {block_id}, offset {offset}"
+    return ""
+
+
+def assert_gathers(cache: Any, pools: dict[str, Tensor], layer: int, seq_id: int, num_tokens: int) -> None:
+    """One ``gather``; of a wrong row it is said what it is instead."""
+    table, block_size = cache.block_table(seq_id), cache.block_size
+    call = (
+        f"gather(layer={layer}, seq_id={seq_id}, num_tokens={num_tokens}) with block table {table}, block size {block_size}"
+    )
+    got = called(call, f"keys and values of {num_tokens} tokens", cache.gather, layer, seq_id, num_tokens)
+    assert isinstance(got, (tuple, list)) and len(got) == 2, (
+        f"{call} returned {type(got).__name__}, expected keys and values"
+    )
+    for (name, pool), mine in zip(pools.items(), got, strict=True):
+        expected = torch.stack([pool[layer, table[t // block_size], t % block_size] for t in range(num_tokens)])
+
+        def instead(place: tuple[int, ...], mine: Tensor = mine, name: str = name) -> str:
+            found = content_of(mine[place[0]], pools)
+            wanted = f"the {name[:-1].upper()} in layer {layer}"
+            return f"; wanted is {wanted} from there, got {found}" if found else ""
+
+        assert_pages(mine, expected, f"{call}: the {name}", table, block_size, instead)
+        assert mine.dtype == pool.dtype, f"{call}: the {name} have dtype {mine.dtype}, and the pool {pool.dtype}"
+
+
+@pytest.mark.task(
+    "2.4", hint="Keys come out of key_pools, values out of value_pools, and both out of the layer that is asked for."
+)
+def test_one_full_block_is_gathered_from_its_layer_of_both_pools(chapter: Any, seed: int) -> None:
+    cache, pools = filled_cache(chapter, seed, 4, torch.float64)
+    for layer in range(3):
+        assert_gathers(cache, pools, layer, 1000, 4)  # one block, and all of it
+
+
+@pytest.mark.task("2.4", hint="The pages come in the order of the table, wherever the blocks lie in the pool.")
+@pytest.mark.parametrize("block_size", [4, 1, 3])
+def test_full_blocks_are_gathered_in_the_order_of_the_table(chapter: Any, seed: int, block_size: int) -> None:
+    cache, pools = filled_cache(chapter, seed, block_size, torch.float64)
+    for seq_id, num_blocks in TABLES.items():
+        assert_gathers(cache, pools, 1, seq_id, num_blocks * block_size)
+
+
+@pytest.mark.task(
+    "2.4", hint="Only num_tokens tokens are wanted: the last page may be half empty, and the table longer than needed."
+)
+@pytest.mark.parametrize("block_size", [4, 1, 3])
+def test_a_sequence_is_gathered_in_order_wherever_it_lies(chapter: Any, seed: int, block_size: int) -> None:
     for dtype in (torch.float64, torch.float32):
-        cache = cache_with_tables(chapter, block_size, WithSlots, dtype=dtype)
-        generator = torch.Generator().manual_seed(seed)
-        for pool in (cache.key_pools, cache.value_pools):
-            for layer_pool in pool:
-                layer_pool.copy_(torch.randn(layer_pool.shape, generator=generator, dtype=torch.float64))
-        pools = {"keys": torch.stack([*cache.key_pools]), "values": torch.stack([*cache.value_pools])}
+        cache, pools = filled_cache(chapter, seed, block_size, dtype)
         for seq_id, layer in ((seq_id, layer) for seq_id in TABLES for layer in range(3)):
-            table = cache.block_table(seq_id)
-            for num_tokens in range(1, len(table) * block_size + 1):
-                got = cache.gather(layer, seq_id, num_tokens)
-                call = f"gather(layer={layer}, seq_id={seq_id}, num_tokens={num_tokens}) with block table {table}"
-                for (name, pool), mine in zip(pools.items(), got, strict=True):
-                    expected = torch.stack([pool[layer, table[t // block_size], t % block_size] for t in range(num_tokens)])
-                    assert_pages(mine, expected, f"{call}: the {name}", table, block_size)
-                    assert mine.dtype == dtype, f"{call}: the {name} have dtype {mine.dtype}, and the pool {dtype}"
+            for num_tokens in range(1, len(cache.block_table(seq_id)) * block_size + 1):
+                assert_gathers(cache, pools, layer, seq_id, num_tokens)
         for name, now in (("key_pools", cache.key_pools), ("value_pools", cache.value_pools)):
             was = pools[name.replace("_pools", "s")]
             assert torch.equal(torch.stack([*now]), was), f"gather changed the cache's {name}: it must only read"
 
 
-def assert_pages(got: Tensor, expected: Tensor, what: str, table: Sequence[int], block_size: int) -> None:
+def assert_pages(
+    got: Tensor,
+    expected: Tensor,
+    what: str,
+    table: Sequence[int],
+    block_size: int,
+    instead: Callable[[tuple[int, ...]], str] | None = None,
+) -> None:
     """Rows of tokens ``[num_tokens, ..., head_dim]``; the first that is wrong is named by block and slot."""
 
     def slot(place: tuple[int, ...]) -> str:
         page, offset = divmod(place[0], block_size)
-        place_name = f"page {page} is block {table[page]}: slot {table[page] * block_size + offset}"
-        return place_name + (", which was never written" if got[place] == POISON else "")
+        where = f"page {page}, offset {offset} is block {table[page]}, slot {table[page] * block_size + offset}"
+        more = ", which was never written" if got[place] == POISON else ""
+        return where + more + (instead(place) if instead is not None else "")
 
-    axes = ("token", "head", "dim") if got.ndim == 3 else ("token", "layer", "head", "dim")
+    axes = ("token", "head", "dim") if expected.ndim == 3 else ("token", "layer", "head", "dim")
     assert_same(got, expected, what=what, axes=axes, where=slot)
 
 
