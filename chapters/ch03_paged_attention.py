@@ -70,6 +70,10 @@ def add_page(partial: Partial, scores: Tensor, values: Tensor) -> Partial:
         scores: ``[..., num_heads, block_size]``; minus infinity for a slot that the query must not see. At least one slot of
             the first page can be seen; of a later page it may be none.
         values: ``[..., block_size, num_heads, head_dim]``.
+
+    Returns:
+        A new ``Partial``. The arguments stay as they were: whoever holds ``partial`` may still use it, and ``scores`` and
+        ``values`` may be views of tensors that others read.
     """
     # BEGIN SOLUTION 3.1
     maximum = torch.maximum(partial.maximum, scores.amax(dim=-1))

@@ -48,8 +48,11 @@ from pagebrain.trace import Observer, StepTrace, trace_step
 class Cache(Protocol):
     """What a scheduler asks of a cache; chapter 02's has it, and the engine's."""
 
-    def can_grow(self, seq_id: int, num_tokens: int) -> bool: ...
-    def grow(self, seq_id: int, num_tokens: int) -> None: ...
+    def can_grow(self, seq_id: int, num_tokens: int) -> bool:
+        """Whether there are blocks for the sequence to have ``num_tokens`` tokens in all, cached ones included."""
+
+    def grow(self, seq_id: int, num_tokens: int) -> None:
+        """Hand the sequence what it lacks to have ``num_tokens`` tokens in all. Raises ``OutOfBlocksError``."""
 
 
 class Retirement(Protocol):
@@ -93,10 +96,13 @@ class Scheduler:
     def share_out(self) -> tuple[list[ScheduledSequence], int]:
         """Task 4.1: give every running sequence its part of the step. Returns the parts and the tokens that are left.
 
-        ``seq.num_unscheduled`` tokens of a sequence can be computed now. Those with one token get it. What then remains of
-        ``config.max_num_batched_tokens`` goes to the others, in order of arrival, each as much as it can use. Before a
-        sequence is :meth:`take`-n, :meth:`make_room` must have said that its blocks are there; it may remove sequences from
-        the end of ``running``, and who was preempted has no part in the step.
+        ``seq.num_unscheduled`` tokens of a sequence can be computed now. Those with one token get it; that may also be the
+        last token of a prompt. What then remains of ``config.max_num_batched_tokens`` goes to the others, in order of
+        arrival, each as much as it can use, be it a single token. Before a sequence is :meth:`take`-n, :meth:`make_room`
+        must have said that its blocks are there; it may remove sequences from the end of ``running``, and who was
+        preempted has no part in the step.
+
+        The parts may come in any order. After a preemption nobody looks at the tokens that are left.
         """
         # BEGIN SOLUTION 4.1
         budget = self.config.max_num_batched_tokens - sum(seq.num_unscheduled == 1 for seq in self.running)
@@ -158,7 +164,11 @@ class Scheduler:
 
 
 class StaticScheduler(Scheduler):
-    """What chapters 01 to 03 did: a batch is let in when the last one is done. For comparison."""
+    """What chapters 01 to 03 did: a batch is let in when the last one is done. For comparison.
+
+    A batch is as large as seats and blocks allow, and also as the token budget of the one step in which it is let in: whose
+    prompt finds no token left there waits for the next batch.
+    """
 
     def admit(self, budget: int) -> list[ScheduledSequence]:
         """Nobody, unless nobody runs."""

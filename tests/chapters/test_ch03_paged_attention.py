@@ -46,8 +46,8 @@ def pages_with_hidden_slots(seed: int) -> list[Page]:
     return pages
 
 
-def check_add_page(chapter: Any, pages: list[Page]) -> None:
-    """After each page, the three numbers must be those of all pages so far taken together."""
+def check_add_page(chapter: Any, pages: list[Page], names: tuple[str, ...] = ("maximum", "total", "acc")) -> None:
+    """After each page, the three numbers, or those of ``names``, must be those of all pages so far taken together."""
     lead = pages[0][0].shape[:-2]
     axes = [*("batch", "query")[2 - len(lead) :], "head", "dim"]
     partial = chapter.Partial.start(torch.zeros(*lead, 2, 5, dtype=torch.float64))
@@ -59,11 +59,40 @@ def check_add_page(chapter: Any, pages: list[Page]) -> None:
         weights = torch.exp(scores - scores.amax(-1, keepdim=True))
         acc = (weights.transpose(-1, -2).unsqueeze(-1) * values).sum(-3)
         for name, expected in zip(partial._fields, (scores.amax(-1), weights.sum(-1), acc), strict=True):
-            what = f"the values of `{name}` after page {number}"
-            assert_same(getattr(partial, name), expected, what=what, axes=axes[: expected.ndim])
+            if name in names:
+                what = f"the values of `{name}` after page {number}"
+                assert_same(getattr(partial, name), expected, what=what, axes=axes[: expected.ndim])
 
 
-@pytest.mark.task("3.1", hint="Before the first page the maximum is minus infinity, not 0. Scores can all be negative.")
+def check_arguments_stay(chapter: Any, pages: list[Page]) -> None:
+    """After the last page, all that was given to ``add_page`` or returned by it still is what it was."""
+    partial = chapter.Partial.start(torch.zeros(*pages[0][0].shape[:-2], 2, 5, dtype=torch.float64))
+    given: list[tuple[str, Tensor, Tensor]] = []
+    for number, (scores, values) in enumerate(pages):
+        tensors = {f"`partial.{name}`": getattr(partial, name) for name in partial._fields}
+        tensors |= {"`scores`": scores.clone(), "`values`": values.clone()}
+        given += [(f"{name} as given with page {number}", tensor, tensor.clone()) for name, tensor in tensors.items()]
+        partial = chapter.add_page(partial, tensors["`scores`"], tensors["`values`"])
+    for what, now, before in given:
+        if not torch.equal(now, before):
+            place = tuple(torch.nonzero(now != before)[0].tolist())
+            was, became = f"{before[place]:.6g}", f"{now[place]:.6g}"
+            raise AssertionError(f"{what} was changed by add_page: at {list(place)} it was {was}, now it is {became}")
+
+
+@pytest.mark.task(
+    "3.1",
+    hint="Each query and head has a maximum of its own: over which dimension of scores is it taken? It may be negative.",
+)
+@pytest.mark.parametrize("shift", [0.0, -40.0, 40.0])
+def test_the_first_page_gives_each_head_its_maximum(chapter: Any, seed: int, shift: float) -> None:
+    check_add_page(chapter, random_pages(seed, [shift]), names=("maximum",))
+
+
+@pytest.mark.task(
+    "3.1",
+    hint="A term is exp(score - maximum). The old maximum is minus infinity: is your factor 0 then? inf * 0 is nan.",
+)
 @pytest.mark.parametrize("shift", [0.0, -40.0, 40.0])
 def test_the_first_page_starts_the_sums(chapter: Any, seed: int, shift: float) -> None:
     check_add_page(chapter, random_pages(seed, [shift]))
@@ -95,6 +124,11 @@ def test_any_number_of_queries_is_taken_together(chapter: Any, seed: int, lead: 
     check_add_page(chapter, random_pages(seed, [0, 2, 1], lead))
 
 
+@pytest.mark.task("3.1", hint="Return new tensors. What ends in an underscore (mul_), += and [...] = change what was given.")
+def test_what_was_given_stays_as_it_was(chapter: Any, seed: int) -> None:
+    check_arguments_stay(chapter, random_pages(seed, [0, 4, -2]))
+
+
 @pytest.fixture
 def sound(chapter: Any, seed: int, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The chapter with an ``add_page`` that works: if its own does not, tasks 3.2 and 3.3 are judged with another."""
@@ -109,6 +143,7 @@ def sound(chapter: Any, seed: int, monkeypatch: pytest.MonkeyPatch) -> Any:
         for pages in (random_pages(seed, [0, 900, 0], lead) for lead in ((), (3,), (2, 3))):
             check_add_page(chapter, pages)
         check_add_page(chapter, pages_with_hidden_slots(seed))
+        check_arguments_stay(chapter, random_pages(seed, [0, 4, -2]))
     except Exception:
         monkeypatch.setattr(chapter, "add_page", add_page)
     return chapter
@@ -157,10 +192,13 @@ class Scene:
         page, slot = position // self.block_size, self.slot(index, position)
         place = f"token {position} of sequence {index}, page {page}, block {slot // self.block_size}, slot {slot}; "
         place += f"it sees tokens 0 to {position}, block size {self.block_size}, block table {self.tables[index]}"
+        if got.isnan().any():
+            return f"{place}; nan comes of 0 / 0, of inf - inf and of inf * 0: which pages did this query take?"
         if torch.allclose(got, self.textbook(query, index, position + 1)):
             return f"{place}; the first digits are right: stay in the dtype of the query"
-        if torch.allclose(got, self.textbook(query, index, position + 1, scale=1.0)):
-            return f"{place}; this is right for a scale of 1"
+        for name, scale in (("1", 1.0), ("1 / sqrt(head_dim)", query.shape[-1] ** -0.5)):
+            if torch.allclose(got, self.textbook(query, index, position + 1, scale=scale)):
+                return f"{place}; this is right for a scale of {name}, the given one is {self.scale}"
         for other, table in enumerate(self.tables):
             for num_seen in range(1, len(table) * self.block_size + 1):
                 if torch.allclose(got, self.textbook(query, other, num_seen)):
@@ -200,7 +238,25 @@ def check_one(chapter: Any, scene: Scene, num_seen: int, block_table: Any) -> No
     )
 
 
-@pytest.mark.task("3.2", hint="Count the pages at the edges: the last one holds 1 to block_size of the tokens, never 0.")
+@pytest.mark.task(
+    "3.2", hint="One page, every slot filled: scores times scale, and keys and values of the block that the table names."
+)
+@pytest.mark.parametrize("block_size", [1, 4])
+def test_one_query_sees_a_single_full_page(sound: Any, seed: int, block_size: int) -> None:
+    scene = Scene(seed, [(block_size,) * 2], block_size)
+    check_one(sound, scene, block_size, scene.tables[0])
+
+
+@pytest.mark.task("3.2", hint="Full pages: each is added to the same partial, in the block that the table names for it.")
+@pytest.mark.parametrize("num_pages", [2, 5])
+def test_one_query_sees_some_full_pages(sound: Any, seed: int, num_pages: int) -> None:
+    scene = Scene(seed, [(4 * num_pages,) * 2])
+    check_one(sound, scene, 4 * num_pages, scene.tables[0])
+
+
+@pytest.mark.task(
+    "3.2", hint="How many pages does this context have, and how many slots of the last one does the query see?"
+)
 @pytest.mark.parametrize(("block_size", "num_heads"), [(4, 2), (1, 1), (3, 1), (16, 3)])
 def test_one_query_sees_its_context_and_no_more(sound: Any, seed: int, block_size: int, num_heads: int) -> None:
     scene = Scene(seed, [(4 * block_size,) * 2], block_size, num_heads)
@@ -226,19 +282,46 @@ def test_one_query_over_many_pages(sound: Any, seed: int, spread: float) -> None
         check_one(sound, scene, num_seen, scene.tables[0])
 
 
+@pytest.mark.task(
+    "3.3", hint="A single lane with full pages: scores times scale, and keys and values of the blocks that its table names."
+)
+@pytest.mark.parametrize("context_len", [4, 12])
+def test_a_single_decode_with_full_pages(sound: Any, seed: int, context_len: int) -> None:
+    Scene(seed, [(1, context_len)]).check_batch(sound.paged_attention)
+
+
+@pytest.mark.task("3.3", hint="A single lane: which slots of its last page does it see? The pools are only read.")
+@pytest.mark.parametrize("context_len", [1, 7])
+def test_a_single_decode_whose_last_page_is_not_full(sound: Any, seed: int, context_len: int) -> None:
+    Scene(seed, [(1, context_len)]).check_batch(sound.paged_attention)
+
+
+@pytest.mark.task(
+    "3.3",
+    hint="Lanes of different lengths: whose pages does each read, which slots does it see, how many steps are there?",
+)
+@pytest.mark.parametrize("contexts", [[4, 12, 8], [3, 17, 5, 1], [9, 2]], ids=str)
+def test_decodes_with_contexts_of_different_lengths(sound: Any, seed: int, contexts: list[int]) -> None:
+    Scene(seed, [(1, context_len) for context_len in contexts]).check_batch(sound.paged_attention)
+
+
 @pytest.mark.task("3.3", hint="The newest token sees the whole context, the one before it one token less, and so on.")
 @pytest.mark.parametrize("num_tokens", [1, 4, 5, 11])
 def test_a_prompt_is_causal(sound: Any, seed: int, num_tokens: int) -> None:
     Scene(seed, [(num_tokens, num_tokens)]).check_batch(sound.paged_attention)
 
 
-@pytest.mark.task("3.3", hint="A chunk's first row stands behind what is cached: its position is not its row in the chunk.")
+@pytest.mark.task(
+    "3.3", hint="Rows of a chunk that stands behind cached tokens: work out from context_lens which position each row has."
+)
 @pytest.mark.parametrize("lens", [[(3, 7)], [(4, 8)], [(2, 13)], [(6, 9), (5, 17)]], ids=str)
 def test_a_chunk_sees_what_was_cached_before_it(sound: Any, seed: int, lens: list[tuple[int, int]]) -> None:
     Scene(seed, lens).check_batch(sound.paged_attention)
 
 
-@pytest.mark.task("3.3", hint="Sequences have rows, contexts and tables of different lengths: which row belongs to which?")
+@pytest.mark.task(
+    "3.3", hint="Many rows, contexts and tables of different lengths: which sequence is a row of, and which position has it?"
+)
 @pytest.mark.parametrize(("block_size", "num_heads"), [(4, 2), (1, 1), (2, 3), (16, 2), (7, 1)])
 def test_prompts_chunks_and_decodes_in_one_batch(sound: Any, seed: int, block_size: int, num_heads: int) -> None:
     generator = torch.Generator().manual_seed(seed)
