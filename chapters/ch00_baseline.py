@@ -2,8 +2,8 @@
 
 A language model is a function from tokens to scores: give it ``n`` token ids, and for each of the ``n`` positions it says
 how likely every token of the vocabulary is to come next. Generating is calling it in a loop. This is that loop and nothing
-else: each new token costs a forward pass over the whole text so far, so for the thousandth token a thousand rows are computed,
-of which one is new.
+else: each new token costs a forward pass over the whole text so far, so for the thousandth token a thousand rows are
+computed, of which one is new.
 
 What changes from the chapter before: nothing, this is the first.
 

@@ -7,7 +7,7 @@ which the next, and so on. At most ``block_size - 1`` slots of a sequence are ev
 
 What changes from chapter 01: the cache. A sequence's K and V grow block by block and are given back when it ends; the batch
 needs no padding, since every row of it knows its slot. Attention is that of chapter 01: it first collects a sequence's pages
-into one piece, a copy that chapter 03 does away with.
+into one piece, a copy of the whole context that chapter 03 does without.
 
 Tasks (30 points, about 5 hours):
 
@@ -24,6 +24,7 @@ From pagebrain: ``PageBrainConfig``, the errors of ``pagebrain.errors``, ``model
 """
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
@@ -64,7 +65,7 @@ class BlockManager:
         return count <= len(self._free)
 
     def ref_count(self, block_id: int) -> int:
-        """Holders of a block, 0 or 1. (Chapter 08 shares blocks.)"""
+        """Holders of a block, 0 or 1. (The engine's blocks may have several.)"""
         if not 0 <= block_id < self.num_blocks:
             raise BlockError(f"block ids run from 0 to {self.num_blocks - 1}, got {block_id}")
         return int(block_id in self._in_use)
@@ -91,8 +92,8 @@ class BlockManager:
         """
         # BEGIN SOLUTION 2.1
         block_ids = list(block_ids)
-        for block_id in block_ids:
-            if block_ids.count(block_id) > self.ref_count(block_id):
+        for block_id, count in Counter(block_ids).items():
+            if count > self.ref_count(block_id):
                 raise BlockError(f"block {block_id} has {self.ref_count(block_id)} holder(s): it cannot be freed")
         self._in_use.difference_update(block_ids)
         self._free.extend(block_ids)
@@ -139,7 +140,8 @@ class PagedCache:
     def grow(self, seq_id: int, num_tokens: int) -> None:
         """Task 2.3: make the sequence's table cover ``num_tokens`` tokens, with no more blocks than that needs.
 
-        A table that covers them already stays as it is. Raises ``OutOfBlocksError``, before anything changed.
+        A table that covers them already stays as it is. Raises ``OutOfBlocksError``, before anything changed, if too few
+        blocks are free.
         """
         # BEGIN SOLUTION 2.3
         block_ids = self.block_manager.allocate(self.num_missing_blocks(seq_id, num_tokens))
@@ -186,7 +188,7 @@ class PagedCache:
 
 
 class Rows:
-    """The flat rows of one step. An entry is ``(seq_id, start, new_token_ids)``: tokens after ``start`` that are cached."""
+    """The flat rows of one step. An entry is ``(seq_id, start, new_token_ids)``: these follow ``start`` cached tokens."""
 
     def __init__(self, cache: PagedCache, entries: Sequence[tuple[int, int, Sequence[int]]]) -> None:
         self.seq_ids = [seq_id for seq_id, _, _ in entries]

@@ -3,7 +3,7 @@ r"""Chapter 03: attention that reads pages where they lie.
 Chapter 02 copies a sequence's whole K and V together for every token it generates. That is not needed: softmax can be
 computed piece by piece. Keep three numbers for each query: the largest score so far ``m``, the sum ``l`` of
 ``exp(score - m)``, and the weighted sum of values ``acc``. A new page may bring a larger maximum ``m'``; then what was
-summed before shrinks by ``exp(m - m')``, and that is all (Milakov and Gimelshein, 2018):
+summed before shrinks by ``exp(m - m')``, and that is all (Milakov and Gimelshein, 2018; with values Dao et al., 2022):
 
     l   <- l * exp(m - m') + sum_j exp(s_j - m')
     acc <- acc * exp(m - m') + sum_j exp(s_j - m') * v_j        and at the end  out = acc / l

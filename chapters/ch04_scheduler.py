@@ -2,7 +2,8 @@
 
 Chapters 01 to 03 start a batch and end it when its longest answer is done: seats stand empty, and whoever comes meanwhile
 waits. But a step is a few milliseconds, and nothing ties its members to those of the next. So decide anew at every step who
-is in it (continuous batching: Yu et al., "Orca", OSDI 2022). A scheduler does three things:
+is in it (continuous batching, which Yu et al., "Orca", OSDI 2022, call iteration-level scheduling). A scheduler does three
+things:
 
 - whoever is running and only needs its next token gets one, in every step;
 - prompts get what is left of a budget of tokens, in chunks, so that a long one does not hold up those who are writing;
@@ -10,7 +11,7 @@ is in it (continuous batching: Yu et al., "Orca", OSDI 2022). A scheduler does t
 
 Blocks are handed out as texts grow, so they can run out in mid-sentence. Then the latest arrival gives its own back and
 waits again. Its tokens are kept; when its turn comes, K and V are computed again (preemption by recompute), and since that
-gives the same numbers, the same text follows.
+gives the same numbers, up to rounding, the same text follows.
 
 What changes from chapter 03: the loop. Requests become sequences, and the sequences of one step are a *group*; prefill
 chunks and decodes are rows of one forward call. Cache and attention stay.
@@ -98,9 +99,9 @@ class Scheduler:
 
         ``seq.num_unscheduled`` tokens of a sequence can be computed now. Those with one token get it; that may also be the
         last token of a prompt. What then remains of ``config.max_num_batched_tokens`` goes to the others, in order of
-        arrival, each as much as it can use, be it a single token. Before a sequence is :meth:`take`-n, :meth:`make_room`
-        must have said that its blocks are there; it may remove sequences from the end of ``running``, and who was
-        preempted has no part in the step.
+        arrival, each as much as it can use, be it a single token. Before you :meth:`take` a sequence, ask :meth:`make_room`
+        whether its blocks are there; that may remove sequences from the end of ``running``, and who was preempted has no
+        part in the step.
 
         The parts may come in any order. After a preemption nobody looks at the tokens that are left.
         """
@@ -190,7 +191,10 @@ MakeScheduler = Callable[[PageBrainConfig, PagedCache, FreeAtOnce], Scheduler]
 
 
 class Engine:
-    """The loop: schedule, compute, append, finish. ``history`` keeps a record of every step: who ran when, and where."""
+    """The loop: schedule, compute, append, finish. ``history`` has a record of every step: who ran when, and where.
+
+    An engine that runs for days should not keep it.
+    """
 
     def __init__(
         self,
@@ -199,11 +203,14 @@ class Engine:
         on_logits: OnLogits | None = None,
         make_scheduler: MakeScheduler = Scheduler,
         on_step: Observer | None = None,
+        keep_history: bool = True,
     ) -> None:
         self.model = model
         self.config = config
         self.on_logits = on_logits
         self.on_step = on_step
+        self.keep_history = keep_history
+        self._num_steps = 0
         self.cache = PagedCache(BlockManager(config), config)
         self.retirement = FreeAtOnce(self.cache)
         self.scheduler = make_scheduler(config, self.cache, self.retirement)
@@ -232,7 +239,8 @@ class Engine:
         group = self.scheduler.schedule()
         if group is None:
             return None
-        trace = trace_step(len(self.history), group, self.cache, self.scheduler)
+        trace = trace_step(self._num_steps, group, self.cache, self.scheduler)
+        self._num_steps += 1
         rows = Rows(self.cache, [(e.seq.seq_id, e.start, e.seq.token_ids[e.start : e.context_len]) for e in group])
         sampling = [index for index, entry in enumerate(group) if entry.samples]
         attend = attend_paged(self.model, self.cache, rows)
@@ -247,9 +255,11 @@ class Engine:
             seq.token_ids.append(greedy_token(scores))
             if seq.token_ids[-1] == self.model.config.eos_token_id or len(seq.token_ids) == seq.max_num_tokens:
                 self.finish(seq)
-        self.history.append(trace.read(entry.seq.seq_id for entry in group if entry.seq.is_finished))
+        trace = trace.read(entry.seq.seq_id for entry in group if entry.seq.is_finished)
+        if self.keep_history:
+            self.history.append(trace)
         if self.on_step is not None:
-            self.on_step(self.history[-1])
+            self.on_step(trace)
         return group
 
     def finish(self, seq: data.Sequence) -> None:

@@ -28,6 +28,7 @@ From pagebrain: ``PageBrainConfig``, ``SamplingParams``, ``detokenizer``, ``load
 import argparse
 import asyncio
 import json
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager
@@ -48,6 +49,8 @@ from pagebrain.detokenizer import Detokenizer
 from pagebrain.loading import load_model, load_tokenizer
 from pagebrain.sequence import SequenceGroup
 from pagebrain.trace import Observer
+
+logger = logging.getLogger(__name__)
 
 
 class EngineFailedError(Exception):
@@ -193,6 +196,7 @@ def create_app(engine: Engine, tokenizer: PreTrainedTokenizerBase) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         loop = asyncio.create_task(shared.run())
+        loop.add_done_callback(report)
         yield
         loop.cancel()
 
@@ -226,6 +230,12 @@ def create_app(engine: Engine, tokenizer: PreTrainedTokenizerBase) -> FastAPI:
         return {"ok": shared.failure is None, "clients": clients, "free_blocks": engine.cache.num_free_blocks}
 
     return app
+
+
+def report(loop: "asyncio.Task[None]") -> None:
+    """Say on the log what ended the loop, unless it was cancelled."""
+    if not loop.cancelled():
+        logger.critical("the engine has stopped", exc_info=loop.exception())
 
 
 def event(fields: dict[str, Any]) -> str:
@@ -278,7 +288,7 @@ def main() -> None:
     model, tokenizer = load_model(settings), load_tokenizer(settings)
     assert tokenizer is not None
     config = PageBrainConfig.for_model(model, num_blocks=256, max_num_seqs=32, max_num_batched_tokens=128)
-    uvicorn.run(create_app(Engine(model, config), tokenizer), host=args.host, port=args.port)
+    uvicorn.run(create_app(Engine(model, config, keep_history=False), tokenizer), host=args.host, port=args.port)
 
 
 if __name__ == "__main__":

@@ -14,19 +14,20 @@ text grows. After every step each slot is counted as one of four things (section
 What is simulated, with nothing fitted to the result:
 
 - Memory of OPT-13B on an A100 with 40 GB: 12 GiB for K and V at 800 KiB a token, 15,728 slots (the paper's Table 1: 15.7K).
-- Prompts and outputs with the means of ShareGPT that Figure 11 prints. Of the shape it prints nothing, so both lengths are
-  geometric (after each token the same chance to stop), which has no other parameter than its mean. A pair longer than the
-  model's 2048 tokens is drawn again.
+- Prompts and outputs with the means of ShareGPT that Figure 11 prints. It plots the histograms and gives no numbers for
+  them, so both lengths are geometric here (after each token the same chance to stop), which has no other parameter than its
+  mean. In the histogram prompts crowd nearer to 0. A pair longer than the model's 2048 tokens is drawn again.
 - Saturation: someone is always waiting, first come first served, and nobody overtakes. A step is one token for each running
   request; a prompt takes the step in which it is let in. When blocks run out, the latest arrival is preempted (chapter 04).
 - Averages over all steps after a warm-up. Time is counted in steps, so a slow step weighs as much as a fast one.
 
 How the result compares (seed 0; other seeds move a share by up to two or three points). *Max* leaves 8.9 % outside as in the
-paper: seven pieces of 2048 are all that fit, whatever the lengths. That and the other shares suggest what the caption of
-Figure 2 does not say: that it is about ShareGPT on OPT-13B, saturated. *Max* and *Oracle* come within 1.2 points of it
-in every share. *Pow2* holds 29.5 % token states, not 26.8 %, and loses 5 points less outside. Log-normal lengths of the same
+paper: seven pieces of 2048 are all that fit, whatever the lengths. That and the other shares suggest which of the runs of
+section 6.2 Figure 2 shows, which its caption leaves open: ShareGPT on OPT-13B. *Max* and *Oracle* come within 1.2 points of
+it in every share. *Pow2* holds 29.5 % token states, not 26.8 %, and loses 5 points less outside. Log-normal lengths of the same
 means do not close that gap (a test tries them), and the paper says little about *Pow2*, so it stays open. Paging reaches
-97.4 %, not 96.3 %: here the queue is never empty, and no blocks are held back when a request is let in (vLLM held back 1 %).
+97.4 %, not 96.3 %: here the queue is never empty, and no blocks are held back when a request is let in (vLLM's code had a
+watermark of 1 %).
 The shares do not show the price, which is that preempted tokens are computed twice.
 
 Run it: ``python -m chapters.fragmentation`` (``--workload Alpaca`` for the paper's other data set).

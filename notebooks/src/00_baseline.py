@@ -113,7 +113,7 @@ print(f"{len(answer)} tokens and {torch.stack(mine).numel():,} logits equal")
 # %% [markdown]
 # ## What it costs
 #
-# > **Predict.** The prompt has 6 tokens. Suppose one new token takes 3 milliseconds now. How long does a token take when the
+# > **Predict.** The prompt has 6 tokens. Suppose one new token takes 2 milliseconds now. How long does a token take when the
 # > text has grown to 600 tokens? Write down a number before you run the next cell.
 
 # %%
@@ -136,13 +136,13 @@ seconds = [seconds_for_next_token(num_tokens) for num_tokens in context_lens]
 viz.latency_by_context({"recompute everything": (context_lens, seconds)})
 
 # %% [markdown]
-# <details><summary><b>If you said 3 milliseconds</b></summary>
+# <details><summary><b>If you said 2 milliseconds</b></summary>
 #
 # You thought of the token as the work: one token more, one token's worth of computing. But this loop hands the model the
 # *whole text* again. All 600 rows go through all layers, and the logits of 599 of them are thrown away.
 # </details>
 #
-# <details><summary><b>If you said 300 milliseconds</b></summary>
+# <details><summary><b>If you said 200 milliseconds</b></summary>
 #
 # A hundred times the rows, a hundred times the work: that is the right thought, and for a large model it is close. This small
 # model has a floor: a call costs something before any arithmetic, in Python and in starting operations, and with 6 rows that
@@ -152,9 +152,9 @@ viz.latency_by_context({"recompute everything": (context_lens, seconds)})
 #
 # So the cost of one token grows with the length of the text, and the cost of a *whole answer* grows with its square:
 #
-# $$\sum_{i=1}^{n} (p + i)\,c \;=\; c\left(p\,n + \tfrac{n(n+1)}{2}\right) \;\approx\; \tfrac{c}{2}\,n^2$$
+# $$\sum_{i=0}^{n-1} (p + i)\,c \;=\; c\left(p\,n + \tfrac{n(n-1)}{2}\right) \;\approx\; \tfrac{c}{2}\,n^2 \quad\text{for } n \gg p$$
 #
-# for a prompt of $p$ tokens, an answer of $n$, and a cost of $c$ per row.
+# for a prompt of $p$ tokens, an answer of $n$, and a cost of $c$ per row. (Attention's own growth comes on top.)
 #
 # > **Predict.** Among all the rows that are computed for an answer of 60 tokens after a prompt of 6, what share had been
 # > computed before, with exactly the same result?

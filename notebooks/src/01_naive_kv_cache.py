@@ -131,8 +131,8 @@ viz.show_source(ch01.forward)
 # It needs each row's *position*, which comes with the row. Whose position it is does not matter.
 # </details>
 #
-# Only attention does. That is why one argument, `attend`, is enough to swap the whole memory system of this engine, three
-# times in the next four chapters.
+# Only attention does. That is why one argument, `attend`, is enough to swap the whole memory system of this engine, twice in
+# the next two chapters.
 #
 # ## Run it, and compare
 
@@ -181,8 +181,8 @@ viz.latency_by_context(
 )
 
 # %% [markdown]
-# Nearly flat, where chapter 00 climbs. (Mind the axis: with two curves so far apart it is logarithmic. And it is not quite flat:
-# attention reads one key and value more with every token.)
+# Flat, where chapter 00 climbs. (Mind the axis: with two curves so far apart it is logarithmic.) It is as flat as this because
+# attention here scores the whole reserved row in every step, and masks what is not written yet.
 #
 # ## What it costs
 #
@@ -234,8 +234,8 @@ viz.memory_over_time(traces)
 # <details><summary><b>Where it goes in real serving</b></summary>
 #
 # Nobody knows how long an answer will be. A server that reserves for the model's maximum, 2,048 tokens say, when the typical
-# text has a few hundred, wastes most of what it has. The authors of PagedAttention measured 20 to 38 % of the cache in use in
-# the systems of their day (Kwon et al., SOSP 2023). Chapter 02 reproduces that comparison.
+# text has a few hundred, wastes most of what it has. The authors of PagedAttention found 20 to 38 % of the cache in use in
+# the systems of their day, the upper figure with an allocator that is told how long each answer will be (Kwon et al., SOSP 2023). Chapter 02 reproduces that comparison.
 # </details>
 #
 # Memory that nobody uses is not merely a loss. It is *requests that could have run*: the larger the batch, the more tokens each

@@ -241,7 +241,7 @@ picture(2)
 #
 # Not for the result. It matters once a freed block's *content* is worth something. vLLM keeps the blocks of earlier
 # prompts in the hope that another request begins with the same words. It therefore hands out first what has been free
-# longest. That is a subject of chapter 08.
+# longest.
 # </details>
 #
 # A fourth sequence comes, D, with 18 tokens. It needs five blocks, and five are free, though not side by side.
@@ -407,7 +407,7 @@ viz.memory_over_time({"01 reserved": traces_reserved, "02 paged": traces_paged})
 # whenever one ends. The upper panel even flatters chapter 01: it counts as used what that chapter writes for stories that
 # are over.
 #
-# At the start, the stories needed 45 % of what was reserved; here 66 % of it lies empty, not 55 %. Both are true: 45 % is
+# In the first cells of this chapter, the stories needed 45 % of what was reserved; here 66 % of it lies empty, not 55 %. Both are true: 45 % is
 # what the stories need *at their end*, and the panel averages over *all steps*, in most of which the texts are still short,
 # even with what is written for stories that are over.
 #
@@ -483,8 +483,12 @@ for block_size in (1, 2, 4, 8, 16, 32, 64):
 #
 # - **token states**: the key and value of a token lie here;
 # - **reserved**: the request that holds it will write here later;
-# - **internal** fragmentation: held, and never written;
-# - **external** fragmentation: held by nobody, or lost when the contiguous allocator rounds up to a power of two.
+# - **internal** fragmentation: held, and *never* written;
+# - **external** fragmentation: held by nobody, or lost when the contiguous allocator rounds up to a power of two. (It is a
+#   *buddy* allocator: it halves memory again and again until a piece just fits.)
+#
+# These are the paper's words, and finer than ours so far: of a slot that is empty now, they ask whether it will be written
+# later. A paged sequence's last block has empty slots, but most of them will be.
 #
 # The lengths have to come from somewhere. The paper prints the means of its data set ShareGPT: 161.31 tokens for a prompt
 # and 337.99 for an output. Ours are *geometric* with these means: after each token the text stops with the same chance
@@ -530,14 +534,15 @@ print(f"preemptions with paging: {paged.preemptions} in {fragmentation.NUM_STEPS
 # %% [markdown]
 # ### How and why our numbers differ
 #
-# We simulate the 15,728 slots of OPT-13B at saturation: someone is always waiting. The paper prints only mean lengths, so
-# ours are geometric, a shape with no other parameter. Nothing was fitted.
+# We simulate the 15,728 slots of OPT-13B at saturation: someone is always waiting. The paper plots its lengths but prints
+# only their means, so ours are geometric, a shape with no other parameter. Nothing was fitted. (In its plot, prompts crowd
+# nearer to 0 than ours do. And its Figure 13, the last column, was measured at two requests a second, not at saturation.)
 #
 # *Internal* is what a policy reserves and never writes. The contiguous allocator's rounding counts as *external*; that the
 # paper's Oracle has no internal share implies the same there.
 #
 # Max's external share is arithmetic. Seven pieces of 2048 fit, and 1,392 slots remain, 8.9 %. That, with the other shares,
-# suggests that Figure 2 shows ShareGPT on OPT-13B, which its caption does not say.
+# suggests that Figure 2 shows ShareGPT on OPT-13B; its caption says only that it is from the experiment of section 6.2.
 #
 # Max and Oracle agree with the paper within 1.2 points. Pow2 loses 5 points less outside than in the paper. Log-normal
 # lengths of equal means do not close this gap, so it stays open.
@@ -631,4 +636,4 @@ print(
 # %% [markdown]
 # The longer the text, the more: this is chapter 00's pattern again, with copies in place of computing. And while it
 # exists, the copy is the contiguous piece of memory that we wanted to be rid of. Chapter 03 computes attention page by
-# page, where the pages lie, and copies nothing.
+# page, where the pages lie, and needs no copy of the whole context.

@@ -19,7 +19,7 @@
 # The copy is there because softmax seems to need all scores at once. It does not. This chapter computes softmax one page at a
 # time. (A *page* is a sequence's block seen from the sequence: page 0 holds its first tokens, wherever the block lies.)
 #
-# **You need:** chapter 02, and softmax; nothing more. **Time:** about six hours with the
+# **You need:** chapter 02, and softmax. (One cell counts operations with a tool of PyTorch's; read over it.) **Time:** about six hours with the
 # exercises.
 #
 # *You will be able to* derive the online softmax and prove it right, write attention that follows a block table, do it for
@@ -260,7 +260,8 @@ for shift in (0, 100, -200):
 # $$\sum_{j \in S} e^{s_j - m'} \;=\; e^{m - m'} \sum_{j \in S} e^{s_j - m} \;=\; e^{m - m'}\, \ell$$
 #
 # So the old scores are not needed again. One factor, $e^{m - m'} \le 1$, corrects all that was summed before. With $v_j$
-# under the sums nothing changes, and we have the recurrence (Milakov and Gimelshein, 2018):
+# under the sums nothing changes, and we have the recurrence (Milakov and Gimelshein, 2018, for the sum; FlashAttention, Dao
+# et al., 2022, for the values):
 #
 # $$\begin{aligned}
 #   m' &= \max\bigl(m, \max_{j \in P} s_j\bigr) \\
@@ -353,7 +354,7 @@ print(f"l was {partial.total.item():.3f} and is {after.total.item():.3f}")
 #
 # ## A real query, page by page
 #
-# Here is the kept query of the story: layer 1, head 1, four full pages and one that is begun. The pieces go through
+# Here is the kept query of the story: layer 1, head 1, four full pages and one partly filled. The pieces go through
 # `add_page` one after the other.
 
 # %%
@@ -422,9 +423,7 @@ with torch.no_grad():
 for logits, _ in shuffled:
     assert torch.allclose(logits, theirs, atol=1e-9, rtol=0)
 same = all(torch.equal(logits, shuffled[0][0]) for logits, _ in shuffled)
-print(
-    f"(i)  5 ways to lie: equal to Hugging Face; equal to each other in every bit: {same}"
-)
+print(f"(i)  5 placements: equal to Hugging Face; equal to each other in every bit: {same}")
 
 pieces = list(
     zip(real_scores(LAYER).float().split(16, -1), values.float().split(16), strict=True)
@@ -616,8 +615,12 @@ for length, (cache, rows) in cached.items():
         run_step(cache, rows, make)
         seen[name, length] = made
     with NewTensors() as made:
-        pools, query = (cache.key_pools[0], cache.value_pools[0]), torch.ones(2, 64)
-        ch03.attend_one(query, *pools, cache.block_table(0), length, 1 / 8)
+        pools, scale = (
+            (cache.key_pools[0], cache.value_pools[0]),
+            attention_scale(model.config, 0),
+        )
+        query = torch.ones(pools[0].shape[2:])  # [num_heads, head_dim]
+        ch03.attend_one(query, *pools, cache.block_table(0), length, scale)
     seen["one", length] = made
 
 # %%
@@ -695,7 +698,7 @@ for name in ("02", "03"):
 # So on this machine chapter 03 is slower than chapter 02, and the longer the context, the more so. What it gives is a
 # *method*. A kernel, which is a program written for the GPU itself, runs this loop inside one operation: it reads a page from
 # the pool where it lies, keeps $m$, $\ell$ and `acc` in registers, and goes on to the next. No copy of K and V is written
-# to memory, and no operation is started for each page. Chapter 06 writes that kernel.
+# to memory, and no operation is started for each page. Such a kernel is short, and it is what serving systems use.
 #
 # One more number, for the prompt. There each of its tokens is a lane:
 

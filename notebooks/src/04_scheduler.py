@@ -139,7 +139,8 @@ for name, seq_id in (("A", 0), ("E", 4)):
 #
 # A step takes a few milliseconds, and nothing in it depends on who was in the step before: each sequence has its tokens,
 # and a block table that says where its keys and values lie. So the batch need not last longer than one step. After each
-# step, look again: who is done leaves, who waits may come in. This is *continuous batching* (Yu et al., "Orca", OSDI 2022).
+# step, look again: who is done leaves, who waits may come in. This is *continuous batching*; the paper that brought
+# it calls it *iteration-level scheduling* (Yu et al., "Orca", OSDI 2022).
 #
 # Three words, from the outside in:
 #
@@ -413,7 +414,7 @@ print(
 )
 
 # %% [markdown]
-# > **Predict.** In the next step each of the three writes a token more. Who of them needs a new block? Whose blocks are taken?
+# > **Predict.** In the next step each of the three writes one more token. Which of them needs a new block? Whose blocks are taken?
 # > And where in the queue does that one stand, before D or after it?
 #
 # The pool before that step, and the pool in it:
@@ -435,8 +436,8 @@ print(
 # <details><summary><b>If you said that all three need a new block</b></summary>
 #
 # Each writes a token, but only A needs a block for it. A's 12 tokens fill its three blocks to the last slot. B's 9 and C's 11
-# leave empty slots in their third blocks, and the next token goes there. A sequence needs a new block in one step of four
-# (of `block_size`), when all of its slots are filled.
+# leave empty slots in their third blocks, and the next token goes there. A sequence needs a new block in every fourth step
+# (in general, in every `block_size`-th), when all of its slots are filled.
 # </details>
 #
 # <details><summary><b>If you took B: it has the fewest tokens, so the least work is lost</b></summary>
@@ -565,7 +566,7 @@ for name, make_scheduler in (
 #
 # $$t_{\text{step}} = 7\,\mathrm{ms} + 0.05\,\mathrm{ms} \times \text{tokens in the step}$$
 #
-# Where these come from: take a model of 7 billion parameters in 16 bits on an NVIDIA A100. To read its 14 GB of weights at
+# Where these come from: take a model of 7 billion parameters in 16 bits on an NVIDIA A100 with 80 GB. To read its 14 GB of weights at
 # 2,039 GB/s takes 7 ms, whatever the step computes. A token takes about 14 GFLOP (two for each parameter), which at 312 TFLOP/s is 0.045 ms. These are
 # the data sheet's numbers, which no real engine reaches, and reading the cache is left out. The *shape* of
 # the result is what counts here, not its milliseconds.

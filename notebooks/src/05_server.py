@@ -98,10 +98,10 @@ print("preempted in between:", *preempted)
 
 # %%
 def report(times):
-    """A line for each client: seconds from its arrival to its first and its last token."""
+    """A line for each client: milliseconds from its arrival to its first and its last token."""
     for start, (first, last) in zip(starts, times, strict=True):
         print(
-            f"{start!r:21} first token after {first:5.2f} s, last token after {last:5.2f} s"
+            f"{start!r:21} first token after {first * 1e3:4.0f} ms, last after {last * 1e3:4.0f} ms"
         )
 
 
@@ -725,8 +725,8 @@ viz.show_source(ch05.AsyncEngine.stream)
 # With this chapter the engine is complete in kind: it batches, pages, schedules, streams and cleans up. What separates it from the engine in
 # `pagebrain`, and from vLLM, is this:
 #
-# - **Speed on a GPU.** Attention here is made of PyTorch operations, one after another. Chapter 06 writes it as kernels that read the blocks where they
-#   lie; chapter 07 takes Python out of the way of the steps; chapter 08 lets texts share blocks.
+# - **Speed on a GPU.** Attention here is made of PyTorch operations, one after another. On a GPU it is a kernel that reads the blocks where
+#   they lie, and CUDA graphs take Python out of the way of the steps.
 # - **A process of its own.** Our step and our event loop are two threads of one process, and Python, in its usual build, runs the code of only one of them at a time. Behind many
 #   connections each slows the other down. vLLM puts the engine into another process.
 # - **OpenAI's API.** `/generate` is ours alone. Clients that exist already speak `/v1/completions`, with sampling parameters and stop strings.

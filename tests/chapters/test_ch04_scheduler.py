@@ -336,7 +336,8 @@ def test_room_is_made_in_any_situation(chapter: Any, seed: int) -> None:
         num_free = free = choose.randint(0, 3)
         held = [-(-num_cached // 4) for _, num_cached in running]
         wanted = choose.randint(running[number][0], 28)
-        missing, preempted = -(-wanted // 4) - held[number], []
+        missing = -(-wanted // 4) - held[number]
+        preempted: list[int] = []
         for last in reversed(range(len(running))):
             if missing <= free or number in preempted:
                 break

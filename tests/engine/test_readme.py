@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 
+from chapters.course.cli import COMMANDS
 from pagebrain.cli import main
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PYTHON_BLOCKS = re.findall(r"^```python\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
-PLAIN_BLOCKS = re.findall(r"^```\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE)
+PYTHON_BLOCKS = [text for language, text in BLOCKS if language == "python"]
+PLAIN_BLOCKS = [text for language, text in BLOCKS if not language]
 
 SNIPPET = """\
 block_manager = BlockManager(config)
@@ -56,8 +58,13 @@ def test_command_lines_have_options_that_exist(capsys: pytest.CaptureFixture[str
         assert not unknown, f"pagebrain {command} has no {unknown}"
 
 
+def test_commands_of_the_course_exist() -> None:
+    named = set(re.findall(r"python -m chapters (\w+)", README))
+    assert {"list", "start", "check", "try", "release", "grade"} <= named <= set(COMMANDS)
+
+
 def test_files_that_are_named_exist() -> None:
-    links = re.findall(r"\]\(([^):]+)\)", README)
+    links = re.findall(r"\]\(([^):#]+)\)", README)
     listed = re.findall(r"`([a-z0-9_/]+(?:\.py|/))`", README)
     assert "docs/figures/data-path.svg" in links and "block.py" not in links
     for name in links:
