@@ -87,6 +87,11 @@ def find_chapters(folder: Path = FOLDER) -> list[Chapter]:
     return [Chapter(path.stem[2:4], path.stem, path) for path in paths]
 
 
+def is_given(chapter: Chapter) -> bool:
+    """Whether a chapter came complete with a released copy, in which later ones are left to the reader."""
+    return not chapter.is_skeleton and any(other.is_skeleton for other in find_chapters(chapter.path.parent))
+
+
 def find_chapter(text: str, folder: Path = FOLDER) -> Chapter:
     """The chapter that a user names: ``02``, ``2``, ``ch02`` or ``ch02_block_table``. Raises ``CourseError``."""
     chapters = find_chapters(folder)

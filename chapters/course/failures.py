@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType, TracebackType
 
 _MAX_LINES = 8
+_MAX_CHARS = 4000
 _TIMEOUT = re.compile(r"Timeout \(>([\d.]+)s\) from pytest-timeout")
 
 
@@ -86,7 +87,7 @@ def _test_message(text: str) -> str:
 
 
 def _short(text: str) -> str:
-    lines = text.strip().splitlines()
+    lines = text.strip()[:_MAX_CHARS].splitlines()
     return "\n".join(lines[:_MAX_LINES] + (["..."] if len(lines) > _MAX_LINES else []))
 
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from chapters.course.catalog import Chapter, Task
+from chapters.course.catalog import Chapter, Task, is_given
 from chapters.course.errors import CourseError
 from chapters.course.imports_guard import forbidden_imports
-from chapters.course.running import Limits, Run, run_tests
+from chapters.course.running import Limits, Processes, Run, run_tests
 from chapters.course.skeleton import make_skeleton, untouched_tasks
 from chapters.course.workspace import Snapshot, shown
 
@@ -70,6 +70,8 @@ class Grade:
 
 def check_file(chapter: Chapter, path: Path) -> Snapshot:
     """The file as it is now. Raises ``CourseError`` if there is none, or if it is the reference by another name."""
+    if not path.exists() and is_given(chapter):
+        raise CourseError(f"chapter {chapter.number} came complete with this copy: there is no file {shown(path)} to check")
     if not path.exists():
         raise CourseError(f"there is no file {shown(path)}: python -m chapters start {chapter.number} makes one")
     if not path.is_file():
@@ -87,8 +89,12 @@ def grade_file(
     own: Mapping[str, Path] | None = None,
     seed: int = 0,
     limits: Limits | None = None,
+    processes: Processes | None = None,
 ) -> Grade:
-    """Judge a learner's file. Whatever is in it, this returns a verdict for each task. Raises ``CourseError``."""
+    """Judge a learner's file. Whatever is in it, this returns a verdict for each task.
+
+    Raises ``CourseError``, and ``StoppedError`` if ``processes`` are stopped meanwhile.
+    """
     if not chapter.test_file.is_file():
         raise CourseError(f"chapter {chapter.number} has no tests: {shown(chapter.test_file)} is missing")
     own, limits = own or {}, limits or Limits()
@@ -102,10 +108,19 @@ def grade_file(
     else:
         untouched = untouched_tasks(snapshot.source, chapter)
         begun = [task for task in tasks if task.task_id not in untouched]
-        judged, output = _judge(chapter, begun, path.absolute(), own, seed, limits)
+        judged, output = _judge(chapter, begun, path.absolute(), own, seed, limits, processes)
         by_id = {verdict.task.task_id: verdict for verdict in judged}
         verdicts = [by_id.get(task.task_id) or _not_begun(task, untouched[task.task_id]) for task in tasks]
+        if not _is_still(path, snapshot):
+            raise CourseError(f"{shown(path)} was changed while its tests ran: check it again")
     return Grade(chapter, snapshot, tuple(verdicts), seed, own, output, time.monotonic() - started)
+
+
+def _is_still(path: Path, snapshot: Snapshot) -> bool:
+    try:
+        return path.read_bytes() == snapshot.source
+    except OSError:
+        return False
 
 
 def _unreadable(snapshot: Snapshot, chapter: Chapter) -> tuple[str, str] | None:
@@ -121,7 +136,13 @@ def _unreadable(snapshot: Snapshot, chapter: Chapter) -> tuple[str, str] | None:
 
 
 def _judge(
-    chapter: Chapter, tasks: Sequence[Task], path: Path, own: Mapping[str, Path], seed: int, limits: Limits
+    chapter: Chapter,
+    tasks: Sequence[Task],
+    path: Path,
+    own: Mapping[str, Path],
+    seed: int,
+    limits: Limits,
+    processes: Processes | None,
 ) -> tuple[list[Verdict], str]:
     """Run the tests; if one takes the process down, run those of the tasks that are not settled again, without it."""
     verdicts: dict[str, Verdict] = {}
@@ -130,7 +151,14 @@ def _judge(
     while missing := [task for task in tasks if task.task_id not in verdicts]:
         left = deadline - time.monotonic()
         run = run_tests(
-            chapter, path, [task.task_id for task in missing], own=own, seed=seed, limits=limits, seconds_left=max(left, 1.0)
+            chapter,
+            path,
+            [task.task_id for task in missing],
+            own=own,
+            seed=seed,
+            limits=limits,
+            seconds_left=max(left, 1.0),
+            processes=processes,
         )
         outputs.append(run.output)
         guilty = run.plan.get(run.running)
@@ -172,7 +200,8 @@ def judge_run(task: Task, run: Run, limits: Limits) -> Verdict:
 def _failure(task: Task, record: Mapping[str, Any], counts: Mapping[str, Any]) -> Verdict:
     """The verdict that the first failure of a task stands for."""
     message, where = record["message"], record["where"]
-    hint = "" if record["kind"] == "timeout" else record["hint"]
+    # A hint is about a wrong result. An exception speaks for itself, and its line says where.
+    hint = record["hint"] if record["kind"] == "failed" else ""
     if record["kind"] != "todo":
         return Verdict(task, "failed", message, where, hint, **counts)
     other = re.match(r"Task (\d+\.\d+)", message)

@@ -1,7 +1,8 @@
 """A folder for students: chapters that are theirs to write as skeletons, those before complete, those after absent.
 
 Everything is made in a temporary folder beside the wanted one, searched for lines of the solutions, and only then given its
-name. So there is never half a release, and never one that gives an answer away.
+name. So there is never half a release, and never one with a solution in its chapters, tests or notebooks. ``pagebrain/`` is
+complete in it on purpose: the engine is the chapters' fuller sibling, there to be read and to run the students' parts in.
 """
 
 import ast
@@ -20,10 +21,12 @@ from chapters.course.errors import CourseError
 from chapters.course.release_readme import student_readme
 from chapters.course.skeleton import make_skeleton, solution_regions
 
-_TOP_FILES = ("pyproject.toml", "requirements.txt", "Makefile", "LICENSE")
+_TOP_FILES = ("pyproject.toml", "requirements.txt", "LICENSE")
+_MAKE_TARGETS = ("help", "demo", "lab", "clean")
 _SUPPORT_LEFT_OUT = ("overlay.py",)  # it builds wrong solutions out of the right one
 _JUNK = shutil.ignore_patterns("__pycache__", "*.pyc", ".*cache", ".ipynb_checkpoints")
 _SHORTEST_LINE = 20  # shorter ones (``return out``) say nothing
+_LINES_NEAR = 8
 
 
 def release(target: Path, released: Sequence[Chapter]) -> list[Path]:
@@ -61,7 +64,11 @@ def solution_lines(released: Iterable[Chapter]) -> set[str]:
 
 
 def leaks(folder: Path, released: Iterable[Chapter]) -> list[str]:
-    """Where lines of solutions stand in the chapters, the skeletons and the notebooks of a release."""
+    """Where lines of solutions stand in the chapters, the skeletons, the notebooks and the tests of a release.
+
+    A test may need a line that a solution has too (``token_ids = list(prompt)``). In tests, only three of them within a few
+    lines are a solution.
+    """
     secret = solution_lines(released)
     found = []
     for path in sorted([*folder.glob("chapters/*.py"), *folder.glob("work/*"), *folder.glob("notebooks/*")]):
@@ -70,6 +77,14 @@ def leaks(folder: Path, released: Iterable[Chapter]) -> list[str]:
             text = _notebook_text(json.loads(text))
         lines = {line.strip() for line in text.splitlines()}
         found += [f"{path.relative_to(folder).as_posix()}: {line}" for line in sorted(secret & lines)]
+    for path in sorted(folder.glob("tests/**/*.py")):
+        name = path.relative_to(folder).as_posix()
+        lines_of_test = path.read_text(encoding="utf-8").splitlines()
+        known = [number for number, line in enumerate(lines_of_test) if line.strip() in secret]
+        for number in known:
+            near = {lines_of_test[other].strip() for other in known if abs(other - number) < _LINES_NEAR}
+            if len(near) >= 3:
+                found.append(f"{name}:{number + 1}: {lines_of_test[number].strip()}")
     return found
 
 
@@ -116,10 +131,22 @@ def _build(folder: Path, released: Sequence[Chapter]) -> list[Path]:
         _copy_notebook(folder, chapter, is_released=chapter in released)
     for name in _TOP_FILES:
         shutil.copy(ROOT / name, folder / name)
+    _write(folder / "Makefile", _student_makefile((ROOT / "Makefile").read_text(encoding="utf-8")))
     ignored = (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
     _write(folder / ".gitignore", "\n".join([*(line for line in ignored if line != "/work/"), "/work/.progress.json", ""]))
     _write(folder / "README.md", student_readme(released))
     return skeletons
+
+
+def _student_makefile(text: str) -> str:
+    """The Makefile with those commands that a copy has the files for."""
+    rules = re.split(r"(?m)^(?=[a-z-]+:)", text)
+    kept = [rule for rule in rules[1:] if rule.partition(":")[0] in _MAKE_TARGETS]
+    # The environment's rule is at the end of the last one's text, with the comment that explains it.
+    environment = re.search(r"(?ms)^# The environment .*", text)
+    head = re.sub(r"(?m)^\.PHONY:.*$", f".PHONY: {' '.join(_MAKE_TARGETS)}", rules[0])
+    body = "".join(re.sub(r"(?ms)^# The environment .*", "", rule) for rule in kept)
+    return head + body + (environment[0] if environment else "")
 
 
 def _copy_tests(folder: Path, present: Iterable[Chapter]) -> None:

@@ -31,7 +31,7 @@ The commands below are for `.venv/bin/python`; `source .venv/bin/activate` makes
 
 ## Work
 
-1. Read `{notebook}`.
+1. Read `{notebook}` as it is: its outputs are stored in it. Its cells run on your file, and stop where that is not done.
 2. Open `work/{name}.py`. Each task ends in a `TodoError`; put your code in its place. Leave the imports as they are: a file
    that imports more from `pagebrain` or `chapters` is not graded.
 3. Check one task, then all of them:
@@ -42,10 +42,12 @@ The commands below are for `.venv/bin/python`; `source .venv/bin/activate` makes
    ```
 
    A failure says what was got, what was expected and where, and gives a hint. `-v` shows everything that pytest says.
-4. See it at work: `python -m chapters try {number}`.
+4. See it at work: `python -m chapters try {number}` puts your part into the real engine where there is a place for it (a
+   block manager, attention, a scheduler), and runs your `generate` otherwise.
 
 `python -m chapters list` shows where you stand. `python -m chapters start {number} --force` begins a chapter again and keeps
-your file in `work/old/`. In a later chapter, your own files of the earlier ones are used.
+your file in `work/old/`. Where an earlier chapter is also yours to write, your own file of it is used.
+To bring files along from an earlier folder, and leave the new ones as they are: `cp -pn ../earlier/work/*.py work/`.
 
 Hand in the files in `work/`. They are graded by the tests in `tests/chapters`, with other random numbers than yours.
 """

@@ -15,12 +15,12 @@ from chapters.course.workspace import Snapshot, shown
 _RESULTS = {"passed": ("passed", "green"), "failed": ("failed", "red"), "todo": ("not done yet", "yellow")}
 
 
-def print_header(chapter: Chapter, snapshot: Snapshot, own: Mapping[str, Path]) -> None:
-    """Say what is about to be checked."""
+def print_header(chapter: Chapter, snapshot: Snapshot, own: Mapping[str, Path], *, mine: bool = False) -> None:
+    """Say what is about to be checked; ``mine``: earlier chapters were to be the learner's own."""
     console = Console(highlight=False)
     console.print(Text(f"Chapter {chapter.number}: {chapter.title}", style="bold"))
     console.print(Text(f"Checking {snapshot}"), soft_wrap=True)
-    if text := _earlier(chapter, own):
+    if text := _earlier(chapter, own, mine=mine):
         console.print(Text(text), soft_wrap=True)
 
 
@@ -119,12 +119,13 @@ def _meaning(verdict: Verdict) -> Text:
     return Text("\n").join(parts)
 
 
-def _earlier(chapter: Chapter, own: Mapping[str, Path]) -> str:
+def _earlier(chapter: Chapter, own: Mapping[str, Path], *, mine: bool) -> str:
     """Whose earlier chapters a check uses; empty if there are none."""
     earlier = [other for other in find_chapters() if other.number < chapter.number]
     reference = [other.number for other in earlier if other.name not in own and not other.is_skeleton]
     undone = [other.number for other in earlier if other.name not in own and other.is_skeleton]
     parts = [f"yours for {', '.join(shown(path) for path in own.values())}"] if own else []
+    parts += ["none of yours was found (--mine)"] if mine and earlier and not own else []
     parts += [f"the reference for {', '.join(reference)}"] if reference else []
     parts += [f"skeletons, with nothing done, for {', '.join(undone)}"] if undone else []
     return f"Earlier chapters: {'; '.join(parts)}" if parts else ""

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from chapters.course.catalog import ROOT, Chapter
 
 _SECRETS = ("TOKEN", "SECRET", "PASSWORD", "CREDENTIAL", "API_KEY", "ACCESS_KEY")
 _DROPPED = ("PYTEST_ADDOPTS", "PYTEST_PLUGINS", "PYTHONSTARTUP")
+_LONGEST_TEXT = 1 << 20  # bytes
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,47 @@ class Run:
         return not self.done or self.status not in (0, 1, 5)  # passed, failed, no tests
 
 
+class StoppedError(Exception):
+    """Not a result: the run was called off."""
+
+
+class Processes:
+    """The processes that run now, of all threads; :meth:`stop` ends them and lets no other start."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._live: set[subprocess.Popen[bytes]] = set()
+        self._stopped = False
+
+    def start(self, command: Sequence[str], **settings: Any) -> "subprocess.Popen[bytes]":
+        """Start a process. Raises ``StoppedError`` after :meth:`stop`."""
+        with self._lock:
+            self.check()
+            process = subprocess.Popen(command, **settings)
+            self._live.add(process)
+        return process
+
+    def end(self, process: "subprocess.Popen[bytes]") -> None:
+        """End a process and what it started. Raises ``StoppedError`` if it was :meth:`stop` that ended it."""
+        with self._lock:
+            self._live.discard(process)
+        _kill(process)
+        process.wait()
+        self.check()
+
+    def check(self) -> None:
+        """Raises ``StoppedError`` after :meth:`stop`."""
+        if self._stopped:
+            raise StoppedError
+
+    def stop(self) -> None:
+        """End all of them. A signal handler may call this."""
+        self._stopped = True
+        with self._lock:
+            for process in self._live:
+                _kill(process)
+
+
 def run_tests(
     chapter: Chapter,
     path: Path,
@@ -70,9 +113,10 @@ def run_tests(
     seed: int,
     limits: Limits,
     seconds_left: float | None = None,
+    processes: Processes | None = None,
 ) -> Run:
     """Judge ``path`` by the tests of ``chapter`` that belong to ``tasks``; earlier chapters in ``own`` are these files."""
-    with tempfile.TemporaryDirectory(prefix="pagebrain-check-") as folder:
+    with tempfile.TemporaryDirectory(prefix="pagebrain-check-", ignore_cleanup_errors=True) as folder:
         report = Path(folder) / "report"
         command = [
             *(sys.executable, "-m", "pytest", "-p", "chapters.course.plugin", "-p", "no:cacheprovider", "-v"),
@@ -83,7 +127,7 @@ def run_tests(
             *(option for file in own.values() for option in ("--mine", str(file))),
         ]
         output = Path(folder) / "output"
-        status = run_command(command, output, limits.total_s if seconds_left is None else seconds_left)
+        status = run_command(command, output, limits.total_s if seconds_left is None else seconds_left, processes)
         run = read_report(report)
         run.status, run.output = status, _text(output)
         return run
@@ -100,20 +144,20 @@ def read_report(report: Path) -> Run:
     )
 
 
-def run_command(command: Sequence[str], output: Path, timeout: float) -> int | None:
+def run_command(command: Sequence[str], output: Path, timeout: float, processes: Processes | None = None) -> int | None:
     """The exit status of a command, ``None`` if it had to be stopped. Its output goes to a file, so no pipe can block."""
     environment = {name: value for name, value in os.environ.items() if not _is_private(name)}
     environment |= {"PYTHONPATH": str(ROOT), "PYTHONUTF8": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    posix = os.name == "posix"
+    processes = processes or Processes()
     with output.open("wb") as file:
-        process = subprocess.Popen(
+        process = processes.start(
             command,
             cwd=ROOT,
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,
-            start_new_session=posix,
+            start_new_session=True,  # where there are process groups, it leads one
         )
         deadline = time.monotonic() + timeout
         try:
@@ -121,19 +165,18 @@ def run_command(command: Sequence[str], output: Path, timeout: float) -> int | N
         except subprocess.TimeoutExpired:
             return None
         finally:
-            _kill(process, whole_group=posix)
+            processes.end(process)
 
 
-def _kill(process: "subprocess.Popen[bytes]", *, whole_group: bool) -> None:
+def _kill(process: "subprocess.Popen[bytes]") -> None:
     """End the process, and where there are process groups what it started."""
     try:
-        if whole_group and sys.platform != "win32":
+        if sys.platform != "win32":
             os.killpg(process.pid, signal.SIGKILL)
         elif process.poll() is None:
             process.kill()
     except (ProcessLookupError, PermissionError):
         pass  # nothing is left of it
-    process.wait()
 
 
 def _is_private(name: str) -> bool:
@@ -146,18 +189,21 @@ def _worst_last(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    """The records of a report whose last line may be cut off."""
+    """The records of a report that may be cut off."""
     records = []
     for line in _text(path).splitlines():
         try:
             records.append(json.loads(line))
         except ValueError:
-            break
+            continue
     return records
 
 
 def _text(path: Path) -> str:
+    """What a file holds that the graded code may have written to: of a very long one, the end."""
     try:
-        return path.read_text(encoding="utf-8", errors="replace")
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - _LONGEST_TEXT))
+            return file.read(_LONGEST_TEXT).decode("utf-8", errors="replace")
     except OSError:
         return ""

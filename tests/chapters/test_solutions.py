@@ -4,11 +4,13 @@ Solutions lie in ``wrong/`` and ``alternatives/``, written as overlays on the re
 tests. A wrong one counts only if it passes a smoke test, as code does that seemed to work when its author tried it.
 """
 
+import ast
+import re
 from pathlib import Path
 
 import pytest
 
-from chapters.course.catalog import find_chapters
+from chapters.course.catalog import Chapter, find_chapters
 from chapters.course.loading import load_file
 from tests.support.judging import Verdict, judge
 from tests.support.models import hf_greedy, random_gpt2
@@ -58,6 +60,22 @@ def test_there_are_enough_of_each() -> None:
         assert len(wrong) >= 8
         assert set(wrong) == {task.task_id for task in chapter.tasks}, "every task needs a wrong solution"
         assert len([path for path in RIGHT if number_of(path) == number]) >= 2
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS.values(), ids=lambda chapter: chapter.name)
+def test_every_task_has_a_test_that_varies_with_the_seed(chapter: Chapter) -> None:
+    """So that whoever fits an answer to what the tests show is found out with another seed."""
+    module = ast.parse(chapter.test_file.read_text(encoding="utf-8"))
+    functions = [node for node in module.body if isinstance(node, ast.FunctionDef)]
+    seeded = {node.name for node in functions if "seed" in {argument.arg for argument in node.args.args}}
+    everywhere = any(
+        "autouse" in ast.unparse(mark) for node in functions if node.name in seeded for mark in node.decorator_list
+    )
+    varying = set()
+    for node in functions:
+        if everywhere or {node.name, *(argument.arg for argument in node.args.args)} & seeded:
+            varying |= set(re.findall(r"mark\.task\('([\d.]+)'", " ".join(map(ast.unparse, node.decorator_list))))
+    assert varying == {task.task_id for task in chapter.tasks}
 
 
 @pytest.mark.parametrize("overlay", WRONG, ids=name_of)

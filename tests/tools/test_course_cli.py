@@ -283,6 +283,12 @@ ALLOWED = "from pagebrain import PageBrainConfig\nfrom chapters import ch02_bloc
         ("eval('1')", 1),
         ("compile('1', '', 'exec')", 1),
         ("import sys\nsys.modules['pagebrain']", 2),
+        ("import sys as s\nm = s.modules", 2),
+        ("import torch\ntorch.sys.modules['pagebrain']", 2),
+        ("f = torch.__loader__", 1),
+        ("__spec__.loader", 1),
+        ("f.__globals__", 1),
+        ("from torch import builtins", 1),
         ("from sys import modules", 1),
         ("from tests.support import overlay", 1),
     ],
@@ -294,7 +300,28 @@ def test_the_guard_names_the_line_of_an_import_that_a_skeleton_does_not_have(sou
 
 def test_the_guard_lets_everything_else_pass() -> None:
     source = ALLOWED + "import sys, re, torch\nfrom chapters import TodoError\nre.compile('x')\nmodel.eval()\nsys.path\n"
+    source += "list(model.modules())\nmodel.named_modules\n"
     assert imports_guard.forbidden_imports(source, ALLOWED) == []
+
+
+def test_the_guard_quotes_an_import_as_it_is_written() -> None:
+    found = imports_guard.forbidden_imports("import math, pagebrain.attention as a\nfrom pagebrain import LLM as L", ALLOWED)
+    assert "`import pagebrain.attention as a`" in found[0] and "`from pagebrain import LLM as L`" in found[1]
+
+
+def test_modules_that_a_skeleton_does_not_import_are_named() -> None:
+    found = imports_guard.additional_modules
+    assert found("import math\nfrom chapters import TodoError\nimport chapters.ch02_block_table", ALLOWED) == []
+    source = "import os.path, torch.nn as n\nfrom collections import deque\nmath.sys\nfrom math import inspect"
+    assert found(source, ALLOWED) == ["collections", "math.inspect", "math.sys", "os.path", "torch.nn"]
+    assert found("import torch.nn.functional", "import torch") == []
+
+
+def test_mine_without_a_file_of_ones_own_says_so(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["start", "01"])
+    capsys.readouterr()
+    assert main(["check", "01", "--mine"]) == 1
+    assert "Earlier chapters: none of yours was found (--mine); the reference for 00" in capsys.readouterr().out
 
 
 def test_the_tool_runs_from_any_folder() -> None:

@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     own = own_chapters(work, chapter, all_of_them=args.mine)
     snapshot = check_file(chapter, path)
     if not args.json:
-        print_header(chapter, snapshot, own)
+        print_header(chapter, snapshot, own, mine=args.mine)
     with Console(stderr=True).status("running the tests"):  # seen in terminals only
         grade = grade_file(chapter, tasks, path, own=own, seed=args.seed, limits=limits)
     if args.verbose:

@@ -2,27 +2,37 @@
 
 import argparse
 import contextlib
+import os
+import signal
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import TextIO
+from types import FrameType
+from typing import Any, TextIO
 
-from chapters.course.catalog import find_chapter
+from chapters.course.catalog import Chapter, find_chapter, find_chapters
 from chapters.course.commands.check_ import add_limit_arguments, limits_of
 from chapters.course.errors import CourseError
-from chapters.course.submissions import Table, find_submissions, grade_submission
+from chapters.course.gradebook import Table, chapters_of, plain, read_table, split_rows
+from chapters.course.running import Limits, Processes, StoppedError
+from chapters.course.submissions import NOT_GRADED, Submission, describe_unknown, find_submissions, grade_submission
 
 _WARNING = """\
 This is no sandbox. Each file runs in a process of its own, with limits on time and memory, but with your rights: it can
 read and write what you can. Grade files that you do not trust in a container without a network: docs/instructors.md.
 """
+SOME_NOT_GRADED = 1
+_SAME_SIGNAL_S = 0.3  # timeout(1) sends its signal to the process and to its group: twice to this one
+_ENCODING: dict[str, Any] = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``grade``."""
     parser.add_argument("folder", metavar="DIR", help="holds alice/ch02_block_table.py, or alice_ch02_block_table.py")
     parser.add_argument("--csv", nargs="?", const="-", metavar="FILE", help="write a table as it grows; no FILE: print it")
+    parser.add_argument("--resume", action="store_true", help="keep FILE's rows of files that are unchanged; add the rest")
     parser.add_argument("--chapter", metavar="NN", help="grade this chapter; who has no file of it gets a row too")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of what is random in the tests (default: 0)")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="files at a time (default: 1)")
@@ -34,41 +44,108 @@ def run(args: argparse.Namespace) -> int:
     limits = limits_of(args)
     if args.jobs < 1:
         raise CourseError("--jobs must be at least 1")
-    chapters = [find_chapter(args.chapter)] if args.chapter else None
-    submissions = find_submissions(Path(args.folder), chapters)
-    present = list({submission.chapter.number: submission.chapter for submission in submissions}.values())
-    for chapter in present:
-        if not chapter.test_file.is_file():
+    if args.resume and args.csv in (None, "-"):
+        raise CourseError("--resume needs --csv FILE: the table that it goes on with")
+    found = find_submissions(Path(args.folder), [find_chapter(args.chapter)] if args.chapter else None)
+    numbers = {submission.chapter.number for submission in found.submissions}
+    for chapter in find_chapters():
+        if chapter.number in numbers and not chapter.test_file.is_file():
             raise CourseError(f"chapter {chapter.number} has no tests")
+    rows = read_table(Path(args.csv)) if args.resume and Path(args.csv).exists() else []
+    kept, to_grade = split_rows(rows, found.submissions, args.seed)
+    columns = [chapter for chapter in find_chapters() if chapter.number in numbers | chapters_of(kept)]
     print(_WARNING, file=sys.stderr)
     told = sys.stderr if args.csv == "-" else sys.stdout
-    with _stream(args.csv) as stream, ThreadPoolExecutor(args.jobs) as pool:
-        table = Table(stream, present) if stream is not None else None
-        futures = [pool.submit(grade_submission, submission, args.seed, limits) for submission in submissions]
+    if rows:
+        print(f"kept from {args.csv}: {len(kept)} rows", file=told)
+    with _table(args.csv, columns, kept, resume=args.resume) as table:
+        graded, failed, signal_number = _grade_all(to_grade, args.seed, limits, args.jobs, table, told)
+    if found.unknown:
+        print(plain(describe_unknown(found.unknown)), file=sys.stderr)
+    if signal_number:
+        more = "; --resume goes on with it" if table is not None and args.csv != "-" else ""
+        print(f"chapters: interrupted: {graded} of {len(to_grade)} files were graded{more}", file=sys.stderr)
+        return 128 + signal_number
+    print(f"{graded} files graded with seed {args.seed}" + (f", {failed} not graded" if failed else ""), file=told)
+    return SOME_NOT_GRADED if failed else 0
+
+
+def _grade_all(
+    submissions: list[Submission], seed: int, limits: Limits, jobs: int, table: Table | None, told: TextIO
+) -> tuple[int, int, int]:
+    """Returns how many were graded, how many could not be, and the number of a signal that ended it early."""
+    processes = Processes()
+    done = failed = 0
+    with _stopped_by_signals(processes) as received, ThreadPoolExecutor(jobs) as pool:
+        futures = [pool.submit(grade_submission, submission, seed, limits, processes) for submission in submissions]
         try:
-            for done, future in enumerate(as_completed(futures), start=1):
-                row = future.result()
+            for future in as_completed(futures):
+                try:
+                    row = future.result()
+                except StoppedError:
+                    continue
                 if table is not None:
                     table.add(row)
+                done += 1
+                failed += str(row["message"]).startswith(NOT_GRADED)
                 score = f"{row['points']}/{row['max_points']}"
                 line = f"[{done}/{len(futures)}] {row['student']}  chapter {row['chapter']}  {score}  {row['message']}"
-                print(f"{' '.join(line.split()):.150}", file=told, flush=True)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
+                print(f"{plain(line):.150}", file=told, flush=True)
+        except BaseException:  # a full disk: what is not written need not be graded
+            processes.stop()
             raise
-    print(f"{len(submissions)} files graded with seed {args.seed}", file=told)
-    return 0
+    return done - failed, failed, received[0] if received else 0
 
 
 @contextlib.contextmanager
-def _stream(name: str | None) -> Iterator[TextIO | None]:
-    """Where the table goes. Raises ``CourseError`` rather than write over grades that are there."""
-    if name is None or name == "-":
-        yield sys.stdout if name else None
-        return
+def _stopped_by_signals(processes: Processes) -> Iterator[list[int]]:
+    """End the processes at the first Ctrl-C (or SIGTERM), and this one at the second. Yields the list of what came.
+
+    An exception in the middle of a row could lose it, so the handler raises none.
+    """
+    received: list[int] = []
+    began = 0.0
+    numbers = (signal.SIGINT, signal.SIGTERM)
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        nonlocal began
+        if not received:
+            began = time.monotonic()
+            received.append(number)
+            processes.stop()
+        elif time.monotonic() - began > _SAME_SIGNAL_S:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+
+    before = {number: signal.signal(number, stop) for number in numbers}
     try:
-        file = open(name, "x", encoding="utf-8", newline="")
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _table(name: str | None, chapters: list[Chapter], kept: list[dict[str, str]], *, resume: bool) -> Iterator[Table | None]:
+    """Where the rows go, with those that stay. Raises ``CourseError`` rather than write over grades that are there."""
+    if name is None:
+        yield None
+        return
+    if name == "-":
+        yield Table(sys.stdout, chapters)
+        return
+    path = Path(name)
+    if resume:
+        # The rows that stay are written beside the table first, so that at every moment one whole table is there.
+        beginning = path.with_name(f".{path.name}.tmp")
+        with open(beginning, "w", **_ENCODING) as file:
+            table = Table(file, chapters)
+            for row in kept:
+                table.add(row)
+        os.replace(beginning, path)
+    try:
+        file = open(path, "a" if resume else "x", **_ENCODING)
     except FileExistsError:
-        raise CourseError(f"{name} is there already: name another file, or move it away") from None
+        raise CourseError(f"{name} is there already: --resume goes on with it; or name another file") from None
     with file:
-        yield file
+        yield Table(file, chapters, has_header=resume)

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from chapters.course.catalog import find_chapters
+from chapters.course.catalog import find_chapters, is_given
 from chapters.course.cli import add_work_argument
 from chapters.course.workspace import shown, task_states, work_folder
 
@@ -27,6 +27,11 @@ def run(args: argparse.Namespace) -> int:
     reached = total = 0
     for chapter in find_chapters():
         states = task_states(work, chapter)
+        if is_given(chapter) and set(states.values()) == {"not started"}:
+            table.add_row(
+                Text(chapter.number, style="bold"), Text(chapter.title, style="bold"), "", Text("complete", style="dim")
+            )
+            continue
         total += chapter.points
         reached += (own := sum(task.points for task in chapter.tasks if states[task.task_id] == "passed"))
         table.add_section()

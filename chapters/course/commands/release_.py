@@ -34,5 +34,5 @@ def run(args: argparse.Namespace) -> int:
     missing = [chapter.notebook for chapter in released if not (target / chapter.notebook).is_file()]
     if missing:
         print(f"Not there to be copied: {', '.join(missing)}")
-    print("No line of a solution is in its chapters, skeletons or notebooks.")
+    print("No line of a solution is in its chapters, skeletons, tests or notebooks. pagebrain/, the engine, is complete.")
     return 0
