@@ -1,7 +1,7 @@
 """Writes the tables of measured figures: docs/performance/*.json in, README.md and docs/performance/README.md out.
 
 ``python tools/write_performance.py`` after a new measurement; with ``--check`` it changes nothing and fails if a table is
-not what the JSON says. The JSON files are made by ``pagebrain bench offline ... --json FILE``.
+not what the JSON says. ``pagebrain bench offline ... --json FILE`` and ``python -m chapters ladder --json FILE`` make those.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def main() -> int:
 
 def with_tables(page: str) -> str:
     """``page`` with the figures between its markers; a page need not have all of them."""
-    for name, table in (("speed-on-a-cpu", cpu_table), ("packing", packing_table)):
+    for name, table in (("speed-on-a-cpu", cpu_table), ("packing", packing_table), ("ladder", ladder_table)):
         head, begin, rest = page.partition(f"<!-- {name}: begin -->")
         _, end, tail = rest.partition(f"<!-- {name}: end -->")
         if begin and end:
@@ -51,6 +51,27 @@ def packing_table() -> str:
     lines += [f"| {r['rows']} | {r['as_saved_ms']:.0f} ms | {r['reordered_ms']:.0f} ms |" for r in report["results"]]
     versions = report["versions"]
     lines += ["", f"{report['dtype']}, {report['threads']} threads on {versions['processor']}, torch {versions['torch']}."]
+    return "\n".join(lines)
+
+
+def ladder_table() -> str:
+    """The staircase: every chapter and the engine on the same work."""
+    report = json.loads((RESULTS / "ladder.json").read_text(encoding="utf-8"))
+    lines = ["| stage | tokens/s | ms from token to token | KV cache at its fullest |", "|---|---|---|---|"]
+    for stage in report["stages"]:
+        memory = f"{stage['kv_bytes'] / 2**20:.1f} MiB" if stage["kv_bytes"] else "none"
+        lines.append(f"| {stage['stage']} | {stage['tokens_per_s']:,.0f} | {stage['ms_per_token']:.1f} | {memory} |")
+    lens, versions = report["prompt_lens"], report["versions"]
+    work = (
+        f"{len(lens)} prompts of {min(lens)} to {max(lens)} tokens at once, up to {report['max_new_tokens']} new ones each"
+    )
+    machine = (
+        f"{report['threads']} thread{'s' * (report['threads'] > 1)} on {versions['processor']}, torch {versions['torch']}"
+    )
+    lines += [
+        "",
+        f"{work}, the {report['model']} model, {report['dtype']}. {machine}, {report['date']}. Greedy; one run after a warm-up.",
+    ]
     return "\n".join(lines)
 
 

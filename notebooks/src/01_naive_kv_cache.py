@@ -172,7 +172,7 @@ model.config.eos_token_id = None  # or the story would end before the context is
 ch01.generate(model, [text[:16]], 945, on_step=traces.append)
 model.config.eos_token_id = tokenizer.eos_token_id
 steps = {trace.rows[0].context_len: trace.read_s - trace.launched_s for trace in traces}
-cached = [min(steps[n - i] for i in range(5) if n - i in steps) for n in context_lens]
+cached = [min(steps[n + i] for i in range(-4, 5) if n + i in steps) for n in context_lens]
 viz.latency_by_context(
     {
         "00 recompute everything": (context_lens, recomputed),

@@ -5,9 +5,11 @@ import importlib
 import inspect
 import json
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -23,6 +25,7 @@ from chapters.course.stages import own_chapters
 from chapters.course.workload import PROMPTS, Record, run_chapter, run_engine
 from chapters.course.workspace import shown, work_folder, write_file
 from pagebrain import LLM, PageBrainConfig
+from pagebrain.bench.offline import versions
 from pagebrain.loading import load_model, load_tokenizer
 
 ENGINE = "engine"
@@ -87,7 +90,9 @@ def run(args: argparse.Namespace) -> int:
     for row in rows:
         del row["answers"]
     if args.json:
-        report = {"model": args.model or "bundled", "device": str(model.device), "dtype": str(model.dtype)}
+        report: dict[str, Any] = {"date": f"{datetime.now():%Y-%m-%d}", "model": args.model or "bundled"}
+        report |= {"dtype": str(model.dtype).removeprefix("torch."), "device": str(model.device)}
+        report |= {"threads": torch.get_num_threads(), "versions": versions(str(model.device))}
         report |= {"prompt_lens": [*map(len, prompts)], "max_new_tokens": args.max_new_tokens, "stages": rows}
         write_file(Path(args.json).absolute(), json.dumps(report, indent=2) + "\n")
     if staircase is not None:
