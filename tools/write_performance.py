@@ -59,7 +59,7 @@ def ladder_table() -> str:
     report = json.loads((RESULTS / "ladder.json").read_text(encoding="utf-8"))
     lines = ["| stage | tokens/s | ms from token to token | KV cache at its fullest |", "|---|---|---|---|"]
     for stage in report["stages"]:
-        memory = f"{stage['kv_bytes'] / 2**20:.1f} MiB" if stage["kv_bytes"] else "none"
+        memory = f"{stage['kv_bytes'] / 1e6:.1f} MB" if stage["kv_bytes"] else "none"
         lines.append(f"| {stage['stage']} | {stage['tokens_per_s']:,.0f} | {stage['ms_per_token']:.1f} | {memory} |")
     lens, versions = report["prompt_lens"], report["versions"]
     work = (
@@ -70,7 +70,7 @@ def ladder_table() -> str:
     )
     lines += [
         "",
-        f"{work}, the {report['model']} model, {report['dtype']}. {machine}, {report['date']}. Greedy; one run after a warm-up.",
+        f"{work}, the {report['model']} model, {report['dtype']}, greedy. {machine}, {report['date']}.",
     ]
     return "\n".join(lines)
 
