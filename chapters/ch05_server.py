@@ -196,7 +196,7 @@ def create_app(engine: Engine, tokenizer: PreTrainedTokenizerBase) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         loop = asyncio.create_task(shared.run())
-        loop.add_done_callback(report)
+        loop.add_done_callback(log_failure)
         yield
         loop.cancel()
 
@@ -232,7 +232,7 @@ def create_app(engine: Engine, tokenizer: PreTrainedTokenizerBase) -> FastAPI:
     return app
 
 
-def report(loop: "asyncio.Task[None]") -> None:
+def log_failure(loop: "asyncio.Task[None]") -> None:
     """Say on the log what ended the loop, unless it was cancelled."""
     if not loop.cancelled():
         logger.critical("the engine has stopped", exc_info=loop.exception())

@@ -92,8 +92,8 @@ def cpu_table() -> str:
         f"{work['requests']} requests at once, prompts of {work['input_len']} tokens and answers of {work['output_len']}, "
         f"uniform: {work['input_tokens']:,} tokens in, {work['output_tokens']:,} out. Greedy, end of sequence ignored, "
         f"token ids in and out, {first['threads']} threads on {versions['processor']}, torch {versions['torch']}, "
-        f"transformers {versions['transformers']}. Medians of {first['rounds']} interleaved rounds, each engine in a "
-        "process of its own.",
+        f"transformers {versions['transformers']}. Medians of {first['rounds']} interleaved rounds, of the "
+        "ratios too; each engine in a process of its own.",
     ]
     return "\n".join(lines)
 

@@ -13,7 +13,8 @@ import pytest
 
 from pagebrain import LLM, SamplingParams, __version__
 from pagebrain.assets import BUNDLED_MODEL
-from pagebrain.cli import COMMANDS, INTERRUPTED, PIPE_CLOSED, main
+from pagebrain.cli import COMMANDS, main
+from pagebrain.cli.frame import INTERRUPTED, PIPE_CLOSED
 from pagebrain.engine import Engine
 from pagebrain.errors import ModelLoadError
 

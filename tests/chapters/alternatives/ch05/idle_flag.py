@@ -28,18 +28,18 @@ class AsyncEngine:
     async def run(self) -> None:
         idle = False
         while True:
-            if idle:
-                await self.note.wait()
-            self.read_notes()
-            self.note.clear()  # nothing was awaited since the notes were read
             try:
+                if idle:
+                    await self.note.wait()
+                self.read_notes()
+                self.note.clear()  # nothing was awaited since the notes were read
                 group = await asyncio.to_thread(self.engine.step)
+                idle = group is None
+                if group is not None:
+                    self.deliver(group)
             except Exception as error:
                 self.fail(error)
                 raise
-            idle = group is None
-            if group is not None:
-                self.deliver(group)
 
     def fail(self, error: Exception) -> None:
         self.failure = error

@@ -16,14 +16,17 @@ class AsyncEngine:
     async def run(self) -> None:
         while True:
             await self.note.wait()
-            while (group := await self.next_group()) is not None:
-                self.deliver(group)
+            while await self.round():
+                pass
 
-    async def next_group(self) -> SequenceGroup | None:
-        self.note.clear()
-        self.read_notes()
+    async def round(self) -> bool:
         try:
-            return await asyncio.to_thread(self.engine.step)
+            self.note.clear()
+            self.read_notes()
+            group = await asyncio.to_thread(self.engine.step)
+            if group is not None:
+                self.deliver(group)
+            return group is not None
         except Exception as error:
             self.failure = error
             for client in (*self.arrived, *self.clients.values()):

@@ -1,0 +1,141 @@
+"""What every command line of this repository has in common: commands that are modules, and errors that are one line.
+
+A command is a module with ``add_arguments(parser)`` and ``run(args) -> int``. It is imported when it is asked for, so that
+``--help`` answers at once.
+"""
+
+import argparse
+import contextlib
+import importlib
+import io
+import os
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, NoReturn
+
+from pagebrain.cli.quiet import quiet
+
+INTERNAL_ERROR = 1
+USAGE_ERROR = 2
+INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+PIPE_CLOSED = 141  # 128 + SIGPIPE
+
+OWN_PACKAGES = ("pagebrain", "chapters")
+"""A module of these that is missing is no package that a user could install."""
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line, and whose help stays readable however many options there are."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(formatter_class=_Formatter, **settings)
+
+    def error(self, message: str) -> NoReturn:
+        raise _WrongUsage(f"{message} (see {self.prog} --help)")
+
+
+class _WrongUsage(Exception):
+    """What the parser says of a command line that it cannot read."""
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=30, width=min(100, shutil.get_terminal_size().columns - 2))
+
+
+@dataclass(frozen=True)
+class CommandLine:
+    """A program with commands.
+
+    Attributes:
+        name: how its error messages begin.
+        prog, description, epilog: what its help says.
+        commands: command -> what it does, in the order of the help.
+        module: where a command's module is, such as ``pagebrain.cli.{}``.
+        mistakes: exceptions that are told in one line, with exit status 2.
+        internal: exceptions that are no mistake of the user's, told in one line, with exit status 1.
+        version: what ``--version`` prints, if there is one.
+        advice: what to say besides when a package is missing.
+    """
+
+    name: str
+    prog: str
+    description: str
+    epilog: str
+    commands: Mapping[str, str]
+    module: str
+    mistakes: tuple[type[Exception], ...]
+    internal: tuple[type[Exception], ...] = ()
+    version: str | None = None
+    advice: str = ""
+
+    def main(self, argv: Sequence[str] | None = None) -> int:
+        """Run one command line and return its exit status."""
+        arguments = list(sys.argv[1:] if argv is None else argv)
+        mistakes: tuple[type[Exception], ...] = (_WrongUsage, *self.mistakes)
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="replace")  # a story may hold characters that the terminal has not
+        try:
+            with quiet():
+                status = self._run(arguments)
+                if sys.stdout is not None:
+                    sys.stdout.flush()  # a closed pipe should be noticed here, not by the interpreter on its way out
+                return status
+        except self.internal as error:
+            return self._fail(str(error), INTERNAL_ERROR)
+        except mistakes as error:
+            return self._fail(str(error))
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.partition(".")[0] in OWN_PACKAGES:
+                raise
+            return self._fail(f"the package {error.name} is not installed: pip install {error.name}{self.advice}")
+        except KeyboardInterrupt:
+            print(f"{self.name}: interrupted", file=sys.stderr)
+            return INTERRUPTED
+        except BrokenPipeError:
+            _discard_output()
+            return PIPE_CLOSED
+        except OSError as error:  # a full disk, say
+            _discard_output()
+            return self._fail(str(error))
+
+    def _run(self, arguments: list[str]) -> int:
+        parser = self._parser(arguments)
+        try:
+            args = parser.parse_args(arguments)
+        except SystemExit as stop:  # help or version
+            return int(stop.code or 0)
+        if args.command is None:
+            parser.print_help()
+            return 0
+        return int(self._module(args.command).run(args))
+
+    def _parser(self, arguments: list[str]) -> argparse.ArgumentParser:
+        """The parser, with the options of the command in ``arguments`` only: those of the others are not needed."""
+        parser = OneLineParser(prog=self.prog, description=self.description, epilog=self.epilog)
+        if self.version is not None:
+            parser.add_argument("--version", action="version", version=self.version)
+        subparsers = parser.add_subparsers(dest="command", title="commands", metavar="COMMAND")
+        wanted = next((argument for argument in arguments if not argument.startswith("-")), None)
+        for command, summary in self.commands.items():
+            subparser = subparsers.add_parser(command, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
+            if command == wanted:
+                self._module(command).add_arguments(subparser)
+        return parser
+
+    def _module(self, command: str) -> ModuleType:
+        return importlib.import_module(self.module.format(command))
+
+    def _fail(self, message: str, status: int = USAGE_ERROR) -> int:
+        print(f"{self.name}: error: {' '.join(message.split())}", file=sys.stderr)
+        return status
+
+
+def _discard_output() -> None:
+    """Send what is still buffered nowhere, or the interpreter would fail over it at its end."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
