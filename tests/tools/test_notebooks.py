@@ -4,6 +4,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+import jupytext
+import jupytext.config
+import jupytext.paired_paths
 import nbformat
 import pytest
 
@@ -39,6 +42,15 @@ def test_every_chapter_has_a_notebook_and_no_notebook_is_without_a_source() -> N
     assert [path.stem for path in source_paths()] == names
     assert sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb")) == names
     assert sorted(path.stem for path in SOURCES.glob("*.py")) == names
+
+
+def test_jupyter_knows_which_source_belongs_to_which_notebook(source: Path) -> None:
+    configuration = jupytext.config.load_jupytext_config(str(notebook_path(source)))
+    formats = configuration.default_formats(str(notebook_path(source)))
+    paired = {
+        Path(path).resolve() for path, _ in jupytext.paired_paths.paired_paths(str(notebook_path(source)), "ipynb", formats)
+    }
+    assert paired == {source.resolve(), notebook_path(source).resolve()}
 
 
 def test_source_and_notebook_are_in_step(source: Path) -> None:
