@@ -94,7 +94,7 @@ class AsyncEngine:
         self.failure: Exception | None = None
 
     def read_notes(self) -> None:
-        """Task 5.1: act on all notes and throw them away.
+        """Task 5.1: act on all notes, and throw each away when that is done: if it fails, nobody's note may be lost.
 
         Whoever arrived becomes a request of the engine (``client.seq``) and stands in ``clients``. Whoever left stands there
         no longer; if its sequence has not finished, :meth:`Engine.finish` ends it. A client may arrive and leave between
@@ -193,10 +193,15 @@ def create_app(engine: Engine, tokenizer: PreTrainedTokenizerBase) -> FastAPI:
     detokenizer = Detokenizer(tokenizer)
     shared = AsyncEngine(engine)
 
+    def ended(loop: "asyncio.Task[None]") -> None:
+        if not loop.cancelled() and isinstance(error := loop.exception(), Exception):
+            shared.failure = error  # whatever run made of it
+            logger.critical("the engine has stopped", exc_info=error)
+
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         loop = asyncio.create_task(shared.run())
-        loop.add_done_callback(log_failure)
+        loop.add_done_callback(ended)
         yield
         loop.cancel()
 
@@ -226,16 +231,12 @@ def create_app(engine: Engine, tokenizer: PreTrainedTokenizerBase) -> FastAPI:
 
     @app.get("/health")
     async def health() -> dict[str, Any]:
+        if shared.failure is not None:
+            raise HTTPException(503, f"the engine has stopped: {shared.failure}")
         clients = len(shared.clients) + len(shared.arrived)
-        return {"ok": shared.failure is None, "clients": clients, "free_blocks": engine.cache.num_free_blocks}
+        return {"ok": True, "clients": clients, "free_blocks": engine.cache.num_free_blocks}
 
     return app
-
-
-def log_failure(loop: "asyncio.Task[None]") -> None:
-    """Say on the log what ended the loop, unless it was cancelled."""
-    if not loop.cancelled():
-        logger.critical("the engine has stopped", exc_info=loop.exception())
 
 
 def event(fields: dict[str, Any]) -> str:

@@ -63,7 +63,6 @@ ROLES: dict[str, dict[str, Role]] = {
         "AsyncEngine": Role("server"),
         "GenerateBody": Role("HTTP"),
         "create_app": Role("HTTP"),
-        "log_failure": Role("HTTP"),
         "event": Role("HTTP"),
         "generate": Role("loop", ("04.generate",)),
         "main": Role("HTTP"),

@@ -226,7 +226,7 @@ viz.memory_over_time(traces)
 #
 # <details><summary><b>If you took the mean answer, about 180 tokens, and said about a fifth</b></summary>
 #
-# A good thought, and it is the share of what anybody *reads*. The picture shows what is *written*, about a third: all six rows
+# A good thought, and near the share of what anybody will *read*. The picture shows what is *written*, about a third: all six rows
 # grow to the length of the longest answer, $\tfrac{1}{2} \cdot 266$ tokens on average, of some 410 reserved. Texts that are over
 # are computed and written on, because their row in the batch is there until the last one is done.
 # </details>

@@ -311,7 +311,9 @@ async with shared_by_all(new_engine(model)) as shared:
     together = await asyncio.gather(*(come_and_read(shared, number) for number in range(4)))
 report(together)
 worst = [max(first for first, _ in times) for times in (one_by_one, together)]
-print(f"longest wait for a first token: {worst[0]:.2f} s before, {worst[1]:.2f} s now")
+print(
+    f"longest wait for a first token: {worst[0] * 1e3:.0f} ms before, {worst[1] * 1e3:.0f} ms now"
+)
 
 # %% [markdown]
 # The first token now comes about a step or two after the client. Those who stood in the queue have their last token earlier,
@@ -662,12 +664,15 @@ viz.latency_throughput(
 #
 # `python -m chapters start 05` writes `work/ch05_server.py` with four gaps, unless it is there already;
 # `python -m chapters check 05` checks them. When they pass, serve with your own code: `python -m work.ch05_server`, from the
-# folder that holds `work/`. In another terminal, let it write, and hang up in the middle with Ctrl-C:
+# folder that holds `work/`. In another terminal, let it write a story; then ask again, and hang up after a tenth of a second:
 #
 # ```
 # curl -N http://127.0.0.1:8000/generate -H "Content-Type: application/json" -d '{"prompt": "One day", "max_new_tokens": 500}'
+# curl -N --max-time 0.1 http://127.0.0.1:8000/generate -H "Content-Type: application/json" -d '{"prompt": "One day"}'
 # curl http://127.0.0.1:8000/health
 # ```
+#
+# The last line should say that nobody is being served and that all 256 blocks are free.
 #
 # ### Exercise 5.1: reading the notes (7 points)
 #

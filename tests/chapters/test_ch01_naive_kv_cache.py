@@ -61,7 +61,11 @@ def assert_writes(cache: Any, layer: int, positions: list[list[int]], seed: int)
             if index[0] != layer or index[1:3] not in belongs:
                 written = f"the write was to layer {layer}, positions {positions[index[1]]} of sequence {index[1]}"
                 return f"nothing was to be written here: {written}{found}"
-            unwritten = ", but nothing was written" if torch.equal(lies, before[index[:3]]) else found
+            held = f"; before the write it held {float(before[index]):g}"
+            nothing = (
+                ", but nothing was written to the cache (indexing with a tensor makes a copy; assign to the cache itself)"
+            )
+            unwritten = nothing if torch.equal(lies, before[index[:3]]) else found or held
             token = f"the {name[:-1]} of new token {belongs[index[1], index[2]]} of sequence {index[1]}"
             return f"{token} belongs here{unwritten}"
 
@@ -71,7 +75,7 @@ def assert_writes(cache: Any, layer: int, positions: list[list[int]], seed: int)
 
 
 @pytest.mark.task(
-    "1.1", hint="One token of one sequence: its key belongs in the cache's keys, its value in the cache's values."
+    "1.1", hint="One token of one sequence: see what should lie here and what does: key or value, which token, which layer."
 )
 def test_keys_go_to_the_keys_and_values_to_the_values(chapter: Any, seed: int) -> None:
     assert_writes(poisoned_cache(chapter, 1), 0, [[0]], seed)
@@ -139,7 +143,14 @@ def other_mask(out: Tensor, given: Given, scale: float) -> str:
     if out.isnan().any():
         return "not a number, as a softmax gives if all scores are -inf: such a query sees no slot at all"
     query, keys, values, positions = given
-    seen = {"all slots, as if there were no mask": torch.full_like(positions, MAX_LEN - 1)}
+    whole = positions.amax(1, keepdim=True).expand_as(positions)
+    everything = "all slots, as if there were no mask, or one for the whole sequence"
+    seen = {everything: torch.full_like(positions, MAX_LEN - 1)}
+    seen["all slots up to that of its sequence's last new token"] = whole
+    seen["what the first sequence's queries may see"] = positions[:1].expand_as(positions)
+    seen["slots by its number among the new tokens, and not by its position"] = torch.arange(positions.shape[1]).expand_as(
+        positions
+    )
     seen["one slot too many, that of the next position"] = (positions + 1).clamp(max=MAX_LEN - 1)
     if positions.min() > 0:
         seen["one slot too few, not that of its own position"] = positions - 1
@@ -147,6 +158,15 @@ def other_mask(out: Tensor, given: Given, scale: float) -> str:
         outputs = attend_one_by_one(query, keys, values, last, scale)
         if not last.equal(positions) and torch.allclose(out, outputs, atol=1e-9, rtol=0):
             return f"these are the outputs if each query sees {name}"
+    scores = torch.einsum("bqhd,bkhd->bhqk", query, keys) * scale
+    hidden = (torch.arange(MAX_LEN) > positions.unsqueeze(-1)).unsqueeze(1)
+    others = {
+        "hidden slots had a score of 0, which counts like any other": scores.masked_fill(hidden, 0).softmax(-1),
+        "weights were cut after the softmax, so that they do not add up to 1": scores.softmax(-1).masked_fill(hidden, 0),
+    }
+    for name, weights in others.items():
+        if torch.allclose(out, torch.einsum("bhqk,bkhd->bqhd", weights, values), atol=1e-9, rtol=0):
+            return f"these are the outputs if {name}"
     return ""
 
 
@@ -217,9 +237,7 @@ def test_scores_are_scaled_by_what_is_given(chapter: Any, seed: int, scale: floa
     assert_attends(chapter, [[MAX_LEN - 1], [MAX_LEN - 1]], seed, scale=scale, leave=(other_mask,))  # every slot is visible
 
 
-@pytest.mark.task(
-    "1.2", hint="A query sees the slots up to its own position, and no others: check the mask at both of its ends."
-)
+@pytest.mark.task("1.2", hint="Each query of each sequence sees the slots up to its own position, and no others.")
 @pytest.mark.parametrize(
     "positions",
     [

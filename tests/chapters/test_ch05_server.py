@@ -6,7 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, contextmanager, suppress
 from random import Random
 from types import ModuleType
 from typing import Any
@@ -83,6 +83,7 @@ def test_arrivals_become_requests_in_order(chapter: ModuleType, seed: int) -> No
     clients = [arrive(chapter, shared, prompt, count) for prompt, count in zip(prompts, counts)]
     shared.read_notes()
     waiting = list(shared.engine.scheduler.waiting)
+    assert all(client.seq is not None for client in clients), "client.seq must be the sequence that add_request returned"
     assert [client.seq for client in clients] == waiting, (
         "the engine's queue must hold the clients' sequences, first come first"
     )
@@ -104,6 +105,29 @@ def test_notes_are_acted_on_once(chapter: ModuleType) -> None:
     shared.read_notes()
     count = len(shared.engine.scheduler.waiting)
     assert count == 1, f"one client arrived and the notes were read twice: expected 1 request in the engine, got {count}"
+
+
+@pytest.mark.task("5.1", hint="A note that is thrown away before it was acted on is lost if acting on it fails.")
+def test_nobody_is_forgotten_if_the_engine_refuses_somebody(chapter: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    shared = chapter.AsyncEngine(make_engine())
+    clients = [arrive(chapter, shared, [number]) for number in range(3)]
+    add_request = shared.engine.add_request
+
+    def refuse_the_second(prompt: list[int], max_new_tokens: int) -> Sequence:
+        if prompt == [1]:
+            raise RuntimeError("no room in the queue")
+        seq: Sequence = add_request(prompt, max_new_tokens)
+        return seq
+
+    monkeypatch.setattr(shared.engine, "add_request", refuse_the_second)
+    with suppress(RuntimeError):
+        shared.read_notes()
+    known = [*shared.clients.values(), *shared.arrived]
+    lost = [number for number, client in enumerate(clients) if client not in known]
+    assert not lost, (
+        f"add_request raised for client 1 of 0, 1, 2: clients {lost} are neither in clients nor in arrived any more, so "
+        "run cannot tell them that the engine has failed"
+    )
 
 
 @pytest.mark.task("5.1", hint="A client that left is nobody's any more: end its sequence, so that its blocks come back.")
@@ -181,7 +205,7 @@ def serve(chapter: ModuleType, *entries: ScheduledSequence) -> tuple[Any, dict[i
 
 
 @pytest.mark.task(
-    "5.2", hint="A step's new token is the newest token of the entry's sequence; the client is found by its id."
+    "5.2", hint="The newest token of the entry's sequence, put_nowait into the queue of the client with that sequence's id."
 )
 def test_each_client_gets_its_own_newest_token(chapter: ModuleType, seed: int) -> None:
     draw = Random(seed)
@@ -242,15 +266,16 @@ class Script:
 def scripted(chapter: ModuleType, step: Callable[[], SequenceGroup | None]) -> tuple[Any, list[str]]:
     """The learner's loop around a scripted engine, and a log of what it did in which order."""
     log: list[str] = []
+    here = threading.get_ident()
 
     class Logged(chapter.AsyncEngine):  # type: ignore[misc, name-defined]
         def read_notes(self) -> None:
-            log.append("read")
+            log.append("read" if threading.get_ident() == here else "read in another thread")
             self.arrived.clear()
             self.left.clear()
 
         def deliver(self, group: SequenceGroup) -> None:
-            log.append("deliver")
+            log.append("deliver" if threading.get_ident() == here else "deliver in another thread")
 
     def logged() -> SequenceGroup | None:
         log.append("step")
@@ -271,7 +296,9 @@ async def ended(loop: "asyncio.Task[None]") -> BaseException | None:
     return result
 
 
-@pytest.mark.task("5.3", hint="Read the notes, compute, deliver, and again; a step without a group delivers nothing.")
+@pytest.mark.task(
+    "5.3", hint="Read the notes, compute, deliver if there is a group, and again. Only the step belongs in a thread."
+)
 def test_notes_are_read_before_each_step_and_tokens_delivered_after_it(chapter: ModuleType, seed: int) -> None:
     num_steps = Random(seed).randint(2, 6)
     groups = [SequenceGroup((entry(1, [10]),))] * num_steps

@@ -4,9 +4,10 @@
 class AsyncEngine:
     def read_notes(self) -> None:
         while self.arrived:
-            client = self.arrived.pop(0)
+            client = self.arrived[0]
             seq = client.seq = self.engine.add_request(client.prompt, client.max_new_tokens)
             self.clients[seq.seq_id] = client
+            del self.arrived[0]
         while self.left:
             seq = self.left.pop(0).seq
             if seq is None:

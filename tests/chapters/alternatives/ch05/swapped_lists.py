@@ -3,16 +3,16 @@
 
 class AsyncEngine:
     def read_notes(self) -> None:
-        arrived, self.arrived = self.arrived, []
-        left, self.left = self.left, []
+        arrived = list(self.arrived)
         for client in arrived:
             client.seq = self.engine.add_request(client.prompt, client.max_new_tokens)
-        gone = set(left)
-        for client in left:
+        gone = set(self.left)
+        for client in self.left:
             if client.seq is not None and not client.seq.is_finished:
                 self.engine.finish(client.seq)
         served = [client for client in [*self.clients.values(), *arrived] if client not in gone]
         self.clients = {client.seq.seq_id: client for client in served}
+        self.arrived, self.left = [], []
 
     def deliver(self, group: SequenceGroup) -> None:
         sampled = {entry.seq.seq_id: entry.seq for entry in group if entry.samples}
