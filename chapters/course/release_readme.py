@@ -11,7 +11,7 @@ You build a serving engine for GPT-2, a chapter at a time. These chapters are yo
 
 {table}
 
-The chapters before them are complete in `chapters/`, to read and to build on.
+{before}
 
 ## Set up
 
@@ -53,6 +53,9 @@ Hand in the files in `work/`. They are graded by the tests in `tests/chapters`, 
 """
 
 
+_BEFORE = "The chapters before them are complete in `chapters/`, to read and to build on."
+
+
 def student_readme(released: Sequence[Chapter]) -> str:
     """What students read first."""
     first = released[0]
@@ -60,6 +63,7 @@ def student_readme(released: Sequence[Chapter]) -> str:
     lines += [f"| {c.number}: {c.title} | `work/{c.name}.py` | {c.points} | {c.effort} |" for c in released]
     return _TEXT.format(
         table="\n".join(lines),
+        before="" if first.number == "00" else _BEFORE,
         notebook=first.notebook,
         name=first.name,
         task=first.tasks[0].task_id if first.tasks else first.number,

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from chapters.course.catalog import Chapter, find_chapters
 from chapters.course.grading import Grade, Verdict
-from chapters.course.workspace import Snapshot, shown
+from chapters.course.workspace import Snapshot, shown, task_states
 
 _RESULTS = {"passed": ("passed", "green"), "failed": ("failed", "red"), "todo": ("not done yet", "yellow")}
 
@@ -38,6 +38,21 @@ def print_grade(grade: Grade) -> None:
     console = Console(highlight=False)
     console.print(table)
     console.print(Text(_total(grade)))
+
+
+def print_advice(grade: Grade, work: Path) -> None:
+    """If a task failed and earlier chapters are the learner's own: which of those are not known to be right."""
+    if grade.passed or not grade.own:
+        return
+    doubtful = []
+    for chapter in find_chapters():
+        if chapter.name in grade.own:
+            states = task_states(work, chapter)
+            open_tasks = [f"{task} {state}" for task, state in states.items() if state != "passed"]
+            doubtful += [f"chapter {chapter.number} ({', '.join(open_tasks)})"] if open_tasks else []
+    if doubtful:
+        text = f"This builds on your own {'; '.join(doubtful)}. A mistake there can show here: check that first."
+        Console(highlight=False).print(Text(text, style="yellow"), soft_wrap=True)
 
 
 def as_json(grade: Grade) -> dict[str, Any]:

@@ -109,13 +109,20 @@ class Snapshot:
         return f"{shown(self.path)}, modified {self.modified:%Y-%m-%d %H:%M:%S}, sha256 {self.sha256[:12]}"
 
 
-def save_progress(work: Path, chapter: Chapter, snapshot: Snapshot, passed: Mapping[str, bool]) -> None:
-    """Remember what a check of a file of ``work`` said, together with what was said before about the same content."""
+def save_progress(
+    work: Path, chapter: Chapter, snapshot: Snapshot, passed: Mapping[str, bool], own: Mapping[str, Path]
+) -> None:
+    """Remember what a check of a file of ``work`` said, together with what was said before about the same content.
+
+    ``own`` are the learner's files that stood for earlier chapters: with others, the same file may do otherwise.
+    """
     progress = _read_progress(work)
     before = progress.get(chapter.number, {})
-    known = before["tasks"] if before.get("sha256") == snapshot.sha256 else {}
+    earlier = {str(path): Snapshot.take(path).sha256 for path in own.values()}
+    known = before["tasks"] if before.get("sha256") == snapshot.sha256 and before.get("earlier", {}) == earlier else {}
     progress[chapter.number] = {
         "sha256": snapshot.sha256,
+        "earlier": earlier,
         "checked": datetime.now().astimezone().isoformat(timespec="seconds"),
         "tasks": {**known, **passed},
     }
@@ -130,7 +137,11 @@ def task_states(work: Path, chapter: Chapter) -> dict[str, str]:
     snapshot = Snapshot.take(path)
     todo = set(open_tasks(snapshot.source.decode("utf-8", errors="replace")))
     last = _read_progress(work).get(chapter.number, {})
-    verdicts = last["tasks"] if last.get("sha256") == snapshot.sha256 else {}
+    same = last.get("sha256") == snapshot.sha256 and all(
+        Path(name).is_file() and Snapshot.take(Path(name)).sha256 == sha256
+        for name, sha256 in last.get("earlier", {}).items()
+    )
+    verdicts = last["tasks"] if same else {}
     states = {True: "passed", False: "failed", None: "not checked"}
     return {task.task_id: "to do" if task.task_id in todo else states[verdicts.get(task.task_id)] for task in chapter.tasks}
 

@@ -1,5 +1,6 @@
 """Whatever is in a learner's file, a check ends with a clear verdict for each task. The toy course needs no torch."""
 
+import dataclasses
 import json
 import os
 import re
@@ -11,12 +12,13 @@ from pathlib import Path
 import pytest
 
 from chapters.course import running
-from chapters.course.catalog import ROOT, Chapter
+from chapters.course.catalog import ROOT, Chapter, find_chapter
 from chapters.course.errors import CourseError
-from chapters.course.grading import Verdict, grade_file, judge_run
-from chapters.course.report import as_gradescope, as_json, print_grade
+from chapters.course.grading import Grade, Verdict, grade_file, judge_run
+from chapters.course.report import as_gradescope, as_json, print_advice, print_grade
 from chapters.course.running import Limits, read_report
 from chapters.course.skeleton import make_skeleton
+from chapters.course.workspace import Snapshot, save_progress, task_states
 
 REFERENCE = '''\
 """Chapter 00: adding.
@@ -286,3 +288,29 @@ def test_a_graded_process_sees_no_secrets_of_the_environment(tmp_path: Path, mon
     running.run_command([sys.executable, "-c", code], tmp_path / "output", 30)
     printed = (tmp_path / "output").read_text("utf-8")
     assert "PATH" in printed and "TOKEN" not in printed and "ADDOPTS" not in printed
+
+
+def test_a_verdict_is_forgotten_when_an_own_earlier_chapter_changes(tmp_path: Path) -> None:
+    chapter = find_chapter("02")
+    own, earlier = tmp_path / f"{chapter.name}.py", tmp_path / "ch01_naive_kv_cache.py"
+    own.write_text("x = 1\n", encoding="utf-8")
+    earlier.write_text("y = 1\n", encoding="utf-8")
+    save_progress(tmp_path, chapter, Snapshot.take(own), {"2.1": True}, {"ch01_naive_kv_cache": earlier})
+    assert task_states(tmp_path, chapter)["2.1"] == "passed"
+    earlier.write_text("y = 2\n", encoding="utf-8")
+    assert task_states(tmp_path, chapter)["2.1"] == "not checked"
+
+
+def test_a_failure_points_to_own_earlier_chapters_that_are_not_known_to_be_right(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chapter, earlier = find_chapter("02"), tmp_path / "ch01_naive_kv_cache.py"
+    for name in (earlier.name, f"{chapter.name}.py"):
+        (tmp_path / name).write_text("x = 1\n", encoding="utf-8")
+    snapshot = Snapshot.take(tmp_path / f"{chapter.name}.py")
+    failed = Verdict(chapter.tasks[3], "failed", "got 1, expected 2")
+    grade = Grade(chapter, snapshot, (failed,), 0, {"ch01_naive_kv_cache": earlier}, "", 0.0)
+    print_advice(grade, tmp_path)
+    assert "your own chapter 01 (1.1 not checked, 1.2 not checked" in capsys.readouterr().out
+    print_advice(dataclasses.replace(grade, own={}), tmp_path)
+    assert capsys.readouterr().out == ""

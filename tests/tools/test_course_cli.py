@@ -99,8 +99,8 @@ def test_list_shows_where_each_task_stands_and_forgets_a_verdict_when_the_file_c
     assert states()["0.2"] == "not checked"
     chapter = find_chapters()[0]
     snapshot = workspace.Snapshot.take(work / FIRST.name)
-    workspace.save_progress(work, chapter, snapshot, {"0.1": True})
-    workspace.save_progress(work, chapter, snapshot, {"0.2": False})
+    workspace.save_progress(work, chapter, snapshot, {"0.1": True}, {})
+    workspace.save_progress(work, chapter, snapshot, {"0.2": False}, {})
     assert (states()["0.1"], states()["0.2"], states()["1.1"]) == ("passed", "failed", "not started")
     with (work / FIRST.name).open("a", encoding="utf-8") as file:
         file.write("\n")

@@ -12,7 +12,7 @@ from chapters.course.catalog import Chapter, Task, find_tasks
 from chapters.course.cli import NOT_PASSED, add_work_argument
 from chapters.course.errors import CourseError
 from chapters.course.grading import check_file, grade_file
-from chapters.course.report import as_gradescope, as_json, print_grade, print_header
+from chapters.course.report import as_gradescope, as_json, print_advice, print_grade, print_header
 from chapters.course.running import Limits
 from chapters.course.stages import own_chapters
 from chapters.course.workspace import own_file, save_progress, work_folder, write_file
@@ -74,10 +74,12 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(as_json(grade), indent=2))
     else:
         print_grade(grade)
+        print_advice(grade, work)
     if args.gradescope:
         write_file(Path(args.gradescope).absolute(), json.dumps(as_gradescope(grade), indent=2) + "\n")
     if path == own_file(chapter, work) and args.seed == 0:
-        save_progress(work, chapter, grade.snapshot, {verdict.task.task_id: verdict.passed for verdict in grade.verdicts})
+        passed = {verdict.task.task_id: verdict.passed for verdict in grade.verdicts}
+        save_progress(work, chapter, grade.snapshot, passed, own)
     return 0 if grade.passed else NOT_PASSED
 
 

@@ -84,9 +84,10 @@ def run(args: argparse.Namespace) -> int:
     if not rows:
         raise CourseError("nothing could be measured")
     console.print(_table(rows))
-    same = all(row["answers"] == rows[-1]["answers"] for row in rows)
-    verdict = "Every stage gives the same tokens." if same else "The tokens differ between stages."
-    console.print(Text(verdict, style="green" if same else "bold red"))
+    others = [row["stage"] for row in rows if row["answers"] != rows[-1]["answers"]]
+    verdict = f"These give other tokens than the {rows[-1]['stage']}: {', '.join(others)}." if others else ""
+    if len(rows) > 1:
+        console.print(Text(verdict or "Every stage gives the same tokens.", style="bold red" if others else "green"))
     for row in rows:
         del row["answers"]
     if args.json:
@@ -112,7 +113,11 @@ def _stages(model: GPT2LMHeadModel, prompts: list[list[int]], max_new_tokens: in
     """Each stage's name and a function that runs it once."""
     stages: dict[str, Callable[[], Record]] = {}
     for chapter in find_chapters():
-        generate = getattr(importlib.import_module(f"chapters.{chapter.name}"), "generate", None)
+        try:
+            generate = getattr(importlib.import_module(f"chapters.{chapter.name}"), "generate", None)
+        except (Exception, SystemExit) as error:  # the learner's own file, or one that imports it
+            text = f"chapter {chapter.number} cannot be imported: {type(error).__name__}: {error}"
+            raise CourseError(f"{text}; python -m chapters check {chapter.number} says where") from error
         if generate is None:
             continue
         steps = "on_step" in inspect.signature(generate).parameters
