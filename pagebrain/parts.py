@@ -136,6 +136,7 @@ def _load(part: str, named: str) -> Any:
     location, separator, attribute = named.rpartition(":")
     if not separator or not location or not attribute:
         raise PartError(f"swap {part}={named!r} must look like path/to/file.py:Name or package.module:Name")
+    _make_importable(Path(location) if location.endswith(".py") else None)
     try:
         module = _module_from_file(Path(location)) if location.endswith(".py") else importlib.import_module(location)
     except PartError:
@@ -168,6 +169,22 @@ def _module_from_file(path: Path) -> Any:
         del sys.modules[name]
         raise
     return module
+
+
+def _make_importable(file: Path | None) -> None:
+    """Let what is loaded import what lies beside it: the current folder, and the folder that holds the file's package.
+
+    The command ``pagebrain`` starts with neither, and a chapter, or a learner's file, imports ``chapters``.
+    """
+    folders = [Path.cwd()]
+    if file is not None:
+        package = file.resolve().parent
+        while (package / "__init__.py").is_file():
+            package = package.parent
+        folders.append(package)
+    for folder in map(str, folders):
+        if folder not in sys.path:
+            sys.path.append(folder)
 
 
 def _check(part: str, found: Any) -> None:

@@ -1,6 +1,9 @@
 """Every chapter generates what vanilla Hugging Face generates, logit by logit, and its parts serve in the real engine."""
 
 import importlib
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -118,3 +121,29 @@ def test_stories_on_a_gpu_equal_hugging_face_on_the_cpu(generate: Generate) -> N
     prompts = [tokenizer.encode(text) for text in ("One morning Mia", "Once upon a time, in the old mill,")]
     expected = [hf_greedy(base, prompt, 40, tokenizer.eos_token_id) for prompt in prompts]
     assert generate(base.to("cuda"), prompts, 40) == expected
+
+
+def test_the_command_serves_with_a_chapters_parts_and_with_a_learners_file(tmp_path: Path) -> None:
+    """As its users start it: a console script, whose path does not lead to the chapters."""
+    root = FOLDER.parent
+    own = tmp_path / "work" / "ch04_scheduler.py"
+    own.parent.mkdir()
+    own.write_text((FOLDER / "ch04_scheduler.py").read_text(encoding="utf-8"), encoding="utf-8")
+    parts = {**{part: f"chapters/{name}" for part, name in PARTS.items()}, "scheduler": f"{own}:Scheduler"}
+    swap = [word for part, name in parts.items() for word in ("--swap", f"{part}={name}")]
+    command = ["generate", "One morning", "--temperature", "0", "--max-tokens", "8", "--check-integrity"]
+    script = (
+        f"import sys; sys.path[:] = [p for p in sys.path if p not in ('', {str(root)!r})] + [{str(tmp_path / 'lib')!r}]\n"
+    )
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "pagebrain").symlink_to(root / "pagebrain")
+    script += "from pagebrain.cli import main; sys.exit(main(sys.argv[1:]))"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    answers = [
+        subprocess.run(
+            [sys.executable, "-c", script, *command, *more], cwd=root, env=environment, capture_output=True, text=True
+        )
+        for more in (swap, [])
+    ]
+    assert [answer.returncode for answer in answers] == [0, 0], answers[0].stderr
+    assert answers[0].stdout == answers[1].stdout != ""
