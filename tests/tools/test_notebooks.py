@@ -10,7 +10,9 @@ import jupytext.paired_paths
 import nbformat
 import pytest
 
+from chapters.course import load_stage
 from chapters.course.catalog import Chapter, find_chapters
+from pagebrain import viz
 from tools.notebooks import NOTEBOOKS, SOURCES, differences, notebook_path, source_paths, tags
 
 CHAPTERS = find_chapters()
@@ -126,3 +128,14 @@ def test_no_output_holds_a_path_of_the_machine(notebook: Any) -> None:
 
 def test_a_notebook_is_small_enough_for_a_code_host(source: Path) -> None:
     assert notebook_path(source).stat().st_size < 1_500_000
+
+
+def test_the_code_that_is_shown_is_the_code_that_is_there(notebook: Any) -> None:
+    """A chapter that changes after its notebook was executed leaves old code, or old line numbers, in the page."""
+    names: dict[str, Any] = {f"ch{chapter.number}": load_stage(chapter.number) for chapter in CHAPTERS}
+    shown = [cell for cell in code_cells(notebook) if re.fullmatch(r"viz\.show_(source|task)\(.*\)", cell.source, re.DOTALL)]
+    assert shown
+    for cell in shown:
+        [output] = cell.outputs
+        there = eval(cell.source, {"viz": viz, **names})._repr_mimebundle_()
+        assert output.data["text/markdown"] == there["text/markdown"], f"{cell.source}: run make notebooks"
