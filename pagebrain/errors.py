@@ -26,6 +26,10 @@ class PartError(PageBrainError):
     """A swapped part does not exist or does not have the signature that the engine calls."""
 
 
+class KernelError(PageBrainError, ValueError):
+    """A Triton kernel was given tensors that it does not work on; nothing was computed."""
+
+
 class OutOfBlocksError(PageBrainError):
     """More physical blocks were asked for than are free; nothing was allocated."""
 

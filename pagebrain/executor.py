@@ -109,6 +109,7 @@ class _Prepared:
     logits_rows: Tensor
     sampling: list[tuple[int, int]]  # (index of the scheduled sequence, its batch row)
     prompt_scores: list[_PromptScores]
+    num_decodes: int
 
 
 class TorchExecutor:
@@ -172,6 +173,7 @@ class TorchExecutor:
             logits_rows=torch.tensor(logits_rows, dtype=torch.int64).to(device),
             sampling=sampling,
             prompt_scores=scores,
+            num_decodes=sum(entry.num_tokens == 1 for entry in group),
         )
 
     @torch.no_grad()
@@ -184,6 +186,7 @@ class TorchExecutor:
             context_lens=step.context_lens,
             query_starts=step.query_starts,
             logits_rows=step.logits_rows,
+            num_decodes=step.num_decodes,
         )
         logits: Tensor = self.model.forward_tokens(batch)  # type: ignore[operator]
         sampled = self._sample(logits[: len(step.sampling)], step) if step.sampling else None

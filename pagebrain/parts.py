@@ -42,7 +42,10 @@ class BlockManagerPart(Protocol):
 
 
 class AttentionPart(Protocol):
-    """A function; see :func:`pagebrain.attention.paged_attention`."""
+    """A function; see :func:`pagebrain.attention.paged_attention`.
+
+    One that takes an argument ``num_decodes`` is told how many sequences have exactly one query, or ``None``.
+    """
 
     def __call__(
         self,
@@ -115,6 +118,14 @@ def find_part(part: str, named: Any, default: Any) -> Any:
 def parts_without(feature: str, parts: dict[str, Any]) -> list[str]:
     """Names of the parts that do not declare support for ``feature``."""
     return [name for name, part in parts.items() if feature not in getattr(part, "supports", frozenset())]
+
+
+def takes_argument(part: Any, name: str) -> bool:
+    """Whether a part that is a function has an argument called ``name``."""
+    try:
+        return name in inspect.signature(part).parameters
+    except (TypeError, ValueError):
+        return False  # a builtin or a compiled function: it does not tell
 
 
 def make_part(part: str, factory: Any, *arguments: Any) -> Any:

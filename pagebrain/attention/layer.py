@@ -1,12 +1,13 @@
 """What one forward call computes, as tensors, and the attention layer that stores new K and V and reads all of it."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
 from pagebrain.attention.cpu import paged_attention
 from pagebrain.cache import CacheManager
-from pagebrain.parts import AttentionPart
+from pagebrain.parts import AttentionPart, takes_argument
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class ForwardBatch:
         context_lens: int64 ``[num_seqs]``, tokens cached including this call's.
         query_starts: int64 ``[num_seqs + 1]``, where each sequence's rows start.
         logits_rows: int64 ``[num_logits]``, the rows whose logits are wanted.
+        num_decodes: how many sequences have exactly one token, if the host knows; it saves attention kernels a look.
     """
 
     token_ids: Tensor
@@ -30,6 +32,7 @@ class ForwardBatch:
     context_lens: Tensor
     query_starts: Tensor
     logits_rows: Tensor
+    num_decodes: int | None = None
 
 
 class PagedAttention(nn.Module):
@@ -43,11 +46,13 @@ class PagedAttention(nn.Module):
         self.cache_manager = cache_manager
         self.scale = scale
         self.attention = attention
+        self._takes_num_decodes = takes_argument(attention, "num_decodes")
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, batch: ForwardBatch) -> Tensor:
         """All of shape ``[num_tokens, num_heads, head_dim]``, rows as in ``batch``."""
         self.cache_manager.write(self.layer, batch.slot_mapping, key, value)
         key_pool, value_pool = self.cache_manager.key_pools[self.layer], self.cache_manager.value_pools[self.layer]
+        hints: dict[str, Any] = {"num_decodes": batch.num_decodes} if self._takes_num_decodes else {}
         return self.attention(
-            query, key_pool, value_pool, batch.block_tables, batch.context_lens, batch.query_starts, self.scale
+            query, key_pool, value_pool, batch.block_tables, batch.context_lens, batch.query_starts, self.scale, **hints
         )

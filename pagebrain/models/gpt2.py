@@ -160,6 +160,7 @@ class PagedGPT2LMHeadModel(nn.Module):
             context_lens=torch.tensor([row.context_len for row in rows], device=device),
             query_starts=query_lens.cumsum(0).to(device),
             logits_rows=torch.arange(len(positions), device=device),
+            num_decodes=sum(row.num_new == 1 for row in rows),
         )
 
 

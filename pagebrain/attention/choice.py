@@ -1,0 +1,49 @@
+"""Which implementation computes: the Triton kernels on a GPU, torch operations everywhere else.
+
+The only place that asks whether there is Triton; nothing else of the engine imports it unless it was chosen here or named by
+``swap``.
+"""
+
+import importlib.util
+
+import torch
+
+from pagebrain.attention.kernel_inputs import why_not
+from pagebrain.errors import ConfigError
+from pagebrain.parts import AttentionPart
+
+
+def available() -> bool:
+    """Whether Triton is installed."""
+    return importlib.util.find_spec("triton") is not None
+
+
+def require_triton() -> None:
+    """Raise ``ConfigError`` unless Triton can be imported."""
+    try:
+        import triton  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(
+            f"the GPU kernels need Triton, which cannot be imported ({error}): pip install triton on Linux, or leave the "
+            "choice of attention to PageBrain, which computes with torch operations where there is no Triton"
+        ) from error
+
+
+def kernels_fit(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
+    """``None`` if the Triton kernels can serve such K and V on ``device``; otherwise a line that says why not."""
+    if device.type != "cuda":
+        return f"the Triton kernels are for GPUs, and the model is on {device}"
+    if not available():
+        return "Triton is not installed: pip install triton for a much faster GPU engine"
+    return why_not(dtype, head_dim)
+
+
+def default_attention(device: torch.device, dtype: torch.dtype, head_dim: int) -> AttentionPart:
+    """The attention that the engine uses unless another is named."""
+    if kernels_fit(device, dtype, head_dim) is None:
+        from pagebrain.attention import kernels
+
+        return kernels.paged_attention
+    from pagebrain.attention.cpu import paged_attention
+
+    return paged_attention
