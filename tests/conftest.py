@@ -2,6 +2,7 @@
 
 import os
 
+import torch
 from hypothesis import settings
 
 # In CI the examples are the same at every run: a red build must be about the change. Elsewhere hypothesis keeps exploring.
@@ -9,3 +10,8 @@ settings.register_profile("ci", derandomize=True, deadline=None)
 settings.register_profile("local", deadline=None)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+# Triton looks at this when it is first imported, and nothing has imported it yet: without a GPU the same tests run the same
+# kernels in its interpreter. With one the kernels are compiled, in all of this process; see tests/support/kernels.py.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")

@@ -137,8 +137,8 @@ def merge_kernel(
     partials = (seq * num_heads + head) * num_splits + splits
     maxima = tl.load(partial_max_ptr + partials, mask=splits < num_splits, other=-float("inf"))
     has_tokens = maxima > -float("inf")
-    maximum = tl.max(maxima, axis=0)
-    weights = tl.where(has_tokens, tl.exp2(maxima - maximum), 0.0)  # [PADDED_SPLITS]
+    maximum = tl.maximum(tl.max(maxima, axis=0), -1e38)  # finite, so that empty splits weigh exp2(-inf) = 0
+    weights = tl.exp2(maxima - maximum)  # [PADDED_SPLITS]
     totals = tl.load(partial_sum_ptr + partials, mask=has_tokens, other=0.0)
     used = has_tokens[:, None] & (dims < HEAD_DIM)[None, :]
     accs = tl.load(partial_acc_ptr + partials[:, None] * HEAD_DIM + dims[None, :], mask=used, other=0.0)
