@@ -10,7 +10,7 @@ from pagebrain.attention.triton_common import is_interpreted
 
 
 @triton.jit
-def _write_kernel(
+def write_kernel(
     key_ptr,
     value_ptr,
     key_pool_ptr,
@@ -81,7 +81,7 @@ def write_kv(key: Tensor, value: Tensor, key_pool: Tensor, value_pool: Tensor, s
     check_device(is_interpreted(), key_pool, key=key, value=value, slot_mapping=slot_mapping)
     if num_tokens == 0:
         return
-    _write_kernel[(num_tokens,)](
+    write_kernel[(num_tokens,)](
         key,
         value,
         key_pool,

@@ -1,7 +1,6 @@
 """Every paged attention gives what dense attention gives, whatever lies where in the pool."""
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -13,78 +12,45 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from chapters import ch03_paged_attention
 from pagebrain.attention import paged_attention
-from tests.support.models import POISON
+from tests.support.attention_scene import Scene
+from tests.support.kernels import require_kernels
+
+
+def kernels_on(device: str) -> Callable[..., Tensor]:
+    """The Triton kernels with the scene on ``device``; skips the test where they cannot run."""
+
+    def attention(*args: Any) -> Tensor:
+        require_kernels(device)
+        from pagebrain.attention import kernels
+
+        return kernels.paged_attention(*(arg.to(device) if isinstance(arg, Tensor) else arg for arg in args)).cpu()
+
+    return attention
+
 
 IMPLEMENTATIONS: dict[str, Callable[..., Tensor]] = {
     "page by page": lambda *args: paged_attention(*args, pages_per_step=1),
     "three pages": lambda *args: paged_attention(*args, pages_per_step=3),
     "default": paged_attention,
     "chapter 03": ch03_paged_attention.paged_attention,
+    "triton, interpreted": kernels_on("cpu"),
+    "triton": kernels_on("cuda"),
 }
+KERNELS = [name for name in IMPLEMENTATIONS if name.startswith("triton")]
+"""Those that compute in float32 at most."""
+
 FULL_PRECISION_INSIDE = [name for name in IMPLEMENTATIONS if name != "chapter 03"]
 """Those that compute in float32 whatever the inputs are; the chapter computes in the dtype it is given."""
 
 
-class Scene:
-    """Sequences whose K and V lie in random blocks of a poisoned pool, and their dense copies."""
-
-    def __init__(
-        self,
-        query_lens: list[int],
-        context_lens: list[int],
-        block_size: int = 4,
-        num_heads: int = 2,
-        head_dim: int = 8,
-        dtype: torch.dtype = torch.float64,
-        seed: int = 0,
-        heads_first: bool = False,
-    ) -> None:
-        generator = torch.Generator().manual_seed(seed)
-        self.query_lens, self.lens = query_lens, context_lens
-        pages = [-(-length // block_size) for length in context_lens]
-        num_blocks = sum(pages) + 3
-        order = torch.randperm(num_blocks, generator=generator).tolist()
-        shape = (
-            (num_blocks, num_heads, block_size, head_dim) if heads_first else (num_blocks, block_size, num_heads, head_dim)
-        )
-        pools = [torch.full(shape, POISON, dtype=dtype) for _ in range(2)]
-        self.key_pool, self.value_pool = (pool.transpose(1, 2) if heads_first else pool for pool in pools)
-        width = max(pages) + 2
-        self.block_tables = torch.full((len(pages), width), order[-1], dtype=torch.int64)
-        self.keys, self.values = [], []
-        for index, (length, count) in enumerate(zip(context_lens, pages, strict=True)):
-            table, order = order[:count], order[count:]
-            self.block_tables[index, :count] = torch.tensor(table)
-            key, value = (torch.randn(length, num_heads, head_dim, dtype=dtype, generator=generator) for _ in range(2))
-            for position in range(length):
-                slot = table[position // block_size], position % block_size
-                self.key_pool[slot], self.value_pool[slot] = key[position], value[position]
-            self.keys.append(key)
-            self.values.append(value)
-        self.query = torch.randn(sum(query_lens), num_heads, head_dim, dtype=dtype, generator=generator)
-        self.context_lens = torch.tensor(context_lens)
-        self.query_starts = torch.tensor([0, *query_lens]).cumsum(0)
-        self.scale = 1 / math.sqrt(head_dim)
-
-    def run(self, attention: Callable[..., Tensor]) -> Tensor:
-        pools = (self.key_pool, self.value_pool)
-        return attention(self.query, *pools, self.block_tables, self.context_lens, self.query_starts, self.scale)
-
-    def dense(self) -> Tensor:
-        """The textbook formula in float64, one sequence at a time."""
-        out, start = [], 0
-        for count, length, key, value in zip(self.query_lens, self.lens, self.keys, self.values, strict=True):
-            query = self.query[start : start + count].double()
-            scores = torch.einsum("qhd,khd->hqk", query, key.double()) * self.scale
-            positions = torch.arange(length - count, length)
-            scores.masked_fill_(torch.arange(length) > positions[:, None], -math.inf)
-            out.append(torch.einsum("hqk,khd->qhd", scores.softmax(-1), value.double()))
-            start += count
-        return torch.cat(out)
+def each(names: Iterable[str]) -> pytest.MarkDecorator:
+    """The test for each implementation, those that need a GPU marked so."""
+    marks = {"triton": [pytest.mark.gpu]}
+    return pytest.mark.parametrize("name", [pytest.param(name, marks=marks.get(name, [])) for name in names])
 
 
 @st.composite
-def scenes(draw: Any) -> Scene:
+def scenes(draw: Any, dtype: torch.dtype = torch.float64) -> Scene:
     """Prefills, decodes and chunks over cached prefixes side by side, around page edges."""
     lens = draw(st.lists(st.tuples(st.integers(1, 9), st.integers(0, 40)), min_size=1, max_size=7))
     query_lens = [count for count, _ in lens]
@@ -94,19 +60,27 @@ def scenes(draw: Any) -> Scene:
         block_size=draw(st.sampled_from([1, 2, 4, 8, 16])),
         num_heads=draw(st.integers(1, 4)),
         head_dim=draw(st.sampled_from([1, 4, 16])),
+        dtype=dtype,
         seed=draw(st.integers(0, 2**16)),
         heads_first=draw(st.booleans()),
     )
 
 
-@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+@each(name for name in IMPLEMENTATIONS if name not in KERNELS)
 @settings(max_examples=60, deadline=None)
 @given(scene=scenes())
 def test_equals_dense_attention_over_random_pages(name: str, scene: Scene) -> None:
     torch.testing.assert_close(scene.run(IMPLEMENTATIONS[name]), scene.dense(), atol=1e-12, rtol=0)
 
 
-@pytest.mark.parametrize("name", FULL_PRECISION_INSIDE)
+@each(KERNELS)
+@settings(max_examples=15, deadline=None)  # the interpreter takes its time
+@given(scene=scenes(dtype=torch.float32))
+def test_kernels_equal_dense_attention_over_random_pages(name: str, scene: Scene) -> None:
+    torch.testing.assert_close(scene.run(IMPLEMENTATIONS[name]).double(), scene.dense(), atol=1e-5, rtol=0)
+
+
+@each(FULL_PRECISION_INSIDE)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_half_precision_is_as_exact_as_its_inputs(name: str, dtype: torch.dtype) -> None:
     scene = Scene([1, 5, 1, 17], [40, 5, 1, 33], num_heads=3, head_dim=64, dtype=dtype)
@@ -116,7 +90,7 @@ def test_half_precision_is_as_exact_as_its_inputs(name: str, dtype: torch.dtype)
     torch.testing.assert_close(out.double(), scene.dense(), atol=4 * torch.finfo(dtype).eps, rtol=4 * torch.finfo(dtype).eps)
 
 
-@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+@each(IMPLEMENTATIONS)
 def test_large_scores_neither_overflow_nor_lose_the_maximum(name: str) -> None:
     scene = Scene([3, 1], [21, 30], dtype=torch.float32)
     scene.query *= 300.0  # exp of such scores is infinite unless the running maximum is taken off
@@ -125,9 +99,9 @@ def test_large_scores_neither_overflow_nor_lose_the_maximum(name: str) -> None:
     torch.testing.assert_close(out.double(), scene.dense(), atol=1e-3, rtol=0)
 
 
-@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+@each(IMPLEMENTATIONS)
 def test_the_pools_are_only_read(name: str) -> None:
-    scene = Scene([2, 1], [9, 14])
+    scene = Scene([2, 1], [9, 14], dtype=torch.float32)
     before = scene.key_pool.clone(), scene.value_pool.clone()
     scene.run(IMPLEMENTATIONS[name])
     assert torch.equal(scene.key_pool, before[0]) and torch.equal(scene.value_pool, before[1])

@@ -1,0 +1,138 @@
+"""Compiles the Triton kernels for a GPU that need not be there, and prints what became of them as JSON.
+
+The interpreter runs Python: it accepts kernels that the compiler refuses, and says nothing about registers and loads. This is
+``python -m tests.support.compile_kernels CAPABILITY``, in a process of its own because the tests' process interprets.
+"""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from pagebrain.attention.decode_plan import DecodeTiling
+from pagebrain.attention.triton_decode import decode_kernel, merge_kernel
+from pagebrain.attention.triton_grouped import grouped_decode_kernel
+from pagebrain.attention.triton_prefill import PrefillTiling, prefill_kernel
+from pagebrain.attention.triton_write import write_kernel
+
+_ITEM_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
+_INTEGERS = {"active_rows_ptr": "*i32", "scale_log2e": "fp32"} | {
+    name: "*i64" for name in ("block_tables_ptr", "context_lens_ptr", "query_starts_ptr", "slot_mapping_ptr")
+}
+_PARTIALS = ("partial_acc_ptr", "partial_max_ptr", "partial_sum_ptr")
+
+
+def compile_for(capability: int, kernel: Any, dtype: str, constants: dict[str, Any], **options: int) -> dict[str, Any]:
+    """One kernel as a launch would compile it, with strides that are multiples of 16; pointers in ``constants`` are None."""
+    signature, hints = {}, {}
+    for index, name in enumerate(kernel.arg_names):
+        if name in constants:
+            signature[name] = "constexpr"
+        elif name in _PARTIALS:
+            signature[name] = "*fp32"
+        else:
+            signature[name] = _INTEGERS.get(name, f"*{dtype}" if name.endswith("_ptr") else "i32")
+        if signature[name].startswith("*") or re.match("(query|key|value|pool)_stride", name):
+            hints[(index,)] = [["tt.divisibility", 16]]
+    source = ASTSource(
+        kernel, signature, {(kernel.arg_names.index(name),): value for name, value in constants.items()}, hints
+    )
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    return {"ptx": compiled.asm["ptx"], **_resources(compiled.asm["cubin"]), "shared_bytes": compiled.metadata.shared}
+
+
+def _resources(cubin: bytes) -> dict[str, int]:
+    """Registers of a thread, and the bytes that it keeps in memory because they found no register."""
+    tool = Path(triton.__path__[0]) / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        said = subprocess.run([str(tool), "-res-usage", file.name], capture_output=True, text=True, check=True)
+    found = re.search(r"REG:(\d+) STACK:(\d+)", said.stdout + said.stderr)
+    assert found is not None, said
+    return {"registers": int(found[1]), "stack_bytes": int(found[2])}
+
+
+def decode(
+    capability: int, dtype: str, head_dim: int, block_size: int, group: int = 1, split: bool = False
+) -> dict[str, Any]:
+    """A decode kernel; with ``split`` also ragged and with active rows, so that each optional pointer is there once."""
+    padded = max(16, triton.next_power_of_2(head_dim))
+    tiling = DecodeTiling.for_shape(padded, _ITEM_BYTES[dtype], group)
+    constants: dict[str, Any] = {
+        "HEAD_DIM": head_dim,
+        "PADDED_DIM": padded,
+        "GROUP": group,
+        "BLOCK_SIZE": block_size,
+        "TILE": tiling.tile,
+        "IS_SPLIT": split,
+        "STAGES": tiling.num_stages,
+        "UNROLL": tiling.unroll,
+    }
+    if not split:
+        constants |= dict.fromkeys((*_PARTIALS, "query_starts_ptr", "active_rows_ptr"))
+    kernel = decode_kernel if group == 1 else grouped_decode_kernel
+    return compile_for(capability, kernel, dtype, constants, num_warps=tiling.num_warps)
+
+
+def merge(capability: int, dtype: str, head_dim: int, num_splits: int) -> dict[str, Any]:
+    """The merge of partial results."""
+    padded = max(16, triton.next_power_of_2(head_dim))
+    constants = {"HEAD_DIM": head_dim, "PADDED_DIM": padded, "PADDED_SPLITS": num_splits}
+    return compile_for(capability, merge_kernel, dtype, constants, num_warps=1)
+
+
+def prefill(capability: int, dtype: str, head_dim: int, block_size: int, group: int = 1) -> dict[str, Any]:
+    """The prefill kernel."""
+    padded = max(16, triton.next_power_of_2(head_dim))
+    tiling = PrefillTiling.for_shape(padded, _ITEM_BYTES[dtype])
+    constants = {
+        "HEAD_DIM": head_dim,
+        "PADDED_DIM": padded,
+        "GROUP": group,
+        "BLOCK_SIZE": block_size,
+        "BLOCK_M": tiling.block_m,
+        "BLOCK_N": tiling.block_n,
+        "SKIP_DECODES": True,
+    }
+    options = {"num_warps": tiling.num_warps, "num_stages": tiling.num_stages}
+    return compile_for(capability, prefill_kernel, dtype, constants, **options)
+
+
+def write(capability: int, dtype: str) -> dict[str, Any]:
+    """The write kernel, for GPT-2 small."""
+    constants = {"HEAD_DIM": 64, "PADDED_HEADS": 16, "PADDED_DIM": 64, "BLOCK_SIZE": 16}
+    return compile_for(capability, write_kernel, dtype, constants, num_warps=4)
+
+
+def main() -> None:
+    """Compile what GPT-2 needs and the corners of what the kernels promise."""
+    capability = int(sys.argv[1])
+    compiled = {
+        "decode": decode(capability, "bf16", 64, 16),
+        "decode float16, half a tile in a block": decode(capability, "fp16", 64, 8),
+        "decode float32": decode(capability, "fp32", 64, 32),
+        "decode split": decode(capability, "bf16", 64, 16, split=True),
+        "decode head of 80": decode(capability, "bf16", 80, 16),
+        "decode head of 128": decode(capability, "bf16", 128, 64),
+        "grouped decode": decode(capability, "bf16", 64, 16, group=4),
+        "grouped decode float32 split": decode(capability, "fp32", 64, 16, group=4, split=True),
+        "merge": merge(capability, "bf16", 64, 16),
+        "prefill": prefill(capability, "bf16", 64, 16),
+        "prefill head of 128": prefill(capability, "fp16", 128, 16, group=4),
+        "prefill float32": prefill(capability, "fp32", 64, 16),
+        "prefill float32 head of 128": prefill(capability, "fp32", 128, 16),
+        "write": write(capability, "bf16"),
+    }
+    print(json.dumps(compiled))
+
+
+if __name__ == "__main__":
+    main()
