@@ -23,7 +23,8 @@ def kernels_on(device: str) -> Callable[..., Tensor]:
         require_kernels(device)
         from pagebrain.attention import kernels
 
-        return kernels.paged_attention(*(arg.to(device) if isinstance(arg, Tensor) else arg for arg in args)).cpu()
+        part: Callable[..., Tensor] = kernels.paged_attention
+        return part(*(arg.to(device) if isinstance(arg, Tensor) else arg for arg in args)).cpu()
 
     return attention
 

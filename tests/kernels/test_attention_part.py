@@ -10,6 +10,7 @@ import torch
 
 from pagebrain.errors import KernelError
 from tests.support.attention_scene import Scene
+from tests.support.kernels import noting
 
 MIXED = ([1, 5, 1, 17, 1, 0], [40, 5, 1, 33, 100, 3])
 SHAPE: dict[str, Any] = {"num_heads": 2, "head_dim": 64, "block_size": 16, "heads_first": True, "dtype": torch.float32}
@@ -32,17 +33,12 @@ def test_a_kernel_with_nothing_to_do_is_not_launched_when_the_host_knows(
 ) -> None:
     from pagebrain.attention import kernels
 
-    called: set[str] = set()
+    called: list[str] = []
     for name in ("paged_decode", "paged_prefill"):
-
-        def spying(*args: Any, _name: str = name, _kernel: Any = getattr(kernels, name), **options: Any) -> Any:
-            called.add(_name)
-            return _kernel(*args, **options)
-
-        monkeypatch.setattr(kernels, name, spying)
+        monkeypatch.setattr(kernels, name, noting(name, called.append, getattr(kernels, name)))
     scene = Scene(query_lens, [9, 20, 4], poison=math.nan, **SHAPE)
     out = scene.run(kernels.paged_attention, device, num_decodes=query_lens.count(1))
-    assert called == launched
+    assert set(called) == launched
     torch.testing.assert_close(out.double(), scene.dense(), atol=1e-5, rtol=0)
 
 
@@ -100,8 +96,9 @@ def test_dtypes_and_heads_that_the_kernels_lack_are_refused(
 
 @pytest.mark.parametrize("num_splits", [0, 33])
 def test_splits_out_of_range_are_refused(num_splits: int, device: str) -> None:
-    from pagebrain.attention.kernels import paged_decode
+    from pagebrain.attention import kernels
 
+    paged_decode: Any = kernels.paged_decode
     scene = Scene([1], [3], **SHAPE)
     with pytest.raises(KernelError, match=f"num_splits with {num_splits}, expected 1 to 32"):
         scene.run(lambda *args: paged_decode(*args[:5], args[6], num_splits=num_splits), device)

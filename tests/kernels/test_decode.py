@@ -38,8 +38,9 @@ def contexts(block_size: int) -> list[int]:
 
 def decode(scene: Scene, device: str, **options: Any) -> Tensor:
     """:func:`paged_decode` of a scene with one query per sequence, on the CPU again."""
-    from pagebrain.attention.kernels import paged_decode
+    from pagebrain.attention import kernels
 
+    paged_decode: Any = kernels.paged_decode
     tensors = (scene.query, scene.key_pool, scene.value_pool, scene.block_tables, scene.context_lens)
     return paged_decode(*(moved(tensor, device) for tensor in tensors), scene.scale, **options).cpu()
 

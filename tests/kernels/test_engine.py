@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from pagebrain import LLM, SamplingParams
+from tests.support.kernels import noting
 from tests.support.models import hf_greedy, poison, random_gpt2
 
 PROMPTS = [[1, 2, 3, 4, 5], [7] * 7, [40]]
@@ -17,16 +18,11 @@ def test_tokens_are_those_of_hugging_face(lookahead: bool, device: str, monkeypa
     """In float32, with chunks small enough that prefills and decodes meet in one step, and after a preemption."""
     from pagebrain.attention import kernels
 
-    launched = {"paged_decode": 0, "paged_prefill": 0}
-    for name in launched:
+    launched: list[str] = []
+    for name in ("paged_decode", "paged_prefill"):
+        monkeypatch.setattr(kernels, name, noting(name, launched.append, getattr(kernels, name)))
 
-        def spying(*args: Any, _name: str = name, _kernel: Any = getattr(kernels, name), **options: Any) -> Any:
-            launched[_name] += 1
-            return _kernel(*args, **options)
-
-        monkeypatch.setattr(kernels, name, spying)
-
-    base = random_gpt2(torch.float32, seed=3)
+    base: Any = random_gpt2(torch.float32, seed=3)
     expected = [hf_greedy(base, prompt, 7) for prompt in PROMPTS]
     swap = {"attention": "pagebrain.attention.kernels:paged_attention"}
     settings: dict[str, Any] = {"block_size": 8, "num_blocks": 3, "max_num_seqs": 3, "max_num_batched_tokens": 6}
@@ -39,11 +35,11 @@ def test_tokens_are_those_of_hugging_face(lookahead: bool, device: str, monkeypa
 
     assert [list(output.outputs[0].token_ids) for output in outputs] == expected
     mixed = sum({row.phase for row in trace.rows} == {"prefill", "decode"} for trace in traces)
-    assert mixed > 0 and all(count > 0 for count in launched.values())
+    assert mixed > 0 and set(launched) == {"paged_decode", "paged_prefill"}
     assert sum(output.metrics.num_preemptions for output in outputs) > 0
 
 
-def test_the_layer_tells_the_kernels_how_many_sequences_decode(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_layer_tells_the_kernels_how_many_sequences_decode(device: str) -> None:
     """So a step of decodes alone launches one kernel a layer, and no step asks the GPU."""
     from pagebrain.attention import kernels
 
@@ -65,8 +61,8 @@ def test_the_layer_tells_the_kernels_how_many_sequences_decode(device: str, monk
             query, key_pool, value_pool, block_tables, context_lens, query_starts, scale, num_decodes=num_decodes
         )
 
-    base = random_gpt2(torch.float32, n_layer=1).to(device)
-    llm = LLM(base, num_blocks=8, block_size=16, swap={"attention": attention})
+    base: Any = random_gpt2(torch.float32, n_layer=1)
+    llm = LLM(base.to(device), num_blocks=8, block_size=16, swap={"attention": attention})
     llm.generate(PROMPTS, SamplingParams(temperature=0, max_tokens=2, ignore_eos=True), use_tqdm=False)
     assert told and all(said == counted for said, counted in told)
     assert {said for said, _ in told} >= {1, 3}

@@ -1,8 +1,8 @@
 """Offsets are 64 bits wide: K and V that lie more than 2**31 elements into a pool are found and written there.
 
 On a GPU the pools are really that large. In the interpreter they are addresses that no memory stands behind until it is
-touched, and the pool begins in the middle of them: an offset that wraps around reads or writes a wrong number there, where it
-would otherwise end the process.
+touched, and the pool begins in the middle of them: an offset that wraps around finds a wrong number there, where it would
+otherwise end the process.
 """
 
 import mmap

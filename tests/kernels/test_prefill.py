@@ -1,4 +1,4 @@
-"""The prefill kernel gives what dense attention gives, whatever was cached before and however the batch is cut into tiles."""
+"""The prefill kernel gives what dense attention gives, whatever was cached before and however the batch is cut up."""
 
 import math
 from typing import Any
@@ -66,8 +66,9 @@ def test_a_prompt_in_chunks_gives_what_it_gives_in_one_piece(device: str) -> Non
 
 
 def test_one_query_gives_what_the_decode_kernel_gives(device: str) -> None:
-    from pagebrain.attention.kernels import paged_decode
+    from pagebrain.attention import kernels
 
+    paged_decode: Any = kernels.paged_decode
     scene = Scene([1] * 4, [1, 16, 17, 50], num_heads=2, head_dim=64, block_size=16, dtype=torch.float32)
     decoded = scene.run(lambda *args: paged_decode(*args[:5], args[6]), device)
     torch.testing.assert_close(prefill(scene, device), decoded, atol=1e-6, rtol=0)

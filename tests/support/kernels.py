@@ -6,6 +6,8 @@ is two cases, and one of them is skipped.
 
 import importlib.metadata
 import os
+from collections.abc import Callable
+from typing import Any
 
 import numpy
 import pytest
@@ -38,6 +40,16 @@ def require_kernels(device: str) -> None:
     reason = why_no_kernels(device)
     if reason is not None:
         pytest.skip(reason)
+
+
+def noting(name: str, note: Callable[[str], None], function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function``, which calls ``note(name)`` first."""
+
+    def noted(*args: Any, **options: Any) -> Any:
+        note(name)
+        return function(*args, **options)
+
+    return noted
 
 
 def tolerance(dtype: torch.dtype) -> float:
