@@ -4,6 +4,7 @@ import enum
 import importlib
 import re
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ html_math_renderer = "mathml"
 # The API reference.
 autodoc_default_options = {"members": True, "member-order": "bysource"}
 autodoc_typehints_format = "short"
+autodoc_mock_imports = [] if find_spec("triton") else ["triton"]  # there is none for macOS, where the site is built too
 autodoc_preserve_defaults = True
 maximum_signature_line_length = 80
 napoleon_custom_sections = [("Attributes", "params_style")]  # as they stand: "keys, values: ..." is one entry

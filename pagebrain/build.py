@@ -5,9 +5,11 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 
 from pagebrain.attention import paged_attention
+from pagebrain.attention.choice import default_attention, kernels_fit
 from pagebrain.block import BlockManager
 from pagebrain.cache import CacheManager
 from pagebrain.config import PageBrainConfig
@@ -18,7 +20,7 @@ from pagebrain.executor import TorchExecutor
 from pagebrain.loading import load_model, load_tokenizer, resolve_device_and_dtype
 from pagebrain.models.gpt2 import PagedGPT2LMHeadModel
 from pagebrain.models.packing import pack_weights
-from pagebrain.parts import SchedulerPart, find_part, make_part, parts_without
+from pagebrain.parts import AttentionPart, SchedulerPart, find_part, make_part, parts_without
 from pagebrain.retirement import RetirementQueue
 from pagebrain.sampling import Sampler
 from pagebrain.scheduler import Scheduler
@@ -69,6 +71,8 @@ def build_engine(
             f"the tokenizer has {len(tokenizer)} tokens, the model {config.vocab_size}: they do not belong together"
         )
 
+    if config.swap.get("attention") is None:
+        parts["attention"] = _own_attention(config, notices)
     block_manager = make_part("block_manager", parts["block_manager"], config)
     cache_manager = CacheManager(block_manager, config)
     model = PagedGPT2LMHeadModel(base, cache_manager, parts["attention"]).eval()
@@ -83,6 +87,16 @@ def build_engine(
     encode = None if tokenizer is None else lambda text: list(tokenizer.encode(text, add_special_tokens=False))
     engine = Engine(config, cache_manager, executor, make_scheduler, encode, detokenizer)
     return BuiltEngine(engine, config, tokenizer, packed, tuple(notices))
+
+
+def _own_attention(config: PageBrainConfig, notices: list[str]) -> AttentionPart:
+    """The attention that is fastest for ``config``; on a GPU that does without the kernels, ``notices`` gets a line."""
+    device, (_, _, head_dim) = torch.device(config.device), config.require_shape()
+    reason = kernels_fit(device, config.torch_dtype, head_dim)
+    if reason is not None and device.type == "cuda":
+        notices.append(f"attention is computed with torch operations: {reason}")
+        logger.warning(notices[-1])
+    return default_attention(device, config.torch_dtype, head_dim)
 
 
 def _without_unsupported(config: PageBrainConfig, parts: dict[str, Any]) -> tuple[PageBrainConfig, list[str]]:

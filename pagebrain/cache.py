@@ -34,6 +34,9 @@ class CacheManager:
         self.key_pools: tuple[Tensor, ...] = pools[0].transpose(2, 3).unbind(0)
         self.value_pools: tuple[Tensor, ...] = pools[1].transpose(2, 3).unbind(0)
         self._tables: dict[int, list[int]] = {}
+        from pagebrain.attention.choice import default_writer  # here, because attention is built on this module
+
+        self._write_kv = default_writer(pools[0].device, pools[0].dtype, head_dim)
 
     # Block tables -----------------------------------------------------------------------------------------------------
 
@@ -126,9 +129,7 @@ class CacheManager:
 
     def write(self, layer: int, slot_mapping: Tensor, key: Tensor, value: Tensor) -> None:
         """Put K and V ``[num_tokens, num_heads, head_dim]`` of new tokens into their slots ``[num_tokens]`` of one layer."""
-        blocks, offsets = slot_mapping // self.block_size, slot_mapping % self.block_size
-        self.key_pools[layer][blocks, offsets] = key
-        self.value_pools[layer][blocks, offsets] = value
+        self._write_kv(key, value, self.key_pools[layer], self.value_pools[layer], slot_mapping)
 
     # Integrity --------------------------------------------------------------------------------------------------------
 

@@ -5,8 +5,10 @@ The only place that asks whether there is Triton; nothing else of the engine imp
 """
 
 import importlib.util
+from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 from pagebrain.attention.kernel_inputs import why_not
 from pagebrain.errors import ConfigError
@@ -36,6 +38,19 @@ def kernels_fit(device: torch.device, dtype: torch.dtype, head_dim: int) -> str 
     if not available():
         return "Triton is not installed: pip install triton for a much faster GPU engine"
     return why_not(dtype, head_dim)
+
+
+def default_writer(
+    device: torch.device, dtype: torch.dtype, head_dim: int
+) -> Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], None]:
+    """What writes ``(key, value)`` of new tokens into ``(key_pool, value_pool)`` at ``slot_mapping``."""
+    if kernels_fit(device, dtype, head_dim) is None:
+        from pagebrain.attention import kernels
+
+        return kernels.write_kv
+    from pagebrain.attention.cpu import write_kv
+
+    return write_kv
 
 
 def default_attention(device: torch.device, dtype: torch.dtype, head_dim: int) -> AttentionPart:

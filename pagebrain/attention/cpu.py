@@ -69,6 +69,13 @@ def paged_attention(
 paged_attention.supports = frozenset({"lookahead", "prefix_cache", "fork"})  # type: ignore[attr-defined]
 
 
+def write_kv(key: Tensor, value: Tensor, key_pool: Tensor, value_pool: Tensor, slot_mapping: Tensor) -> None:
+    """Put K and V ``[num_tokens, num_heads, head_dim]`` of new tokens into their slots ``[num_tokens]``."""
+    blocks, offsets = slot_mapping // key_pool.shape[1], slot_mapping % key_pool.shape[1]
+    key_pool[blocks, offsets] = key
+    value_pool[blocks, offsets] = value
+
+
 def _lanes(
     block_tables: Tensor, context_lens: Tensor, query_starts: Tensor, block_size: int, pages_per_step: int
 ) -> Iterator[_Lanes]:

@@ -37,10 +37,10 @@ def pool_offsets(
 def split_range(context_len, num_splits, split, TILE: tl.constexpr):
     """``(first, last)``: the tokens that split number ``split`` of a context reads, ``last`` not among them.
 
-    Splits are whole tiles and equally long, up to the last ones, which may be shorter or empty (``first == last``).
+    Splits are whole tiles and equally long, up to the last ones, which may be shorter or empty (``first >= last``).
     """
     split_len = tl.cdiv(tl.cdiv(context_len, TILE), num_splits) * TILE
-    first = tl.minimum(split * split_len, context_len)
+    first = split * split_len
     return first, tl.minimum(first + split_len, context_len)
 
 

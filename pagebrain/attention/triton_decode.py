@@ -102,9 +102,9 @@ def decode_kernel(
 
     if IS_SPLIT:
         partial = (seq * num_heads + head) * num_splits + split
-        tl.store(partial_max_ptr + partial, maximum)  # minus infinity if the split is empty, and then acc is not read
+        tl.store(partial_max_ptr + partial, maximum)  # minus infinity if the split is empty: nobody looks further then
         tl.store(partial_sum_ptr + partial, total)
-        tl.store(partial_acc_ptr + partial * HEAD_DIM + dims, acc, mask=is_dim)
+        tl.store(partial_acc_ptr + partial * HEAD_DIM + dims, acc, mask=is_dim & (first < last))
     else:
         out = acc / tl.where(total > 0, total, 1.0)  # zeros for a context of no tokens
         tl.store(out_ptr + (token * num_heads + head) * HEAD_DIM + dims, out.to(out_ptr.dtype.element_ty), mask=is_dim)
@@ -224,7 +224,7 @@ def paged_decode(
     if num_splits > 1:
         partials = (num_seqs, num_heads, num_splits)
         partial_acc = query.new_empty((*partials, head_dim), dtype=torch.float32)
-        partial_max, partial_sum = query.new_empty((2, *partials), dtype=torch.float32).unbind(0)
+        partial_max, partial_sum = (query.new_empty(partials, dtype=torch.float32) for _ in range(2))
     kernel: Any = decode_kernel if group == 1 else grouped_decode_kernel
     kernel[(num_kv_heads, num_seqs, num_splits)](
         out,

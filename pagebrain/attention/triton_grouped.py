@@ -91,7 +91,7 @@ def grouped_decode_kernel(
         partials = (seq * num_heads + heads) * num_splits + split
         tl.store(partial_max_ptr + partials, maximum, mask=is_head)
         tl.store(partial_sum_ptr + partials, total, mask=is_head)
-        tl.store(partial_acc_ptr + partials[:, None] * HEAD_DIM + dims[None, :], acc, mask=exists)
+        tl.store(partial_acc_ptr + partials[:, None] * HEAD_DIM + dims[None, :], acc, mask=exists & (first < last))
     else:
         out = acc / tl.where(total > 0, total, 1.0)[:, None]
         out_offsets = (token * num_heads + heads)[:, None] * HEAD_DIM + dims[None, :]

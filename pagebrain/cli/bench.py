@@ -2,17 +2,20 @@
 
 import argparse
 
+from pagebrain.bench.kernels import add_kernels_arguments, run_kernels
 from pagebrain.bench.offline import add_offline_arguments, run_offline
 
+_KERNELS = "time the attention kernels on a GPU, beside what its memory can do"
 _OFFLINE = "generate for many prompts at once and report tokens per second"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """One subcommand for each kind of benchmark."""
     kinds = parser.add_subparsers(dest="kind", title="benchmarks", metavar="KIND", required=True)
+    add_kernels_arguments(kinds.add_parser("kernels", help=_KERNELS, description=f"{_KERNELS[0].upper()}{_KERNELS[1:]}."))
     add_offline_arguments(kinds.add_parser("offline", help=_OFFLINE, description=f"{_OFFLINE[0].upper()}{_OFFLINE[1:]}."))
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the benchmark that was named."""
-    return run_offline(args)
+    return run_kernels(args) if args.kind == "kernels" else run_offline(args)

@@ -100,10 +100,13 @@ def check_kernels() -> Iterator[Finding]:
     """Which implementations compute."""
     import torch
 
-    from pagebrain.attention import paged_attention
+    from pagebrain.attention.choice import kernels_fit
     from pagebrain.models.packing import can_pack
 
-    yield Finding("paged attention", "ok", f"{paged_attention.__module__}, torch operations")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    reason = kernels_fit(device, torch.bfloat16, 64)
+    found = "torch operations" if reason is not None else "Triton kernels"
+    yield Finding("paged attention", "ok", found, reason if device.type == "cuda" else None)
     if can_pack(torch.float32, torch.device("cpu")):
         yield Finding("packed weights", "ok", "oneDNN packs float32 weights on the CPU")
     else:

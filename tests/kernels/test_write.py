@@ -1,5 +1,7 @@
 """The write kernel puts every token's K and V where its slot is, and touches no other slot."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -36,17 +38,19 @@ def test_only_the_named_slots_are_written(
     assert torch.equal(pools_there[1].cpu(), expected[1])
 
 
-def test_the_engines_pools_hold_what_the_cache_managers_own_write_puts_there(device: str) -> None:
+def test_the_engines_pools_hold_what_torch_operations_put_there(device: str) -> None:
+    from pagebrain.attention import cpu
     from pagebrain.attention.kernels import write_kv
 
-    config = PageBrainConfig.for_model(random_gpt2(torch.float32).to(device), num_blocks=6, block_size=8)
+    base: Any = random_gpt2(torch.float32)
+    config = PageBrainConfig.for_model(base.to(device), num_blocks=6, block_size=8)
     ours, theirs = (CacheManager(BlockManager(config), config) for _ in range(2))
     poison(ours)
     poison(theirs)
     key, value = (torch.randn(9, 3, 16, device=device) for _ in range(2))
     slots = torch.tensor([3, 4, 5, 40, 41, 0, 47, 16, 20], dtype=torch.int32, device=device)
     write_kv(key, value, ours.key_pools[1], ours.value_pools[1], slots)
-    theirs.write(1, slots, key, value)
+    cpu.write_kv(key, value, theirs.key_pools[1], theirs.value_pools[1], slots)
     for mine, other in zip((*ours.key_pools, *ours.value_pools), (*theirs.key_pools, *theirs.value_pools), strict=True):
         assert torch.equal(mine, other)
 

@@ -1,7 +1,7 @@
 """Compiles the Triton kernels for a GPU that need not be there, and prints what became of them as JSON.
 
-The interpreter runs Python: it accepts kernels that the compiler refuses, and says nothing about registers and loads. This is
-``python -m tests.support.compile_kernels CAPABILITY``, in a process of its own because the tests' process interprets.
+The interpreter runs Python: it accepts kernels that the compiler refuses, and says nothing about registers and loads. This
+is ``python -m tests.support.compile_kernels CAPABILITY``, a process of its own because the tests' process interprets.
 """
 
 import json

@@ -1,0 +1,32 @@
+"""Who computes where: the kernels on a GPU if they can, torch operations everywhere else."""
+
+import pytest
+import torch
+
+from pagebrain.attention import choice, cpu
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+def test_a_cpu_gets_torch_operations() -> None:
+    assert choice.default_attention(CPU, torch.float32, 64) is cpu.paged_attention
+    assert choice.default_writer(CPU, torch.float32, 64) is cpu.write_kv
+
+
+def test_a_gpu_gets_the_kernels_where_they_can_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not choice.available():
+        pytest.skip("Triton is not installed: pip install -r requirements.txt on Linux")
+    from pagebrain.attention import kernels
+
+    assert choice.default_attention(CUDA, torch.bfloat16, 64) is kernels.paged_attention
+    assert choice.default_writer(CUDA, torch.bfloat16, 64) is kernels.write_kv
+    monkeypatch.setattr(choice, "available", lambda: False)
+    assert choice.default_attention(CUDA, torch.bfloat16, 64) is cpu.paged_attention
+    assert choice.default_writer(CUDA, torch.bfloat16, 64) is cpu.write_kv
+
+
+@pytest.mark.parametrize(("dtype", "head_dim", "said"), [(torch.float64, 64, "float64"), (torch.bfloat16, 256, "256")])
+def test_a_gpu_gets_torch_operations_for_what_the_kernels_lack(dtype: torch.dtype, head_dim: int, said: str) -> None:
+    assert choice.default_attention(CUDA, dtype, head_dim) is cpu.paged_attention
+    if choice.available():
+        assert said in str(choice.kernels_fit(CUDA, dtype, head_dim))
