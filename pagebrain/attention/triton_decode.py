@@ -20,9 +20,10 @@ import triton.language as tl
 from torch import Tensor
 
 from pagebrain.attention.decode_plan import MAX_SPLITS, DecodeTiling, choose_num_splits
-from pagebrain.attention.kernel_inputs import check_attention, check_device, check_indices, check_out, require
+from pagebrain.attention.kernel_inputs import check_attention, check_device, check_indices, check_out, mismatch
 from pagebrain.attention.triton_common import LOG2_E, is_interpreted, pool_offsets, split_range
 from pagebrain.attention.triton_grouped import grouped_decode_kernel
+from pagebrain.errors import KernelError
 
 
 @triton.jit(do_not_specialize=["num_splits", "table_stride"])
@@ -196,8 +197,8 @@ def paged_decode(
         num_seqs = num_tokens
     if active_rows is not None:
         check_indices("active_rows", active_rows, num_seqs)
-    else:
-        require(num_seqs == num_rows, "query", f"{num_seqs} sequences", f"{num_rows}, as context_lens has")
+    elif num_seqs != num_rows:
+        raise mismatch("query", f"{num_seqs} sequences", f"{num_rows}, as context_lens has")
     out = query.new_empty(query.shape) if out is None else out
     check_out(out, query)
     check_device(
@@ -216,7 +217,8 @@ def paged_decode(
     if num_splits is None:
         num_sms = num_multiprocessors(query.device)
         num_splits = choose_num_splits(num_seqs * num_kv_heads, block_tables.shape[1] * block_size, num_sms, tiling)
-    require(1 <= num_splits <= MAX_SPLITS, "num_splits", str(num_splits), f"1 to {MAX_SPLITS}")
+    if not 1 <= num_splits <= MAX_SPLITS:
+        raise KernelError(f"num_splits must be 1 to {MAX_SPLITS}, got {num_splits}")
     if num_seqs == 0:
         return out
 

@@ -1,11 +1,10 @@
 """The Triton kernel that puts K and V of new tokens into their slots: one program per token copies all its heads."""
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from pagebrain.attention.kernel_inputs import check_device, check_pools, require
+from pagebrain.attention.kernel_inputs import check_device, check_indices, check_last_dimension, check_pools, mismatch
 from pagebrain.attention.triton_common import is_interpreted
 
 
@@ -55,29 +54,17 @@ def write_kv(key: Tensor, value: Tensor, key_pool: Tensor, value_pool: Tensor, s
         KernelError: for tensors that the kernel does not work on, before anything is written.
     """
     check_pools(key_pool, value_pool)
-    num_tokens, num_heads, head_dim = key.shape
-    require(key.shape == value.shape, "key and value", f"{list(key.shape)} and {list(value.shape)}", "the same shape")
-    require(
-        (num_heads, head_dim) == key_pool.shape[2:],
-        "key",
-        f"{num_heads} heads of {head_dim}",
-        f"those of the pool, {key_pool.shape[2]} of {key_pool.shape[3]}",
-    )
-    require(
-        key.dtype == value.dtype == key_pool.dtype,
-        "key and value",
-        f"{key.dtype} and {value.dtype}",
-        f"the pool's {key_pool.dtype}: convert them",
-    )
-    for name, tensor in (("key", key), ("value", value)):
-        require(tensor.stride(2) == 1 or head_dim == 1, name, f"strides {tensor.stride()}", "a contiguous last dimension")
-    require(
-        slot_mapping.shape == (num_tokens,) and slot_mapping.dtype in (torch.int32, torch.int64),
-        "slot_mapping",
-        f"{slot_mapping.dtype} {list(slot_mapping.shape)}",
-        f"integers [{num_tokens}]",
-    )
-    slot_mapping = slot_mapping.contiguous()
+    if key.shape != value.shape:
+        raise mismatch("key and value", f"{list(key.shape)} and {list(value.shape)}", "the same shape")
+    num_heads, head_dim = key_pool.shape[2:]
+    if key.shape[1:] != (num_heads, head_dim):
+        raise mismatch("key", f"shape {list(key.shape)}", f"[num_tokens, {num_heads}, {head_dim}] as the pool has it")
+    num_tokens = key.shape[0]
+    if not key.dtype == value.dtype == key_pool.dtype:
+        raise mismatch("key and value", f"{key.dtype} and {value.dtype}", f"the pool's {key_pool.dtype}: convert them")
+    check_last_dimension("key", key)
+    check_last_dimension("value", value)
+    check_indices("slot_mapping", slot_mapping, num_tokens)
     check_device(is_interpreted(), key_pool, key=key, value=value, slot_mapping=slot_mapping)
     if num_tokens == 0:
         return

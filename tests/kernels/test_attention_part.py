@@ -42,6 +42,19 @@ def test_a_kernel_with_nothing_to_do_is_not_launched_when_the_host_knows(
     torch.testing.assert_close(out.double(), scene.dense(), atol=1e-5, rtol=0)
 
 
+def test_a_sequence_is_computed_by_one_kernel_only(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the decode kernel the rows of decodes are left as they were."""
+    from pagebrain.attention import kernels
+
+    monkeypatch.setattr(kernels, "paged_decode", lambda *args, **options: None)
+    original = torch.Tensor.new_empty
+    monkeypatch.setattr(torch.Tensor, "new_empty", lambda self, *args, **options: original(self, *args, **options).fill_(-7))
+    scene = Scene(*MIXED, **SHAPE)
+    out = scene.run(kernels.paged_attention, device)
+    decodes = torch.tensor([0, 6, 24])
+    assert (out[decodes] == -7).all() and (out != -7).any(dim=(1, 2)).sum() == len(out) - 3
+
+
 def test_sequences_may_share_blocks(device: str) -> None:
     from pagebrain.attention.kernels import paged_attention
 
@@ -100,7 +113,7 @@ def test_splits_out_of_range_are_refused(num_splits: int, device: str) -> None:
 
     paged_decode: Any = kernels.paged_decode
     scene = Scene([1], [3], **SHAPE)
-    with pytest.raises(KernelError, match=f"num_splits with {num_splits}, expected 1 to 32"):
+    with pytest.raises(KernelError, match=f"num_splits must be 1 to 32, got {num_splits}"):
         scene.run(lambda *args: paged_decode(*args[:5], args[6], num_splits=num_splits), device)
 
 
