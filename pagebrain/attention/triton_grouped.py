@@ -1,7 +1,7 @@
 """Decode attention for grouped heads in Triton: several query heads read the same K and V, so they share one program.
 
-Like :func:`pagebrain.attention.triton_decode.decode_kernel`, with the group's queries as the rows of a matrix. A group fills
-the tensor cores' sixteen rows to a good part, and reads each K and V once for all of its heads.
+Like the kernel of :mod:`pagebrain.attention.triton_decode`, with the queries of a group as the rows of a matrix. A group
+fills the tensor cores' sixteen rows to a good part, and reads each K and V once for all of its heads.
 """
 
 import triton

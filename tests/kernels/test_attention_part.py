@@ -70,6 +70,7 @@ CHANGES: list[tuple[dict[str, Any], str]] = [
     ({"query": torch.zeros(2, 3, 64)}, "a multiple of the pools' 2 heads"),
     ({"query": torch.zeros(2, 64, 2).transpose(1, 2)}, "a contiguous last dimension"),
     ({"key_pool": torch.zeros(4, 16, 2, 64, dtype=torch.float64)}, "make both alike"),
+    (dict.fromkeys(("key_pool", "value_pool"), torch.zeros(4, 16, 64, 2).transpose(2, 3)), "a contiguous last dimension"),
     ({"context_lens": torch.zeros(2)}, r"context_lens with torch.float32 \[2\]"),
     ({"block_tables": torch.zeros(3, 2, dtype=torch.int64)}, r"integers \[2, max_blocks\]"),
     ({"block_tables": torch.zeros(2, 2, dtype=torch.int64).t()}, "contiguous rows"),
