@@ -4,7 +4,7 @@ The only place that asks whether there is Triton; nothing else of the engine imp
 ``swap``.
 """
 
-import importlib.util
+import re
 from collections.abc import Callable
 
 import torch
@@ -14,21 +14,35 @@ from pagebrain.attention.kernel_inputs import why_not
 from pagebrain.errors import ConfigError
 from pagebrain.parts import AttentionPart
 
+MIN_TRITON = (3, 6)
+"""The oldest Triton that the kernels are tested with."""
+
 
 def available() -> bool:
-    """Whether Triton is installed."""
-    return importlib.util.find_spec("triton") is not None
+    """Whether there is a Triton that compiles the kernels."""
+    try:
+        require_triton()
+    except ConfigError:
+        return False
+    return True
 
 
 def require_triton() -> None:
-    """Raise ``ConfigError`` unless Triton can be imported."""
+    """Raise ``ConfigError`` unless a Triton that compiles the kernels can be imported."""
+    wanted = ".".join(map(str, MIN_TRITON))
     try:
-        import triton  # noqa: F401
+        import triton
     except ImportError as error:
-        raise ConfigError(
-            f"the GPU kernels need Triton, which cannot be imported ({error}): pip install triton on Linux, or leave the "
-            "choice of attention to PageBrain, which computes with torch operations where there is no Triton"
-        ) from error
+        found = f"it cannot be imported ({error})"
+    else:
+        numbers = re.match(r"(\d+)\.(\d+)", str(triton.__version__))
+        if numbers is None or (int(numbers[1]), int(numbers[2])) >= MIN_TRITON:
+            return
+        found = f"this is {triton.__version__}"
+    raise ConfigError(
+        f"the GPU kernels need Triton {wanted} or later, and {found}: pip install 'triton>={wanted}' on Linux, or leave the "
+        "choice of attention to PageBrain, which computes with torch operations where there is no such Triton"
+    )
 
 
 def kernels_fit(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
@@ -36,7 +50,8 @@ def kernels_fit(device: torch.device, dtype: torch.dtype, head_dim: int) -> str 
     if device.type != "cuda":
         return f"the Triton kernels are for GPUs, and the model is on {device}"
     if not available():
-        return "Triton is not installed: pip install triton for a much faster GPU engine"
+        wanted = ".".join(map(str, MIN_TRITON))
+        return f"there is no Triton {wanted} or later: pip install 'triton>={wanted}' for a much faster GPU engine"
     return why_not(dtype, head_dim)
 
 

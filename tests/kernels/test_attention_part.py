@@ -141,4 +141,4 @@ def test_without_triton_the_swap_says_what_to_install() -> None:
         "    print(error)\n"
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert "the GPU kernels need Triton" in said and "pip install triton" in said
+    assert "the GPU kernels need Triton" in said and "pip install 'triton" in said

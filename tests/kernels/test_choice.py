@@ -1,9 +1,13 @@
 """Who computes where: the kernels on a GPU if they can, torch operations everywhere else."""
 
+import sys
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from pagebrain.attention import choice, cpu
+from pagebrain.errors import ConfigError
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -15,7 +19,7 @@ def test_a_cpu_gets_torch_operations() -> None:
 
 def test_a_gpu_gets_the_kernels_where_they_can_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
     if not choice.available():
-        pytest.skip("Triton is not installed: pip install -r requirements.txt on Linux")
+        pytest.skip("there is no Triton 3.6 or later: pip install -r requirements.txt on Linux")
     from pagebrain.attention import kernels
 
     assert choice.default_attention(CUDA, torch.bfloat16, 64) is kernels.paged_attention
@@ -30,3 +34,13 @@ def test_a_gpu_gets_torch_operations_for_what_the_kernels_lack(dtype: torch.dtyp
     assert choice.default_attention(CUDA, dtype, head_dim) is cpu.paged_attention
     if choice.available():
         assert said in str(choice.kernels_fit(CUDA, dtype, head_dim))
+
+
+@pytest.mark.parametrize(("version", "fits"), [("3.2.0", False), ("3.6.0", True), ("3.10.1", True), ("4.0", True)])
+def test_a_triton_that_is_too_old_is_none(version: str, fits: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "triton", SimpleNamespace(__version__=version))
+    assert choice.available() == fits
+    if not fits:
+        assert "no Triton 3.6 or later" in str(choice.kernels_fit(CUDA, torch.bfloat16, 64))
+        with pytest.raises(ConfigError, match="need Triton 3.6 or later, and this is 3.2.0: pip install"):
+            choice.require_triton()

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 def compiled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """Kernels by name, each with its ptx and resources."""
     if not available() or not sys.platform.startswith("linux"):
-        pytest.skip("Triton is not installed: pip install -r requirements.txt on Linux")
+        pytest.skip("there is no Triton 3.6 or later: pip install -r requirements.txt on Linux")
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     ran = subprocess.run(
         [sys.executable, "-m", "tests.support.compile_kernels", str(request.param)],

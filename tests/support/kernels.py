@@ -21,7 +21,7 @@ DEVICES = [pytest.param("cpu", id="interpreter"), pytest.param("cuda", id="gpu",
 def why_no_kernels(device: str) -> str | None:
     """What keeps the kernels from running on ``device`` in this process, or ``None``."""
     if not available():
-        return "Triton is not installed: pip install -r requirements.txt on Linux"
+        return "there is no Triton 3.6 or later: pip install -r requirements.txt on Linux"
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     if device == "cuda":
         if not torch.cuda.is_available():
