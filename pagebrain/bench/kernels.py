@@ -21,6 +21,8 @@ _L2_TIMES = 4
 _MIN_LAUNCHES, _MAX_SETS = 16, 512
 _COPY_BYTES = 2**30
 _PRODUCT_SIZE = 8192
+_PREFILLS = ((1, 512), (8, 512))
+"""Prompts, and the tokens of each."""
 
 
 def add_kernels_arguments(parser: argparse.ArgumentParser) -> None:
@@ -120,7 +122,7 @@ class KernelBench:
         decode = [self._decode(num_seqs, context) for num_seqs in self.batches for context in self.contexts]
         for row in decode:
             row["share_of_copy"] = row["kv_bytes_per_s"] / copy_bytes_per_s
-        prefill = [self._prefill(num_seqs, query_len, query_len) for num_seqs, query_len in ((1, 512), (8, 512))]
+        prefill = [self._attention(num_seqs, query_len, query_len) for num_seqs, query_len in _PREFILLS]
         return {
             "benchmark": "kernels",
             "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -141,11 +143,8 @@ class KernelBench:
         row["kv_bytes_per_s"] = row["kv_bytes"] / row["seconds"]
         return row
 
-    def _prefill(self, num_seqs: int, query_len: int, context_len: int) -> dict[str, Any]:
-        """The last ``query_len`` tokens of each sequence."""
-        return self._attention(num_seqs, query_len, context_len)
-
     def _attention(self, num_seqs: int, query_len: int, context_len: int) -> dict[str, Any]:
+        """The last ``query_len`` tokens of each sequence, checked and timed."""
         import torch
 
         from pagebrain.attention import kernels

@@ -30,7 +30,8 @@ def draw(points: Sequence[Point], bytes_per_s: float, flops_per_s: float) -> str
     ridge = flops_per_s / bytes_per_s
     left = math.log10(min([point.intensity for point in points] + [1.0])) - 0.2
     right = math.log10(max([point.intensity for point in points] + [ridge])) + 0.4
-    top = math.log10(flops_per_s) + 0.1
+    highest = max([point.flops_per_s for point in points] + [flops_per_s])  # a point may beat a roof that was measured
+    top = math.log10(highest) + 0.1
     lowest = min([point.flops_per_s for point in points] + [roof(10**left, bytes_per_s, flops_per_s)])
     bottom = math.log10(lowest) - 0.1
 

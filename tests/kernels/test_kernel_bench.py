@@ -9,11 +9,12 @@ import pytest
 import torch
 from rich.console import Console
 
+from pagebrain.bench import kernels
 from pagebrain.bench.kernel_report import print_kernel_report
-from pagebrain.bench.kernels import InputSets, Shape, add_kernels_arguments, run_kernels
+from pagebrain.bench.kernels import InputSets, KernelBench, Shape, add_kernels_arguments, run_kernels
 from pagebrain.bench.roofline import Point, draw, roof
 from pagebrain.cli import main
-from pagebrain.errors import ConfigError
+from pagebrain.errors import ConfigError, PageBrainError
 
 GPT2 = Shape(num_heads=12, num_kv_heads=12, head_dim=64, block_size=16, itemsize=2)
 
@@ -76,6 +77,42 @@ def test_every_measured_row_is_in_the_table_and_in_the_picture() -> None:
     text = console.export_text()
     for part in ("NVIDIA H200", "4.26 TB/s", "94.0 us", "402.7 MB", "4.28", "100%", "200.0", "FLOP/byte"):
         assert part in text, part
+
+
+def small_bench(monkeypatch: pytest.MonkeyPatch, device: str) -> KernelBench:
+    """A bench of tiny shapes whose clock says that every launch takes a microsecond."""
+    monkeypatch.setattr(kernels, "_COPY_BYTES", 1024)
+    monkeypatch.setattr(kernels, "_PRODUCT_SIZE", 8)
+    monkeypatch.setattr(kernels, "_PREFILLS", ((2, 9),))
+    bench = object.__new__(KernelBench)
+    bench.args = arguments("--max-model-len", "64")
+    bench.shape = Shape(num_heads=2, num_kv_heads=1, head_dim=16, block_size=8, itemsize=4)
+    bench.batches, bench.contexts, bench.l2_bytes = [1, 3], [20], 1
+    bench.dtype, bench.device = torch.float32, torch.device(device)
+    monkeypatch.setattr(bench, "time", lambda launch, num_sets: 1e-6 * bool([launch(index) for index in range(num_sets)]))
+    return bench
+
+
+def test_every_shape_is_checked_and_counted(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    report = small_bench(monkeypatch, device).run()
+    assert [(row["num_seqs"], row["context_len"]) for row in report["decode"]] == [(1, 20), (3, 20)]
+    assert [row["kv_bytes"] for row in report["decode"]] == [2 * 20 * 16 * 4, 3 * 2 * 20 * 16 * 4]
+    assert report["decode"][0]["share_of_copy"] == pytest.approx(2560 / 2048)
+    assert report["prefill"][0]["flops_per_s"] == pytest.approx(2 * 2 * 4 * 16 * 45 / 1e-6)
+    assert 0 < max(row["relative_error"] for row in report["decode"] + report["prefill"]) < 1e-5
+    assert report["versions"]["triton"] and report["date"].endswith("+00:00")
+    print_kernel_report(report, Console(file=open("/dev/null", "w")))
+    assert json.dumps(report)
+
+
+def test_wrong_kernels_are_not_timed(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pagebrain.attention import kernels as attention_kernels
+
+    bench = small_bench(monkeypatch, device)
+    right: Any = attention_kernels.paged_attention
+    monkeypatch.setattr(attention_kernels, "paged_attention", lambda *args, **options: right(*args, **options) * 1.01)
+    with pytest.raises(PageBrainError, match="differs from the torch path by 0.01: the kernels are wrong on this machine"):
+        bench.run()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
