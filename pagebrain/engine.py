@@ -26,7 +26,7 @@ from pagebrain.requests import Prompt, RequestState, checked_token_ids, max_num_
 from pagebrain.retirement import RetirementQueue
 from pagebrain.sampling_params import SamplingParams
 from pagebrain.sequence import Request, Sequence, SequenceGroup, SequenceStatus
-from pagebrain.trace import Observer, StepTrace, trace_step
+from pagebrain.trace import EngineStats, Observer, StepCounter, StepTrace, trace_step
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ class Engine:
         self._requests: dict[str, RequestState] = {}
         self._in_flight: deque[_Launched] = deque()
         self._deltas: list[OutputDelta] = []
-        self._num_steps = 0
+        self._counter = StepCounter()
         self._num_requests = 0
         self._next_seq_id = 0
 
@@ -142,6 +142,20 @@ class Engine:
         """Requests under way, waiting ones included."""
         return len(self._requests)
 
+    def stats(self) -> EngineStats:
+        """How the engine stands, in counts."""
+        return EngineStats(
+            **vars(self._counter),
+            num_waiting=len(self.scheduler.waiting),
+            num_running=len(self.scheduler.running),
+            num_free_blocks=self.cache_manager.num_free_blocks,
+            num_blocks=self.cache_manager.block_manager.num_blocks,
+        )
+
+    def snapshot(self) -> StepTrace:
+        """A trace of how the engine stands now, between two steps: nothing is computed in it."""
+        return trace_step(self._counter.num_steps, SequenceGroup(()), self.cache_manager, self.scheduler)
+
     # The loop ---------------------------------------------------------------------------------------------------------
 
     def step(self) -> list[OutputDelta]:
@@ -181,8 +195,8 @@ class Engine:
             in_flight = self.executor.launch(group)
         except Exception as error:
             self._roll_back()
-            raise StepError(f"step {self._num_steps} could not be launched: {_describe(error)}") from error
-        trace = trace_step(self._num_steps, group, self.cache_manager, self.scheduler) if self.observers else None
+            raise StepError(f"step {self._counter.num_steps} could not be launched: {_describe(error)}") from error
+        trace = trace_step(self._counter.num_steps, group, self.cache_manager, self.scheduler) if self.observers else None
         for entry in group:
             entry.seq.status = SequenceStatus.RUNNING
             entry.seq.num_scheduled = entry.context_len
@@ -194,7 +208,7 @@ class Engine:
             launched = time.monotonic()
             trace = dataclasses.replace(trace, launched_s=launched, schedule_s=planned - began, launch_s=launched - planned)
         self._in_flight.append(_Launched(in_flight, trace))
-        self._num_steps += 1
+        self._counter.count(group)
 
     def _read(self, launched: _Launched) -> None:
         """Wait for a step and apply what it brought; the deltas go to ``_deltas``."""
@@ -283,6 +297,7 @@ class Engine:
         if result.logprobs is not None:
             seq.logprobs.append(result.logprobs)
         state.first_token_s = state.first_token_s or now
+        is_first = len(seq.token_ids) == seq.num_prompt_tokens + 1 and seq.sample_index == 0
 
         if is_stop_token:
             self._end(seq, "stop", token_id if token_id in seq.params.stop_token_ids else None)
@@ -305,6 +320,7 @@ class Engine:
             logprobs=() if result.logprobs is None else (result.logprobs,),
             finish_reason=seq.finish_reason,
             stop_reason=seq.stop_reason,
+            prompt_logprobs=tuple(seq.prompt_logprobs) if is_first and seq.prompt_logprobs else None,
             finished=state.output() if request_ended else None,
         )
 

@@ -65,8 +65,9 @@ class RequestOutput:
 class OutputDelta:
     """What one step added to one sample of one request.
 
-    ``text`` may be empty while a character is incomplete or a stop string may be beginning. With the last delta of a
-    request's last sample comes ``finished``, the whole request.
+    ``text`` may be empty while a character is incomplete or a stop string may be beginning. ``prompt_logprobs`` come with
+    the first delta of sample 0, if they were asked for. With the last delta of a request's last sample comes ``finished``,
+    the whole request.
     """
 
     request_id: str
@@ -76,4 +77,5 @@ class OutputDelta:
     logprobs: tuple[TokenLogprobs, ...] = ()
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
+    prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
     finished: RequestOutput | None = None

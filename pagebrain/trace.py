@@ -1,6 +1,7 @@
-"""What observers see of a step: one immutable record, made only when somebody watches.
+"""What the outside sees of the engine: a record of each step for those who watch, and counts that are always kept.
 
-Timelines, pictures, metrics and live views read this, and nothing else reads the engine's insides.
+Timelines, pictures and live views read :class:`StepTrace`, which is made only when somebody watches: it copies every block
+table. Metrics read :class:`EngineStats`, which costs next to nothing. Nothing else reads the engine's insides.
 """
 
 import time
@@ -79,6 +80,52 @@ class StepTrace:
     def read(self, finished: Iterable[int] = ()) -> "StepTrace":
         """The record once the step's tokens have been read, which is now; ``finished`` ended with them."""
         return replace(self, finished=tuple(finished), read_s=time.monotonic())
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    """How the engine stands, in counts.
+
+    Attributes:
+        num_steps, num_prefill_tokens, num_decode_tokens: steps launched since the start, and tokens they computed by phase.
+        num_preemptions: how often a sequence lost its blocks since the start.
+        num_waiting, num_running: sequences now; preempted ones wait.
+        num_free_blocks, num_blocks: the pool now.
+        last_step_tokens: tokens of each step since whoever collects these looked last; empty as the engine gives it.
+    """
+
+    num_steps: int = 0
+    num_prefill_tokens: int = 0
+    num_decode_tokens: int = 0
+    num_preemptions: int = 0
+    num_waiting: int = 0
+    num_running: int = 0
+    num_free_blocks: int = 0
+    num_blocks: int = 0
+    last_step_tokens: tuple[int, ...] = ()
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens computed since the start, prefill and decode."""
+        return self.num_prefill_tokens + self.num_decode_tokens
+
+
+@dataclass
+class StepCounter:
+    """The totals of :class:`EngineStats`, as the engine counts them."""
+
+    num_steps: int = 0
+    num_prefill_tokens: int = 0
+    num_decode_tokens: int = 0
+    num_preemptions: int = 0
+
+    def count(self, group: SequenceGroup) -> None:
+        """A step with this group was launched."""
+        num_decodes = sum(entry.num_tokens == 1 for entry in group)
+        self.num_steps += 1
+        self.num_decode_tokens += num_decodes
+        self.num_prefill_tokens += group.num_tokens - num_decodes
+        self.num_preemptions += len(group.preempted)
 
 
 Observer = Callable[[StepTrace], None]

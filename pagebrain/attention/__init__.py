@@ -1,7 +1,7 @@
 """Paged attention: queries against K and V that lie in pages anywhere in the pool.
 
 :func:`paged_attention` in :mod:`pagebrain.attention.cpu` is written in torch operations and runs on every device.
-:class:`PagedAttention` in :mod:`pagebrain.attention.layer` is what a model layer holds. On a GPU the Triton kernels of
+:class:`PagedAttention` in :mod:`pagebrain.attention.layer` is what a model layer holds. For GPUs the Triton kernels of
 :mod:`pagebrain.attention.kernels` do the same; :mod:`pagebrain.attention.choice` decides.
 """
 

@@ -1,4 +1,4 @@
-"""Paged attention by the Triton kernels: the part that the engine uses on a GPU.
+"""Paged attention by the Triton kernels, for GPUs.
 
 :func:`paged_attention` sends sequences with one query to the decode kernel and the others to the prefill kernel. Which is
 which stands in ``query_starts`` on the GPU, and reading it back would hold up the step: each kernel looks for itself and

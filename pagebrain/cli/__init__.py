@@ -1,4 +1,6 @@
-"""The command line: ``pagebrain generate``, ``demo``, ``doctor`` and ``bench``, one module each.
+"""The command line: ``pagebrain serve``, ``generate``, ``demo``, ``doctor`` and ``bench``, one module each.
+
+Options without a command, as in ``pagebrain --model openai-community/gpt2``, are those of ``serve``.
 
 The exit status is 2 for a mistake in the input, 1 for a step that failed (in a swapped part, say), 130 when interrupted.
 Nothing here imports torch before a command needs it.
@@ -11,6 +13,7 @@ from pagebrain.cli.frame import CommandLine
 from pagebrain.errors import BlockError, BlockTableError, IntegrityError, PageBrainError, StepError
 
 COMMANDS = {
+    "serve": "serve a model over HTTP, with OpenAI's API",
     "generate": "continue a prompt and print the text as it is generated",
     "demo": "stream a story from the bundled model, and show where its K and V lie",
     "doctor": "look at this machine: what is there, and what to do about what is not",
@@ -23,6 +26,7 @@ examples:
   pagebrain generate "Once upon a time" --max-tokens 60 --temperature 0.8 --seed 1
   echo "Once upon a time" | pagebrain generate --json
   pagebrain generate "Hello" --model openai-community/gpt2
+  pagebrain serve --model openai-community/gpt2 --port 8000
 """
 
 
@@ -39,5 +43,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         internal=(StepError, IntegrityError, BlockError, BlockTableError),  # a part's, not the user's
         version=f"pagebrain {__version__}",
         advice=", then pagebrain doctor",
+        default="serve",
     )
     return line.main(argv)

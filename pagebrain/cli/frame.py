@@ -27,6 +27,10 @@ OWN_PACKAGES = ("pagebrain", "chapters")
 """A module of these that is missing is no package that a user could install."""
 
 
+_OWN_OPTIONS = ("-h", "--help", "--version")
+"""Options of the program itself: they need no command."""
+
+
 class OneLineParser(argparse.ArgumentParser):
     """An argument parser whose errors are one line, and whose help stays readable however many options there are."""
 
@@ -59,6 +63,7 @@ class CommandLine:
         internal: exceptions that are no mistake of the user's, told in one line, with exit status 1.
         version: what ``--version`` prints, if there is one.
         advice: what to say besides when a package is missing.
+        default: the command that is meant when only options are given.
     """
 
     name: str
@@ -71,10 +76,13 @@ class CommandLine:
     internal: tuple[type[Exception], ...] = ()
     version: str | None = None
     advice: str = ""
+    default: str | None = None
 
     def main(self, argv: Sequence[str] | None = None) -> int:
         """Run one command line and return its exit status."""
         arguments = list(sys.argv[1:] if argv is None else argv)
+        if self.default is not None and arguments and arguments[0].startswith("-") and arguments[0] not in _OWN_OPTIONS:
+            arguments.insert(0, self.default)
         mistakes: tuple[type[Exception], ...] = (_WrongUsage, *self.mistakes)
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):

@@ -1,4 +1,4 @@
-"""What the README shows works: its Python runs, its options exist, its links lead somewhere."""
+"""What README and the server's page show works: their Python runs, their options exist, README's links lead somewhere."""
 
 import re
 import shlex
@@ -9,12 +9,17 @@ import pytest
 
 from chapters.course.cli import COMMANDS
 from pagebrain.cli import main
+from tests.support.served import Served
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE)
+SERVER_PAGE = (ROOT / "docs" / "server.md").read_text(encoding="utf-8")
+SERVER_BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", SERVER_PAGE, flags=re.DOTALL | re.MULTILINE)
 PYTHON_BLOCKS = [text for language, text in BLOCKS if language == "python"]
-PLAIN_BLOCKS = [text for language, text in BLOCKS if not language]
+ALONE = [text for text in PYTHON_BLOCKS if "http://" not in text]
+WITH_SERVER = [text for language, text in (*BLOCKS, *SERVER_BLOCKS) if language == "python" and "http://" in text]
+PLAIN_BLOCKS = [text for language, text in (*BLOCKS, *SERVER_BLOCKS) if not language]
 
 SNIPPET = """\
 block_manager = BlockManager(config)
@@ -24,10 +29,18 @@ outputs = model(inputs["input_ids"], input_pos=input_pos, cache_pos=cache_pos)
 """
 
 
-@pytest.mark.parametrize("number", range(len(PYTHON_BLOCKS)))
+@pytest.mark.parametrize("number", range(len(ALONE)))
 def test_python_blocks_run_as_they_stand(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    exec(compile(PYTHON_BLOCKS[number], f"README.md, Python block {number}", "exec"), {"__name__": "__main__"})
+    exec(compile(ALONE[number], f"README.md, Python block {number}", "exec"), {"__name__": "__main__"})
+
+
+def test_clients_work_as_they_stand_against_the_server_as_it_starts(capsys: pytest.CaptureFixture[str]) -> None:
+    assert len(WITH_SERVER) == 2
+    with Served() as served:
+        for block in WITH_SERVER:
+            exec(compile(block.replace("http://127.0.0.1:8000", served.url), "a page", "exec"), {"__name__": "__main__"})
+            assert len(capsys.readouterr().out.split()) > 10
 
 
 def test_the_model_is_shown_with_its_cache_made_by_hand() -> None:
@@ -45,10 +58,11 @@ def test_streaming_prints_what_generate_returns(capsys: pytest.CaptureFixture[st
 
 
 def test_command_lines_have_options_that_exist(capsys: pytest.CaptureFixture[str]) -> None:
-    lines = [line for block in PLAIN_BLOCKS for line in block.splitlines() if "pagebrain " in line and "pip" not in line]
+    lines = [line for block in PLAIN_BLOCKS for line in block.splitlines() if re.match(r"(echo .*\| )?pagebrain ", line)]
     inline = re.findall(r"`(pagebrain [^`]*)`", README)
-    commands = [shlex.split(line.rpartition("| ")[2]) for line in lines] + [shlex.split(command) for command in inline]
-    assert len(commands) > 6
+    lines = [line.rpartition("| ")[2] for line in lines]
+    commands = [shlex.split(command, comments=True) for command in (*lines, *inline)]
+    assert len(commands) > 10
     for _, command, *arguments in commands:
         assert main([command, "--help"]) == 0
         known = set(re.findall(r"--?[a-z][a-z-]*", capsys.readouterr().out))

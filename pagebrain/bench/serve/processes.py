@@ -1,0 +1,212 @@
+"""Client processes: one or several, apart from the process that draws the progress bar, so that drawing delays no timestamp.
+
+Each process warms up and says so; when all have, they start at the same moment. A closed loop's clients take their next
+request from a counter that all processes share. Processes end with their parent, however it ends.
+"""
+
+import asyncio
+import contextlib
+import gc
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+from pagebrain.bench.serve.load import ClientJob, Load
+from pagebrain.bench.serve.records import RequestRecord, read_exchange
+from pagebrain.bench.serve.target import Target
+from pagebrain.errors import PageBrainError
+
+_START_DELAY_S = 0.1
+"""From the last process that is ready to the start of the load: long enough for all to hear of it."""
+
+_POLL_S = 0.2
+_SPAWN = multiprocessing.get_context("spawn")  # a fork would inherit torch's threads, half of them
+
+
+@dataclass(frozen=True)
+class DriveResult:
+    """What all clients saw, in the order of the requests.
+
+    ``busy`` is the share of one core that each client process used during the load: near 1, the clients and not the server
+    may be what was measured. ``warmup_failures`` are reasons.
+    """
+
+    records: list[RequestRecord]
+    busy: list[float]
+    warmup_failures: list[str]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is; ``num_tokens`` is by usage for requests that ended, by events for those under way."""
+
+    num_ended: int
+    num_tokens: int
+
+
+def drive_processes(
+    target: Target,
+    bodies: Sequence[bytes],
+    warmup: Sequence[bytes],
+    load: Load,
+    *,
+    seed: int,
+    num_processes: int,
+    timeout_s: float,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+) -> DriveResult:
+    """Put ``load`` on the server and wait until every request has ended.
+
+    Raises ``PageBrainError`` if a client process dies; requests that fail are in the result.
+    """
+    whole = ClientJob(
+        url=f"{target.url}/v1/completions",
+        headers=target.headers,
+        bodies=list(bodies),
+        warmup=list(warmup),
+        num_clients=load.concurrency or max(1, len(warmup)),
+        arrivals_s=load.arrivals_s(len(bodies), seed),
+        timeout_s=timeout_s,
+    )
+    jobs = whole.split(num_processes)
+    shared = SharedCounters(len(jobs))
+    with _started(jobs, shared) as pipes:
+        failures = [reason for pipe in pipes for reason in _receive(pipe)]
+        start_s = time.perf_counter() + _START_DELAY_S  # one clock for all processes of a machine
+        for pipe in pipes:
+            pipe.send(start_s)
+        waiting = list(pipes)
+        while waiting:
+            for ready in wait(waiting, timeout=_POLL_S):
+                assert isinstance(ready, Connection)
+                _receive(ready)
+                waiting.remove(ready)
+            on_progress(shared.progress())
+        for pipe in pipes:  # only now, or those that ended first would read answers while others still measure
+            pipe.send("read the answers")
+        results = [_receive(pipe) for pipe in pipes]
+    records = sorted((record for found, _ in results for record in found), key=lambda record: record.index)
+    return DriveResult(records, [busy for _, busy in results], failures)
+
+
+@contextlib.contextmanager
+def _started(jobs: Sequence[ClientJob], shared: "SharedCounters") -> Iterator[list[Connection]]:
+    """The processes, running; ended when the block is left."""
+    processes, pipes = [], []
+    try:
+        for number, job in enumerate(jobs):
+            here, there = _SPAWN.Pipe()
+            process = _SPAWN.Process(target=_client_process, args=(there, job, shared, number), daemon=True)
+            process.start()
+            there.close()  # so that its end is seen here when the process dies
+            processes.append(process)
+            pipes.append(here)
+        yield pipes
+    finally:
+        for pipe in pipes:
+            pipe.close()
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.join()
+
+
+def _receive(pipe: Connection) -> Any:
+    try:
+        return pipe.recv()
+    except (EOFError, ConnectionResetError):
+        raise PageBrainError("a client process of the benchmark died; what it printed stands above") from None
+
+
+class SharedCounters:
+    """Numbers in memory that all processes see. Each writes tokens and ends of its own; only ``take_next`` needs a lock."""
+
+    def __init__(self, num_processes: int) -> None:
+        self._next: Any = _SPAWN.Value("q", 0)
+        self._tokens: Any = _SPAWN.RawArray("q", num_processes)
+        self._ended: Any = _SPAWN.RawArray("q", num_processes)
+        self.process = 0
+
+    def take_next(self) -> int:
+        """A number that nobody took yet, from 0 on."""
+        with self._next.get_lock():
+            taken = int(self._next.value)
+            self._next.value = taken + 1
+        return taken
+
+    def count_tokens(self, number: int) -> None:
+        """Add to this process's tokens."""
+        self._tokens[self.process] += number
+
+    def count_ended(self) -> None:
+        """Add one to this process's requests that ended."""
+        self._ended[self.process] += 1
+
+    def progress(self) -> Progress:
+        """The sums over all processes."""
+        return Progress(num_ended=sum(self._ended), num_tokens=sum(self._tokens))
+
+
+def _client_process(pipe: Connection, job: ClientJob, shared: SharedCounters, number: int) -> None:
+    """What a client process does from its first line to its last."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it too, and ends this process
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    shared.process = number
+    _allow_many_connections()
+    loop = _new_event_loop()
+    try:
+        loop.run_until_complete(_talk(pipe, job, shared))
+    except (EOFError, BrokenPipeError):
+        sys.exit(1)  # the parent has gone, or given up
+    finally:
+        loop.close()
+
+
+async def _talk(pipe: Connection, job: ClientJob, shared: SharedCounters) -> None:
+    """Warm up, start when told, drive, read the answers when told. Between those, waiting may block the loop."""
+    from pagebrain.bench.serve.client import drive, open_session, warm_up
+
+    async with open_session(job) as session:
+        warmed = [read_exchange(one, 0.0) for one in await warm_up(session, job)]
+        pipe.send([record.reason for record in warmed if record.outcome != "done"])
+        start_s = pipe.recv()
+        gc.collect()
+        gc.freeze()  # what is there stays; the collector need not look at it during the load
+        busy_s, began_s = time.process_time(), time.perf_counter()
+        exchanges = await drive(session, job, start_s, shared)
+        busy = (time.process_time() - busy_s) / (time.perf_counter() - began_s)
+    pipe.send("ended")
+    pipe.recv()
+    pipe.send(([read_exchange(one, start_s) for one in exchanges], busy))
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _allow_many_connections() -> None:
+    """Raise the limit of open files as far as this user may: a rate of ``inf`` opens a connection for each request."""
+    with contextlib.suppress(ImportError, ValueError, OSError):
+        import resource  # which Windows has not
+
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def _new_event_loop() -> asyncio.AbstractEventLoop:
+    """uvloop's where it is installed: its events cost about 30 % less."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()

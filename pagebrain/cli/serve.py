@@ -1,0 +1,77 @@
+"""``pagebrain serve``: the engine behind an OpenAI-compatible HTTP server."""
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+from pagebrain.cli import options
+from pagebrain.errors import ConfigError
+
+API_KEY_VARIABLE = "PAGEBRAIN_API_KEY"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    parser.usage = "pagebrain serve [options]"
+    group = parser.add_argument_group("server", argument_default=argparse.SUPPRESS)
+    group.add_argument("--host", metavar="ADDRESS", help="where to listen (default: 127.0.0.1, this machine only)")
+    group.add_argument("--port", type=int, metavar="N", help="0 takes a free one (default: 8000)")
+    group.add_argument("--served-model-name", metavar="NAME", help="what clients call the model (default: its name)")
+    group.add_argument("--api-key", metavar="KEY", help=f"what clients must send (default: ${API_KEY_VARIABLE}, if set)")
+    group.add_argument("--cors-origin", action="append", metavar="URL", help="let web pages from there in; repeatable")
+    group.add_argument("--chat-template", metavar="FILE", help="a Jinja template for chats (default: the tokenizer's own)")
+    group.add_argument("--drain-seconds", type=float, metavar="S", help="to finish requests when told to end (default: 30)")
+    group.add_argument("--log-level", metavar="LEVEL", help="debug may show what is in prompts (default: info)")
+    group.add_argument("--log-requests", action="store_true", help="write a line for each request that ends, without texts")
+    group.add_argument("--live-control", action="store_true", help="let /live pause and step the engine")
+
+    group = parser.add_argument_group("limits", argument_default=argparse.SUPPRESS)
+    group.add_argument("--max-body-bytes", type=int, metavar="N", help="longest body of a request (default: 4 MiB)")
+    group.add_argument(
+        "--max-queued-requests", type=int, metavar="N", help="most that wait for their first token (default: 1024)"
+    )
+    group.add_argument(
+        "--max-queued-tokens", type=int, metavar="N", help="most prompt tokens that wait so (default: 262144)"
+    )
+    options.add_engine_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until told to end; everything that can be checked without the model is checked first."""
+    from pagebrain.config import PageBrainConfig
+    from pagebrain.server.options import ServerOptions
+
+    config = PageBrainConfig(**options.engine_settings(args))
+    server = ServerOptions(**server_settings(args, config.model))
+
+    from pagebrain.server.run import serve
+
+    return serve(config, server)
+
+
+def server_settings(args: argparse.Namespace, model: str | None) -> dict[str, Any]:
+    """Keyword arguments for ``ServerOptions``. Raises ``ConfigError`` for a chat template that cannot be read."""
+    names = ("host", "port", "max_body_bytes", "max_queued_requests", "max_queued_tokens", "log_level", "log_requests")
+    given: dict[str, Any] = {name: getattr(args, name) for name in (*names, "live_control") if name in args}
+    name = getattr(args, "served_model_name", model)
+    if name is not None:
+        given["served_model_name"] = name
+    api_key = getattr(args, "api_key", os.environ.get(API_KEY_VARIABLE))
+    if api_key or "api_key" in args:
+        given["api_key"] = api_key
+    if "cors_origin" in args:
+        given["cors_origins"] = tuple(args.cors_origin)
+    if "drain_seconds" in args:
+        given["drain_s"] = args.drain_seconds
+    if "chat_template" in args:
+        given["chat_template"] = _read_template(Path(args.chat_template))
+    return given
+
+
+def _read_template(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise ConfigError(f"--chat-template {path} cannot be read: {reason}") from error

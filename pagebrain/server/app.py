@@ -1,0 +1,65 @@
+"""Puts the web application together: the API's routes, error handlers, guards, metrics and the live page."""
+
+from typing import Any
+
+from fastapi import FastAPI
+
+import pagebrain
+from pagebrain.server.chat import chat_routes
+from pagebrain.server.client import EngineClient
+from pagebrain.server.completions import completion_routes
+from pagebrain.server.documented import add_guards_answers, name_the_model
+from pagebrain.server.errors import add_error_handlers
+from pagebrain.server.generate import generate_routes
+from pagebrain.server.guards import add_guards
+from pagebrain.server.live import live_router
+from pagebrain.server.metrics import ServerMetrics, metrics_route
+from pagebrain.server.options import ServerOptions
+from pagebrain.server.request_log import RequestLog
+from pagebrain.server.service import Service
+from pagebrain.server.tokens import model_routes, token_routes
+
+
+class PageBrainApp(FastAPI):
+    """FastAPI with a schema that says what this API answers, and no more."""
+
+    server_options = ServerOptions()
+
+    def openapi(self) -> dict[str, Any]:
+        """The OpenAPI description. Mistakes in a request are 400 here, as with OpenAI, and never FastAPI's 422."""
+        if self.openapi_schema is None:
+            schema = super().openapi()
+            for operations in schema["paths"].values():
+                for operation in operations.values():
+                    operation["responses"].pop("422", None)
+            for name in ("HTTPValidationError", "ValidationError"):
+                schema["components"]["schemas"].pop(name, None)
+            add_guards_answers(schema, self.server_options.api_key is not None)
+            name_the_model(schema, self.server_options.served_model_name)
+        assert self.openapi_schema is not None
+        return self.openapi_schema
+
+
+def create_app(client: EngineClient, options: ServerOptions) -> FastAPI:
+    """The application in front of a client that has started."""
+    app = PageBrainApp(
+        title="PageBrain",
+        description="An OpenAI-compatible server for GPT-2 on paged attention.",
+        version=pagebrain.__version__,
+        docs_url=None,  # both pages load their scripts from elsewhere
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.server_options = options
+    service = Service(client, options)
+    for routes in (completion_routes, chat_routes, generate_routes, token_routes, model_routes):
+        app.include_router(routes(service))
+    metrics = ServerMetrics(options.served_model_name)
+    client.observers.append(metrics)
+    if options.log_requests:
+        client.observers.append(RequestLog())
+    app.include_router(metrics_route(metrics))
+    app.include_router(live_router(client, options))
+    add_error_handlers(app)
+    add_guards(app, options)
+    return app

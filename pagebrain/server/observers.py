@@ -1,0 +1,38 @@
+"""Who counts what the server does: metrics, the request log, and whoever else is interested."""
+
+import logging
+from typing import Any, Protocol
+
+from pagebrain.server.streams import RequestStream
+from pagebrain.trace import EngineStats
+
+logger = logging.getLogger(__name__)
+
+
+class ServerObserver(Protocol):
+    """Who counts what happens. Everything is called on the event loop, and must be quick."""
+
+    def on_step(self, stats: EngineStats) -> None:
+        """The engine has stepped, or what waits in it has changed."""
+
+    def on_first_token(self, request: RequestStream, seconds: float) -> None:
+        """A request's first token came, so long after the request."""
+
+    def on_tokens(self, num_tokens: int, gaps_s: list[float]) -> None:
+        """Tokens came with a message of the engine's; each but a sample's first came so long after the one before it."""
+
+    def on_finished(self, request: RequestStream, outcome: str) -> None:
+        """A request is over: ``stop``, ``length``, ``abort`` or ``error``."""
+
+
+class Observers(list[ServerObserver]):
+    """Those who are told. One that fails is told nothing more: tokens must reach their request whatever a watcher does."""
+
+    def tell(self, what: str, *args: Any) -> None:
+        """Call the method of that name of every observer."""
+        for observer in list(self):
+            try:
+                getattr(observer, what)(*args)
+            except Exception:
+                logger.exception("an observer failed and is not called again")
+                self.remove(observer)

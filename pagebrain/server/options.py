@@ -1,0 +1,68 @@
+"""What shapes the server, as :class:`~pagebrain.config.PageBrainConfig` shapes the engine.
+
+Frozen, and checked when it is made, so that the server trusts it.
+"""
+
+from dataclasses import dataclass
+
+from pagebrain.errors import ConfigError
+
+MIN_BODY_BYTES = 1024
+LOG_LEVELS = ("critical", "error", "warning", "info", "debug")
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """How the server behaves.
+
+    Attributes:
+        host, port: where it listens; port 0 takes a free one.
+        served_model_name: what clients call the model.
+        api_key: what clients must send as ``Authorization: Bearer ...``; ``None`` lets everybody in.
+        cors_origins: web pages from these origins may use the server; ``*`` is all.
+        chat_template: a Jinja template for chats; ``None`` is the tokenizer's own.
+        max_body_bytes: longest body of a request.
+        max_queued_requests: most requests that wait for their first token at a time.
+        max_queued_tokens: most prompt tokens that wait so, each sample counted.
+        drain_s: seconds that requests under way have to finish when the server is told to end.
+        log_level: ``critical``, ``error``, ``warning``, ``info`` or ``debug``; the last may show what is in prompts.
+        log_requests: write a line for each request that ends.
+        live_control: whoever may use the server may also pause and step the engine.
+
+    Raises:
+        ConfigError: naming the option, what was got and what was expected.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    served_model_name: str = "storyteller"
+    api_key: str | None = None
+    cors_origins: tuple[str, ...] = ()
+    chat_template: str | None = None
+    max_body_bytes: int = 4 * 2**20
+    max_queued_requests: int = 1024
+    max_queued_tokens: int = 262_144
+    drain_s: float = 30.0
+    log_level: str = "info"
+    log_requests: bool = False
+    live_control: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65535:
+            raise ConfigError(f"--port must be between 0 and 65535, got {self.port}")
+        if not self.served_model_name.strip():
+            raise ConfigError("--served-model-name must not be empty")
+        if self.api_key is not None and (not self.api_key or self.api_key.split() != [self.api_key]):
+            raise ConfigError("--api-key must not be empty or hold white space: clients could not send it")
+        for origin in self.cors_origins:
+            if origin != "*" and (not origin.startswith(("http://", "https://")) or origin.count("/") != 2):
+                raise ConfigError(f"--cors-origin must look like https://example.org, or be *; got {origin!r}")
+        if self.log_level not in LOG_LEVELS:
+            raise ConfigError(f"--log-level must be one of {', '.join(LOG_LEVELS)}; got {self.log_level!r}")
+        if self.max_body_bytes < MIN_BODY_BYTES:
+            raise ConfigError(f"--max-body-bytes must be at least {MIN_BODY_BYTES}, got {self.max_body_bytes}")
+        for name in ("max_queued_requests", "max_queued_tokens"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.drain_s < float("inf"):
+            raise ConfigError(f"--drain-seconds must be at least 0 and finite, got {self.drain_s}")

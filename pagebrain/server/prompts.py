@@ -1,0 +1,110 @@
+"""From what a request holds to token ids: tokenizing, and rendering of chats, without holding up the event loop.
+
+A text that cannot fit whatever its tokens are is refused before it is tokenized, so that nobody makes the server work on it.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from pagebrain.errors import InvalidRequestError
+from pagebrain.sampling_params import SamplingParams
+from pagebrain.server.errors import bad_request
+from pagebrain.server.protocol import ChatMessage
+
+if TYPE_CHECKING:
+    from pagebrain.server.client import EngineClient
+
+LONG_TEXT = 4096
+"""Characters; a longer text is worked on in a thread."""
+
+
+class PromptReader:
+    """Makes token ids of texts and chats.
+
+    Args:
+        client: has the tokenizer, and knows what the engine takes.
+        chat_template: Jinja source; ``None`` is the tokenizer's own.
+    """
+
+    def __init__(self, client: "EngineClient", chat_template: str | None) -> None:
+        self._client = client
+        self._chat_template = chat_template
+        self._max_bytes = _max_bytes(client)
+        self._one_long_text = asyncio.Semaphore(1)
+
+    async def token_ids(
+        self, prompts: Sequence[str | Sequence[int]], params: SamplingParams
+    ) -> list[tuple[int, ...] | Sequence[int]]:
+        """Each prompt's token ids. Raises ``InvalidRequestError``, with the number of the prompt if there are several."""
+        num_characters = 0
+        for index, prompt in enumerate(prompts):
+            if isinstance(prompt, str):
+                self._check_fits(prompt, f"prompt {index}: " if len(prompts) > 1 else "")
+                num_characters += len(prompt)
+        if num_characters > LONG_TEXT:
+            encoded = await asyncio.to_thread(self._encode_all, prompts)
+        else:
+            encoded = self._encode_all(prompts)
+        if len(encoded) > 1:  # a single one is checked when it is handed in
+            for index, ids in enumerate(encoded):
+                try:
+                    self._client.check(list(ids), params)
+                except InvalidRequestError as error:
+                    raise InvalidRequestError(f"prompt {index}: {error}") from None
+        return encoded
+
+    async def text_ids(self, text: str) -> list[int]:
+        """Token ids of any text, long or empty. One long text at a time: the others must not wait for many."""
+        if len(text) <= LONG_TEXT:
+            return self._client.encode(text)
+        async with self._one_long_text:
+            return await asyncio.to_thread(self._client.encode, text)
+
+    async def chat_prompt(self, messages: Sequence[ChatMessage]) -> str:
+        """The text of a chat. Raises ``ApiError`` if there is no template, or it does not take these messages."""
+        tokenizer = self._client.tokenizer
+        if tokenizer is None or not (self._chat_template or tokenizer.chat_template):
+            raise bad_request(
+                "the model has no chat template: use /v1/completions, or start the server with --chat-template", "messages"
+            )
+        turns = [{"role": message.role, "content": message.content} for message in messages]
+        if sum(len(message.content) for message in messages) > LONG_TEXT:
+            return await asyncio.to_thread(self._render, turns)
+        return self._render(turns)
+
+    def _render(self, turns: list[dict[str, str]]) -> str:
+        assert self._client.tokenizer is not None
+        try:
+            text = self._client.tokenizer.apply_chat_template(
+                turns, chat_template=self._chat_template, add_generation_prompt=True, tokenize=False
+            )
+        except Exception as error:  # a template may refuse with any exception, and means the messages
+            raise bad_request(f"the chat template does not take these messages: {error}", "messages") from error
+        return str(text)
+
+    def _encode_all(self, prompts: Sequence[str | Sequence[int]]) -> list[tuple[int, ...] | Sequence[int]]:
+        return [self._client.encode(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
+
+    def _check_fits(self, text: str, where: str) -> None:
+        if self._max_bytes is None or len(text) * 4 <= self._max_bytes:
+            return
+        num_bytes = len(text.encode())
+        if num_bytes > self._max_bytes:
+            raise InvalidRequestError(
+                f"{where}the prompt has {num_bytes} bytes, and {self._client.config.max_model_len} tokens (max_model_len) "
+                f"hold at most {self._max_bytes}: shorten it"
+            )
+
+
+def _max_bytes(client: "EngineClient") -> int | None:
+    """UTF-8 bytes of the longest text that could fit; ``None`` where tokens do not add up to the text."""
+    backend = getattr(client.tokenizer, "backend_tokenizer", None)
+    detokenizer, config = client.detokenizer, client.config
+    if backend is None or detokenizer is None or backend.normalizer is not None:
+        return None
+    if any(token.lstrip or token.rstrip for token in backend.get_added_tokens_decoder().values()):
+        return None  # such a token takes any amount of space with it
+    assert config.vocab_size is not None and config.max_model_len is not None
+    longest = max(len(detokenizer.token_bytes(token_id, skip_special_tokens=False)) for token_id in range(config.vocab_size))
+    return config.max_model_len * longest

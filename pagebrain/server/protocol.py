@@ -1,0 +1,213 @@
+"""What the API takes: one model for each kind of request, strict in types, bounded in size, closed to unknown fields.
+
+What a field means to the sampler is said, and checked once more, in :class:`~pagebrain.sampling_params.SamplingParams`. The
+schema that ``/openapi.json`` shows is made of these models.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from pagebrain.sampling_params import MAX_LOGPROBS, MAX_SAMPLES, SamplingParams
+from pagebrain.server.errors import bad_request
+from pagebrain.server.fields import Content, LogitBias, Penalty, Probability, Prompt, Stop, Temperature, TokenId
+
+MAX_CHOICES = 1024
+"""Most answers to one request: prompts times ``n``."""
+
+MAX_MESSAGES = 1024
+MAX_STOP_TOKEN_IDS = 1024
+MAX_TOKENS_TO_DECODE = 65_536
+DEFAULT_MAX_TOKENS = 16
+"""Of ``/v1/completions``, as OpenAI has it."""
+
+
+class Strict(BaseModel):
+    """A request: types are not converted, unknown fields are refused."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class StreamOptions(Strict):
+    """``include_usage``: a last event counts the tokens."""
+
+    include_usage: bool | None = None
+
+
+class SamplingRequest(Strict):
+    """What completions and chats have in common. A field that is ``null`` is as good as left out."""
+
+    model: str | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_SAMPLES)] | None = None
+    temperature: Temperature | None = None
+    top_p: Probability | None = None
+    top_k: Annotated[int, Field(ge=-1)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=100, allow_inf_nan=False)] | None = None
+    logit_bias: LogitBias | None = None
+    min_tokens: Annotated[int, Field(ge=0)] | None = None
+    stop: Stop | None = None
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_STOP_TOKEN_IDS)] | None = None
+    include_stop_str_in_output: bool | None = None
+    skip_special_tokens: bool | None = None
+    ignore_eos: bool | None = None
+    seed: int | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user: Annotated[str, Field(max_length=512)] | None = None
+
+    @property
+    def num_samples(self) -> int:
+        """``n``, as it is meant."""
+        return 1 if self.n is None else self.n
+
+    @property
+    def wants_usage(self) -> bool:
+        """Whether the stream ends with a count of the tokens. Raises ``ApiError`` for options of a stream without one."""
+        if self.stream_options is not None and not self.stream:
+            raise bad_request("'stream_options' needs 'stream' to be true", "stream_options")
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    def _sampling_params(self, **others: Any) -> SamplingParams:
+        named = {name: getattr(self, name) for name in _SAMPLING_FIELDS}
+        return SamplingParams(**{name: value for name, value in (named | others).items() if value is not None})
+
+
+_SAMPLING_FIELDS = (
+    *("n", "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty"),
+    *("logit_bias", "min_tokens", "stop", "stop_token_ids", "include_stop_str_in_output", "skip_special_tokens"),
+    *("ignore_eos", "seed"),
+)
+
+
+class CompletionRequest(SamplingRequest):
+    """``POST /v1/completions``."""
+
+    prompt: Prompt
+    max_tokens: Annotated[int, Field(ge=0)] | None = None
+    echo: bool | None = None
+    logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+
+    @property
+    def prompts(self) -> list[str] | list[list[int]]:
+        """Always a list."""
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        if isinstance(self.prompt[0], int):
+            return [self.prompt]
+        return self.prompt
+
+    @property
+    def only_scores(self) -> bool:
+        """``max_tokens`` is 0: the prompt comes back, with its log-probabilities if asked for, and nothing is generated."""
+        return self.max_tokens == 0
+
+    def sampling_params(self) -> SamplingParams:
+        """The same, as the engine takes it. Raises ``ApiError`` or ``InvalidRequestError``.
+
+        The engine generates at least one token; where none is wanted, that one is left out of the answer.
+        """
+        max_tokens = DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens
+        if self.only_scores and not self.echo:
+            raise bad_request("'max_tokens' must be at least 1, unless 'echo' is true", "max_tokens")
+        if self.only_scores and self.min_tokens:
+            raise bad_request(f"'min_tokens' must be at most 'max_tokens' (0), got {self.min_tokens}", "min_tokens")
+        if len(self.prompts) * self.num_samples > MAX_CHOICES:
+            raise bad_request(
+                f"{len(self.prompts)} prompts with n={self.num_samples} ask for {len(self.prompts) * self.num_samples} "
+                f"answers, and a request gets at most {MAX_CHOICES}: split it",
+                "n",
+            )
+        return self._sampling_params(
+            max_tokens=max(1, max_tokens),
+            logprobs=None if self.only_scores else self.logprobs,
+            prompt_logprobs=self.logprobs if self.echo else None,
+        )
+
+
+class ChatMessage(Strict):
+    """One turn of a conversation. Of several text parts each begins a line."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Content
+
+
+Messages = Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
+
+
+class ChatRequest(SamplingRequest):
+    """``POST /v1/chat/completions``. ``max_completion_tokens`` is the newer name of ``max_tokens``."""
+
+    messages: Messages
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+
+    def sampling_params(self) -> SamplingParams:
+        """The same, as the engine takes it. Raises ``ApiError`` or ``InvalidRequestError``."""
+        limits = {limit for limit in (self.max_tokens, self.max_completion_tokens) if limit is not None}
+        if len(limits) > 1:
+            raise bad_request("'max_tokens' and 'max_completion_tokens' differ: give one of them", "max_completion_tokens")
+        if self.top_logprobs is not None and not self.logprobs:
+            raise bad_request("'top_logprobs' needs 'logprobs' to be true", "top_logprobs")
+        return self._sampling_params(
+            max_tokens=limits.pop() if limits else None, logprobs=(self.top_logprobs or 0) if self.logprobs else None
+        )
+
+
+class GenerateRequest(Strict):
+    """``POST /generate``: one prompt, one way to choose tokens, always streamed.
+
+    ``temperature`` (1 if left out) is for ``top_p`` and ``top_k``; ``top_p`` (0.9) and ``top_k`` (50) for the method of that
+    name.
+    """
+
+    prompt: Annotated[str, Field(min_length=1)]
+    max_new_tokens: Annotated[int, Field(ge=1)] = 100
+    method: Literal["greedy", "top_p", "top_k"] = "greedy"
+    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    top_p: Probability | None = None
+    top_k: Annotated[int, Field(ge=1)] | None = None
+
+    def sampling_params(self) -> SamplingParams:
+        """The same, as the engine takes it. Raises ``ApiError`` for a parameter that the method does not use."""
+        uses = {"greedy": (), "top_p": ("temperature", "top_p"), "top_k": ("temperature", "top_k")}[self.method]
+        for name in ("temperature", "top_p", "top_k"):
+            if getattr(self, name) is not None and name not in uses:
+                raise bad_request(f"'{name}' is not used by method '{self.method}': leave it out", name)
+        if self.method == "greedy":
+            return SamplingParams(temperature=0, max_tokens=self.max_new_tokens)
+        temperature = 1.0 if self.temperature is None else self.temperature
+        if self.method == "top_p":
+            top_p = 0.9 if self.top_p is None else self.top_p
+            return SamplingParams(temperature=temperature, top_p=top_p, max_tokens=self.max_new_tokens)
+        top_k = 50 if self.top_k is None else self.top_k
+        return SamplingParams(temperature=temperature, top_k=top_k, max_tokens=self.max_new_tokens)
+
+
+class TokenizeRequest(Strict):
+    """``POST /tokenize``: a text, or the messages of a chat, which go through the chat template."""
+
+    model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["prompt"]}, {"required": ["messages"]}]})
+
+    model: str | None = None
+    prompt: str = ""
+    messages: Messages = []
+
+    @property
+    def wants_chat(self) -> bool:
+        """Whether messages were given. Raises ``ApiError`` unless exactly one of the two was."""
+        given = {"prompt", "messages"} & self.model_fields_set
+        if len(given) != 1:
+            raise bad_request("give 'prompt' or 'messages', and not both", "prompt")
+        return "messages" in given
+
+
+class DetokenizeRequest(Strict):
+    """``POST /detokenize``."""
+
+    model: str | None = None
+    tokens: Annotated[list[TokenId], Field(max_length=MAX_TOKENS_TO_DECODE)]

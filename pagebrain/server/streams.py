@@ -1,0 +1,219 @@
+"""What comes out of the engine, one stream for each reader: a request's tokens, or the updates of the live view.
+
+Everything here belongs to the event loop. Whoever writes never waits; whoever reads waits for news and gets all of it at
+once. What piles up for somebody who does not read is bounded.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from pagebrain.errors import PageBrainError
+from pagebrain.outputs import OutputDelta, RequestMetrics
+from pagebrain.sampling_params import SamplingParams
+from pagebrain.server.messages import PackedDelta
+
+MAX_PENDING_TOKENS = 4096
+"""Tokens that may wait for a reader. A stream that nobody reads ends there, and so does its request."""
+
+MAX_PENDING_STEPS = 100
+"""Steps that a live update may hold; it skips the oldest beyond."""
+
+
+class EngineDeadError(PageBrainError):
+    """The engine has stopped, and with it every request."""
+
+
+class DrainingError(PageBrainError):
+    """The server is about to end and takes no new requests."""
+
+
+class SlowReaderError(PageBrainError):
+    """A request was ended because its tokens were not fetched."""
+
+
+class RequestStream:
+    """The tokens of one request as they come.
+
+    Attributes:
+        request_id, prompt_token_ids, params: what was asked for.
+        user: whom the client says that it asks for; for the request log.
+        arrival_s, first_token_s: ``time.monotonic`` seconds.
+        num_generated: tokens so far, of all samples.
+        is_finished: all samples have ended; there may be something left to read.
+        is_broken: it ended because it was not read.
+        metrics: the engine's times, once finished.
+    """
+
+    def __init__(
+        self,
+        request_id: str,
+        prompt_token_ids: tuple[int, ...],
+        params: SamplingParams,
+        on_close: "Callable[[RequestStream], None]",
+    ) -> None:
+        self.request_id = request_id
+        self.prompt_token_ids = prompt_token_ids
+        self.params = params
+        self.user: str | None = None
+        self.arrival_s = time.monotonic()
+        self.first_token_s: float | None = None
+        self.num_generated = 0
+        self.is_finished = False
+        self.is_broken = False
+        self.metrics: RequestMetrics | None = None
+        self._on_close = on_close
+        self._pending: list[PackedDelta] = []
+        self._num_pending = 0
+        self._unfinished = set(range(params.n))
+        self._last_s: dict[int, float] = {}
+        self._error: PageBrainError | None = None
+        self._waiter: asyncio.Future[None] | None = None
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Length of the prompt."""
+        return len(self.prompt_token_ids)
+
+    # Reading ----------------------------------------------------------------------------------------------------------
+
+    async def read(self) -> list[OutputDelta]:
+        """Wait for news, and return all of it: at most one delta for each sample. Nothing is left when the list is empty.
+
+        Raises ``EngineDeadError``, ``SlowReaderError``, or ``InvalidRequestError`` if the engine refused the request.
+        """
+        pending = await self._take()
+        return [_unpack(pending[0])] if len(pending) == 1 else _merge(pending)
+
+    async def read_all(self) -> list[OutputDelta]:
+        """Everything to the end, one delta for each sample, in their order. Raises what :meth:`read` raises."""
+        pieces: list[PackedDelta] = []
+        while pending := await self._take():
+            pieces.extend(pending)
+        return _merge(pieces)
+
+    async def _take(self) -> list[PackedDelta]:
+        while not self._pending and self._error is None and not self.is_finished:
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        pending, self._pending, self._num_pending = self._pending, [], 0
+        if self._error is not None and not pending:
+            raise self._error
+        return pending
+
+    def close(self) -> None:
+        """Nobody reads any more: a request that is under way ends."""
+        self._on_close(self)
+
+    # Writing ----------------------------------------------------------------------------------------------------------
+
+    def put(self, packed: PackedDelta, now_s: float) -> float | None:
+        """Take what a step brought; returns the seconds since the sample's last token, if there was one."""
+        index, num_tokens, reason = packed[1], len(packed[3]), packed[5]
+        self._pending.append(packed)
+        self._num_pending += num_tokens
+        self.num_generated += num_tokens
+        self.first_token_s = self.first_token_s or now_s
+        if reason is not None:
+            self._unfinished.discard(index)
+            self.is_finished = not self._unfinished
+            self.metrics = packed[8] or self.metrics
+        if self._num_pending > MAX_PENDING_TOKENS and not self.is_finished:
+            self.is_broken = True
+            self._pending.clear()
+            self._error = SlowReaderError(f"{self._num_pending} tokens were waiting and nobody took them: read faster")
+        self._wake()
+        last_s = self._last_s.get(index)
+        self._last_s[index] = now_s
+        return None if last_s is None else now_s - last_s
+
+    def abort(self) -> None:
+        """End all samples that have not ended; the reader sees it as their finish reason."""
+        for index in sorted(self._unfinished):
+            self._pending.append((self.request_id, index, "", (), (), "abort", None, None, None))
+        self._unfinished.clear()
+        self.is_finished = True
+        self._wake()
+
+    def fail(self, error: PageBrainError) -> None:
+        """The request cannot go on. What has come can still be read; then the error is raised."""
+        self._error = error
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+def _unpack(packed: PackedDelta) -> OutputDelta:
+    request_id, index, text, token_ids, logprobs, finish_reason, stop_reason, prompt_logprobs, _ = packed
+    return OutputDelta(request_id, index, text, token_ids, logprobs, finish_reason, stop_reason, prompt_logprobs)
+
+
+def _merge(pending: list[PackedDelta]) -> list[OutputDelta]:
+    """One delta for each sample, in the order of the samples."""
+    by_index: dict[int, list[PackedDelta]] = {}
+    for packed in pending:
+        by_index.setdefault(packed[1], []).append(packed)
+    return [_joined(pieces) for _, pieces in sorted(by_index.items())]
+
+
+def _joined(pieces: list[PackedDelta]) -> OutputDelta:
+    first, last = pieces[0], pieces[-1]
+    return OutputDelta(
+        request_id=first[0],
+        index=first[1],
+        text="".join(piece[2] for piece in pieces),
+        token_ids=tuple(token_id for piece in pieces for token_id in piece[3]),
+        logprobs=tuple(scores for piece in pieces for scores in piece[4]),
+        finish_reason=last[5],
+        stop_reason=last[6],
+        prompt_logprobs=next((piece[7] for piece in pieces if piece[7] is not None), None),
+    )
+
+
+class LiveSubscription:
+    """The updates of the live view, for one reader. What comes while nobody reads is merged: newest state, all steps."""
+
+    def __init__(self, on_close: "Callable[[LiveSubscription], None]") -> None:
+        self._on_close = on_close
+        self._update: dict[str, Any] | None = None
+        self._ended = False
+        self._news = asyncio.Event()
+
+    def put(self, update: dict[str, Any]) -> None:
+        """Take an update."""
+        if self._update is not None:
+            steps = self._update["steps"] + update["steps"]
+            skipped = self._update["skipped"] + update["skipped"] + max(0, len(steps) - MAX_PENDING_STEPS)
+            update = update | {"steps": steps[-MAX_PENDING_STEPS:], "skipped": skipped}
+        self._update = update
+        self._news.set()
+
+    def end(self) -> None:
+        """There are no more updates."""
+        self._ended = True
+        self._news.set()
+
+    def close(self) -> None:
+        """Nobody reads any more."""
+        on_close, self._on_close = self._on_close, _nothing
+        on_close(self)
+
+    async def __aiter__(self) -> AsyncIterator[dict[str, Any]]:
+        while True:
+            await self._news.wait()
+            self._news.clear()
+            update, self._update = self._update, None
+            if update is not None:
+                yield update
+            if self._ended:
+                return
+
+
+def _nothing(subscription: LiveSubscription) -> None:
+    """What closing twice does."""

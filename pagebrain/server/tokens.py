@@ -1,0 +1,95 @@
+"""The small routes: what is served and how it does, and the tokenizer by itself."""
+
+from fastapi import APIRouter
+from starlette.responses import Response
+
+import pagebrain
+from pagebrain.server.body import JsonRoute
+from pagebrain.server.documented import documented
+from pagebrain.server.errors import ApiError, bad_request, json_response
+from pagebrain.server.protocol import DetokenizeRequest, TokenizeRequest
+from pagebrain.server.responses import Detokenized, Health, ModelCard, ModelList, Tokenized, Version
+from pagebrain.server.service import Service
+
+
+def model_routes(service: Service) -> APIRouter:
+    """``/v1/models``, ``/health`` and ``/version``."""
+    router = APIRouter(route_class=JsonRoute)
+
+    def card() -> ModelCard:
+        config = service.client.config
+        assert config.max_model_len is not None and config.vocab_size is not None
+        return {
+            "id": service.model_name,
+            "object": "model",
+            "created": service.started,
+            "owned_by": "pagebrain",
+            "max_model_len": config.max_model_len,
+            "vocab_size": config.vocab_size,
+        }
+
+    @router.get("/v1/models", **documented(ModelList))
+    async def list_models() -> Response:
+        """The one model that is served."""
+        models: ModelList = {"object": "list", "data": [card()]}
+        return json_response(models)
+
+    @router.get("/v1/models/{model:path}", **documented(ModelCard, 404))
+    async def retrieve_model(model: str) -> Response:
+        """The same, by its name."""
+        service.check_model(model)
+        return json_response(card())
+
+    @router.get("/health", **documented(Health, 503))
+    async def health() -> Response:
+        """Whether requests are taken."""
+        client = service.client
+        if not client.is_alive:
+            raise ApiError(503, f"the engine has stopped: {client.failure}", code="engine_dead")
+        if client.is_draining:
+            raise ApiError(503, "the server is shutting down", code="server_shutting_down")
+        healthy: Health = {"status": "ok"}
+        return json_response(healthy)
+
+    @router.get("/version", **documented(Version))
+    async def version() -> Response:
+        """PageBrain's version."""
+        own: Version = {"version": pagebrain.__version__}
+        return json_response(own)
+
+    return router
+
+
+def token_routes(service: Service) -> APIRouter:
+    """``/tokenize`` and ``/detokenize``."""
+    router = APIRouter(route_class=JsonRoute)
+
+    @router.post("/tokenize", **documented(Tokenized, 400, 404))
+    async def tokenize(body: TokenizeRequest) -> Response:
+        """The token ids of a text, or of a chat as the chat template writes it."""
+        service.check_model(body.model)
+        text = await service.prompts.chat_prompt(body.messages) if body.wants_chat else body.prompt
+        tokens = await service.prompts.text_ids(text)
+        assert service.client.config.max_model_len is not None
+        tokenized: Tokenized = {
+            "tokens": tokens,
+            "count": len(tokens),
+            "max_model_len": service.client.config.max_model_len,
+        }
+        return json_response(tokenized)
+
+    @router.post("/detokenize", **documented(Detokenized, 400, 404))
+    async def detokenize(body: DetokenizeRequest) -> Response:
+        """The text of token ids, special tokens included."""
+        service.check_model(body.model)
+        detokenizer, vocab_size = service.client.detokenizer, service.client.config.vocab_size
+        assert vocab_size is not None
+        if detokenizer is None:
+            raise bad_request("the model has no tokenizer: tokens have no text", "tokens")
+        for index, token_id in enumerate(body.tokens):
+            if token_id >= vocab_size:
+                raise bad_request(f"tokens[{index}] is {token_id}, but ids run from 0 to {vocab_size - 1}", "tokens")
+        text: Detokenized = {"prompt": detokenizer.decode(body.tokens, skip_special_tokens=False)}
+        return json_response(text)
+
+    return router

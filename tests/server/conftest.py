@@ -1,0 +1,28 @@
+"""One server in this process for all tests of the HTTP API, and the same model offline."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from pagebrain import LLM
+from tests.server.support_in_process import SETTINGS, ServerThread
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message.role == 'developer' %}{{ raise_exception('developers have no say here') }}{% endif %}"
+    "{{ message.role }}: {{ message.content }}\n"
+    "{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+)
+
+
+@pytest.fixture(scope="session")
+def api() -> Iterator[ServerThread]:
+    """A server of the bundled model in float64, with a chat template."""
+    with ServerThread(chat_template=CHAT_TEMPLATE) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def offline() -> LLM:
+    """The same model and settings without a server."""
+    return LLM(**SETTINGS)
