@@ -19,7 +19,7 @@ Tasks (30 points, about 5 hours):
 
 Run it from the repository's root with ``python -m chapters.ch05_server``, and yours with ``python -m work.ch05_server``.
 Know first: chapter 04; ``async`` functions, generators, ``try`` and ``finally``.
-In the engine: :meth:`pagebrain.llm.LLM.stream` is this without a network. In vLLM: ``AsyncLLM`` in
+In the engine: :mod:`pagebrain.server.worker` and :mod:`pagebrain.server.client`, in two processes. In vLLM: ``AsyncLLM`` in
 ``vllm/v1/engine/async_llm.py``, whose engine runs in a process of its own, and ``vllm/entrypoints/openai/api_server.py``.
 From pagebrain: ``PageBrainConfig``, ``SamplingParams``, ``detokenizer``, ``loading``, ``Sequence`` and ``SequenceGroup``,
 ``Observer``.

@@ -738,4 +738,5 @@ viz.show_source(ch05.AsyncEngine.stream)
 # - **Bounded queues.** A client that does not read costs memory, and so does everybody who waits to be let in. A server must say
 #   no in time.
 #
-# All of them leave the idea of this chapter as it is: a step belongs to the engine, and everybody else leaves a note.
+# All of them leave the idea of this chapter as it is: a step belongs to the engine, and everybody else leaves a note. `pagebrain serve`
+# has all but the first; its notes travel between two processes (`pagebrain/server/worker.py` reads them, `client.py` leaves them).

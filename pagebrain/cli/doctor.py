@@ -80,6 +80,15 @@ def check_packages() -> Iterator[Finding]:
             yield Finding(package, "broken", "not installed", f"pip install {package}")
 
 
+def check_server() -> Iterator[Finding]:
+    """The libraries that ``pagebrain serve`` stands on."""
+    for package in ("fastapi", "uvicorn", "httptools", "prometheus-client"):
+        try:
+            yield Finding(package, "ok", importlib.metadata.version(package))
+        except importlib.metadata.PackageNotFoundError:
+            yield Finding(package, "absent", "not installed", f"pagebrain serve needs it: pip install {package}")
+
+
 def check_device() -> Iterator[Finding]:
     """What there is to compute on."""
     import torch
@@ -161,6 +170,7 @@ def check_bundled_model() -> Iterator[Finding]:
 CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
     check_python,
     check_packages,
+    check_server,
     check_device,
     check_kernels,
     check_bundled_model,

@@ -39,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Serve until told to end; everything that can be checked without the model is checked first."""
+    parent = os.getppid()  # before the imports, which take seconds in which it may go
     from pagebrain.config import PageBrainConfig
     from pagebrain.server.options import ServerOptions
 
@@ -47,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
 
     from pagebrain.server.run import serve
 
-    return serve(config, server)
+    return serve(config, server, parent)
 
 
 def server_settings(args: argparse.Namespace, model: str | None) -> dict[str, Any]:
@@ -71,7 +72,32 @@ def server_settings(args: argparse.Namespace, model: str | None) -> dict[str, An
 
 def _read_template(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise ConfigError(f"--chat-template {path} cannot be read: {reason}") from error
+    _check_template(path, text)
+    return text
+
+
+def _check_template(path: Path, text: str) -> None:
+    """Raise ``ConfigError`` for what is no template: otherwise every chat would fail over it."""
+    from jinja2 import TemplateSyntaxError
+    from jinja2.ext import Extension, loopcontrols
+    from jinja2.nodes import Node
+    from jinja2.parser import Parser
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(Extension):
+        """The tag with which templates mark what the model has said; Hugging Face's tokenizers know it, Jinja does not."""
+
+        tags = {"generation"}
+
+        def parse(self, parser: Parser) -> list[Node]:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+    try:
+        ImmutableSandboxedEnvironment(extensions=[Generation, loopcontrols]).compile(text)
+    except TemplateSyntaxError as error:
+        raise ConfigError(f"--chat-template {path} is no Jinja template: line {error.lineno}: {error.message}") from error

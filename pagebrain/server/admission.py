@@ -70,6 +70,7 @@ class Admission:
         if request_id in self._waiting:
             self.leave(request_id)
             self._started.append(self._clock())
+            self._forget_long_ago()
 
     def leave(self, request_id: str) -> None:
         """It waits no longer, for whatever reason."""
@@ -77,9 +78,12 @@ class Admission:
 
     def _retry_after_s(self) -> int:
         """How long the queue takes to empty at the pace of the last seconds."""
-        now = self._clock()
-        while self._started and self._started[0] < now - RATE_WINDOW_S:
-            self._started.popleft()
+        self._forget_long_ago()
         per_second = len(self._started) / RATE_WINDOW_S
         seconds = self.num_requests / per_second if per_second else MAX_RETRY_AFTER_S
         return min(MAX_RETRY_AFTER_S, max(1, math.ceil(seconds)))
+
+    def _forget_long_ago(self) -> None:
+        since_s = self._clock() - RATE_WINDOW_S
+        while self._started and self._started[0] < since_s:
+            self._started.popleft()

@@ -11,7 +11,7 @@ from pagebrain.server.completions import completion_routes
 from pagebrain.server.documented import add_guards_answers, name_the_model
 from pagebrain.server.errors import add_error_handlers
 from pagebrain.server.generate import generate_routes
-from pagebrain.server.guards import add_guards
+from pagebrain.server.guards import add_guards, needs_host_check
 from pagebrain.server.live import live_router
 from pagebrain.server.metrics import ServerMetrics, metrics_route
 from pagebrain.server.options import ServerOptions
@@ -34,8 +34,9 @@ class PageBrainApp(FastAPI):
                     operation["responses"].pop("422", None)
             for name in ("HTTPValidationError", "ValidationError"):
                 schema["components"]["schemas"].pop(name, None)
-            add_guards_answers(schema, self.server_options.api_key is not None)
-            name_the_model(schema, self.server_options.served_model_name)
+            options = self.server_options
+            add_guards_answers(schema, options.api_key is not None, needs_host_check(options))
+            name_the_model(schema, options.served_model_name)
         assert self.openapi_schema is not None
         return self.openapi_schema
 

@@ -1,12 +1,13 @@
 """From the bytes of a request's body to a JSON value, or to one sentence that says what is wrong with them.
 
-Stricter than Python's own reading of JSON: no ``NaN``, no key twice, no text that cannot be encoded. A nesting that would
-exhaust the stack is an error like any other.
+Stricter than Python's own reading of JSON: no ``NaN``, no key twice, no text that cannot be encoded, and no more objects,
+lists and members than a request can use: each costs far more memory and time than its bytes. A nesting that would exhaust
+the stack is an error like any other. A big body is read in a thread.
 """
 
 import json
 import re
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, NoReturn
 
 from fastapi import Request
@@ -14,7 +15,21 @@ from fastapi.routing import APIRoute
 from starlette.responses import Response
 
 from pagebrain.server.errors import bad_request
+from pagebrain.server.heavy import in_turn
 
+BIG_BODY = 2**16
+"""Bytes; a bigger body is read in a thread, and its parts are counted first."""
+
+MAX_MEMBERS = 1100
+"""Most members of one object: a ``logit_bias`` may have 1024."""
+
+MAX_PARTS = 2**15
+"""Most objects and lists in a body, and as many members of objects; 1024 messages of ten text parts each are fewer."""
+
+MAX_VALUES = 2**19
+"""Most values that stand in lists and objects, counted by their commas; a request may hold half as many token ids."""
+
+_SLICE = 2**16
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89abAB-Fc-f]")
 
 
@@ -24,6 +39,8 @@ def parse_json(body: bytes) -> Any:
         text = body.decode("utf-8")
     except UnicodeDecodeError as error:
         raise bad_request(f"the body is not UTF-8: byte {error.start} cannot be read") from None
+    if len(text) > BIG_BODY:
+        _check_parts(text)
     try:
         value = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_object)
     except json.JSONDecodeError as error:
@@ -41,7 +58,42 @@ def _refuse_constant(name: str) -> NoReturn:
     raise bad_request(f"the body is not valid JSON: {name} is no JSON number")
 
 
+def _check_parts(text: str) -> None:
+    """Raise if there is more in a JSON text than a request can use; found out without reading it, and right for valid JSON.
+
+    First with what stands in strings, which is quicker; if that is not too much, neither is what stands between them.
+    """
+    if _is_modest(_count_parts(text)):
+        return
+    counts = [sum(column) for column in zip(*map(_count_parts, _outside_strings(text)))]
+    if not _is_modest(counts):
+        raise bad_request(
+            f"the body holds {counts[0]} objects and lists, {counts[1]} members of objects and {counts[2]} commas, and no "
+            f"request needs more than {MAX_PARTS}, {MAX_PARTS} and {MAX_VALUES}: split it"
+        )
+
+
+def _count_parts(text: str) -> list[int]:
+    return [text.count("{") + text.count("["), text.count(":"), text.count(",")]
+
+
+def _is_modest(counts: list[int]) -> bool:
+    return max(counts[0], counts[1]) <= MAX_PARTS and counts[2] <= MAX_VALUES
+
+
+def _outside_strings(text: str) -> Iterator[str]:
+    """What stands between the strings of a JSON text, a slice of the text at a time: no call takes long."""
+    text = text.replace(r"\\", "").replace(r"\"", "")  # what is left of the quotes begins and ends strings
+    within = 0
+    for start in range(0, len(text), _SLICE):
+        parts = text[start : start + _SLICE].split('"')
+        yield "".join(parts[within::2])
+        within = (within + len(parts) - 1) % 2
+
+
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(pairs) > MAX_MEMBERS:
+        raise bad_request(f"the body holds an object of {len(pairs)} members, and none may have more than {MAX_MEMBERS}")
     members = dict(pairs)
     if len(members) < len(pairs):
         seen: set[str] = set()
@@ -73,7 +125,8 @@ class JsonRequest(Request):
 
     async def json(self) -> Any:
         """The body's JSON value."""
-        return parse_json(await self.body())
+        body = await self.body()
+        return parse_json(body) if len(body) <= BIG_BODY else await in_turn(parse_json, body)
 
 
 class JsonRoute(APIRoute):

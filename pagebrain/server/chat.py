@@ -11,11 +11,11 @@ from starlette.responses import Response
 from pagebrain.outputs import OutputDelta
 from pagebrain.server.body import JsonRoute
 from pagebrain.server.documented import documented
-from pagebrain.server.errors import json_response
+from pagebrain.server.heavy import json_answer
 from pagebrain.server.logprobs import TokenTexts, chat_logprobs
 from pagebrain.server.protocol import ChatRequest
 from pagebrain.server.responses import ChatChoice, ChatLogprobs, ChatResponse
-from pagebrain.server.service import Heading, Service, check_complete, usage
+from pagebrain.server.service import Heading, Service, answer_size, usage
 from pagebrain.server.sse import DONE, ClientGoneError, EventStream, read_all
 from pagebrain.server.streams import RequestStream
 
@@ -35,15 +35,15 @@ def chat_routes(service: Service) -> APIRouter:
         prompt = await service.prompts.chat_prompt(body.messages)
         prompts = await service.prompts.token_ids([prompt], params)
         heading = Heading.new("chatcmpl", service.model_name)
-        [stream] = service.submit(prompts, params, heading.id, body.user)
+        [stream] = service.submit(prompts, params, heading.id, request, body.user)
         if body.stream:
             return EventStream([stream], ChatEvents(heading, stream, service.texts, wants_usage))
         try:
             answers = await read_all([stream], request.receive)
         except ClientGoneError:
             return Response(status_code=499)
-        check_complete(answers)
-        return json_response(chat_completion(heading, stream, service.texts, answers[0]))
+        service.check_complete(answers)
+        return await json_answer(lambda: chat_completion(heading, stream, service.texts, answers[0]), answer_size([stream]))
 
     return router
 

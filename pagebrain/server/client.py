@@ -6,8 +6,8 @@ meanwhile in one piece, so a slow reader holds up nobody.
 """
 
 import asyncio
+import hmac
 import logging
-import multiprocessing
 import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
@@ -15,40 +15,36 @@ from typing import TYPE_CHECKING, Any
 from pagebrain import errors
 from pagebrain.config import PageBrainConfig
 from pagebrain.detokenizer import Detokenizer
-from pagebrain.errors import InvalidRequestError, PageBrainError
+from pagebrain.errors import InvalidRequestError
 from pagebrain.loading import load_tokenizer
 from pagebrain.requests import Prompt, checked_token_ids, max_num_tokens
 from pagebrain.sampling_params import SamplingParams
-from pagebrain.server import worker
 from pagebrain.server.admission import Admission
 from pagebrain.server.messages import (
     Abort,
-    Channel,
     Control,
     ControlAction,
+    Delta,
+    Ended,
     Failed,
     LiveUpdate,
-    PackedDelta,
     Paused,
     Ready,
     Refused,
-    Shutdown,
     Stepped,
     Submit,
     Watch,
 )
 from pagebrain.server.observers import Observers
 from pagebrain.server.options import ServerOptions
-from pagebrain.server.streams import DrainingError, EngineDeadError, LiveSubscription, RequestStream
+from pagebrain.server.process import EngineProcess
+from pagebrain.server.streams import DrainingError, EngineDeadError, LiveSubscription, RequestFailedError, RequestStream
 from pagebrain.trace import EngineStats
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
-
-SHUTDOWN_S = 5.0
-"""How long the engine's process may take to end before it is killed."""
 
 
 class EngineClient:
@@ -77,51 +73,55 @@ class EngineClient:
         self.paused = False
         self.failure: str | None = None
         self.on_dead: Callable[[], None] | None = None
+        self._engine: EngineProcess | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._ready: asyncio.Future[Ready] | None = None
+        self._stopping = False
         self._streams: dict[str, RequestStream] = {}
         self._subscriptions: list[LiveSubscription] = []
+        self._aborted: set[str] = set()  # requests that the engine has not let go of yet
         self._paused_waiters: list[asyncio.Future[bool]] = []
-        self._stopping = False
 
     # Life -------------------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
         """Start the engine's process and wait until it is ready.
 
-        Raises what building the engine raised: ``ConfigError``, ``ModelLoadError``, ``PartError``.
+        Raises what building the engine raised (``ConfigError``, ``ModelLoadError``, ``PartError``), or ``EngineDeadError``.
         """
         self._loop = asyncio.get_running_loop()
-        self._ready: asyncio.Future[Ready] = self._loop.create_future()
-        context = multiprocessing.get_context("spawn")
-        ours, theirs = context.Pipe()
-        self.process = context.Process(
-            target=worker.main, args=(theirs, self.config, self.options.log_level), name="pagebrain-engine", daemon=True
-        )
-        self.process.start()
-        theirs.close()  # so that the engine's process alone holds it, and its death is seen here
-        self._channel = Channel(ours, self._receive, lambda: self._call(self._on_end), name="pagebrain-server")
-        self._channel.start()
+        self._ready = self._loop.create_future()
+        self._engine = EngineProcess(self.config, self.options.log_level, self._receive, lambda: self._call(self._on_end))
         try:
             self.tokenizer = await asyncio.to_thread(load_tokenizer, self.config)
             self.detokenizer = None if self.tokenizer is None else Detokenizer(self.tokenizer)
             ready = await self._ready
         except BaseException:
+            self._ready.cancel()  # whatever it would say, nobody asks any more
             await self.stop()
             raise
         self.config, self.notices = ready.config, ready.notices
 
     async def stop(self) -> None:
-        """End the engine's process, whatever it is doing."""
+        """End the engine's process; one that is still loading, at once."""
         self._stopping = True
-        self._channel.send(Shutdown())
-        await asyncio.to_thread(self.process.join, SHUTDOWN_S)
-        if self.process.is_alive():
-            self.process.kill()
-            await asyncio.to_thread(self.process.join)
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            await engine.stop(at_once=self._ready is None or not self._ready.done() or self._ready.cancelled())
+
+    def _send(self, message: Any) -> None:
+        if self._engine is not None:
+            self._engine.send(message)
 
     @property
     def is_alive(self) -> bool:
         """Whether the engine can serve."""
         return self.failure is None
+
+    @property
+    def engine_pid(self) -> int | None:
+        """The engine's process, if it was started."""
+        return None if self._engine is None else self._engine.pid
 
     @property
     def num_streams(self) -> int:
@@ -132,7 +132,7 @@ class EngineClient:
         """Take no new requests. Those under way go on, also if the engine was paused."""
         self.is_draining = True
         if self.is_alive:
-            self._channel.send(Control("resume"))
+            self._send(Control("resume"))
 
     def abort_all(self) -> None:
         """End every request under way; whoever reads it sees the finish reason ``abort``."""
@@ -180,41 +180,45 @@ class EngineClient:
             token_ids = self.check(tuple(prompt_token_ids), params)
             streams.append(RequestStream(request_id, token_ids, params, on_close=self._close))
         names = [stream.request_id for stream in streams]
-        if len(set(names)) < len(names) or not self._streams.keys().isdisjoint(names):
-            raise InvalidRequestError(f"request ids must be new and different, got {names}")
+        if len(set(names)) < len(names) or not self._aborted.union(self._streams).isdisjoint(names):
+            raise InvalidRequestError(f"request ids must differ from each other and from those under way, got {names}")
         self.admission.check(len(streams), sum(_work(stream) for stream in streams))
         for stream in streams:
             self.admission.wait(stream.request_id, _work(stream))
             self._streams[stream.request_id] = stream
-            self._channel.send(Submit(stream.request_id, stream.prompt_token_ids, stream.params))
+            self._send(Submit(stream.request_id, stream.prompt_token_ids, stream.params))
         return streams
 
-    def abort_request(self, request_id: str, user: str) -> bool:
-        """End one request on behalf of the user who made it; its reader sees the finish reason ``abort``.
+    def abort_request(self, request_id: str, secret: str) -> bool:
+        """End one request on behalf of whoever made it; its reader sees the finish reason ``abort``.
 
-        False if there is none under way with that id and user.
+        False if there is none under way with that id and secret.
         """
         stream = self._streams.get(request_id)
-        if stream is None or stream.user is None or stream.user != user:
+        if stream is None or stream.secret is None or not hmac.compare_digest(stream.secret.encode(), secret.encode()):
             return False
         self._abort(stream)
         return True
 
     def _abort(self, stream: RequestStream) -> None:
-        self._channel.send(Abort(stream.request_id))
         stream.abort()
-        self._over(stream, "abort")
+        self._give_up(stream, "abort")
+
+    def _give_up(self, stream: RequestStream, outcome: str) -> None:
+        """End a request that the engine is still at."""
+        self._aborted.add(stream.request_id)
+        self._send(Abort(stream.request_id))
+        self._over(stream, outcome)
 
     def _close(self, stream: RequestStream) -> None:
         """Nobody reads the stream any more."""
         if self._streams.get(stream.request_id) is stream:
-            self._channel.send(Abort(stream.request_id))
-            self._over(stream, "abort")
+            self._give_up(stream, "abort")
 
     def _over(self, stream: RequestStream, outcome: str) -> None:
         del self._streams[stream.request_id]
         self.admission.leave(stream.request_id)
-        self.observers.tell("on_finished", stream, outcome)
+        self.observers.tell(lambda observer: observer.on_finished(stream, outcome))
 
     # The live view ----------------------------------------------------------------------------------------------------
 
@@ -223,7 +227,7 @@ class EngineClient:
         subscription = LiveSubscription(on_close=self._unsubscribe)
         self._subscriptions.append(subscription)
         if self.is_alive:
-            self._channel.send(Watch(True))  # a new one starts with how things stand
+            self._send(Watch(True))  # a new one starts with how things stand
         else:
             subscription.end()
         return subscription
@@ -231,7 +235,7 @@ class EngineClient:
     def _unsubscribe(self, subscription: LiveSubscription) -> None:
         self._subscriptions.remove(subscription)
         if not self._subscriptions and self.is_alive:
-            self._channel.send(Watch(False))
+            self._send(Watch(False))
 
     async def control(self, action: ControlAction) -> bool:
         """Pause, resume or single-step the engine; returns whether it is paused now. Raises ``EngineDeadError``."""
@@ -239,15 +243,16 @@ class EngineClient:
             raise EngineDeadError(f"the engine has stopped: {self.failure}")
         if self.is_draining:
             raise DrainingError("the server is shutting down and cannot be paused")
-        waiter: asyncio.Future[bool] = self._loop.create_future()
+        waiter: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._paused_waiters.append(waiter)
-        self._channel.send(Control(action))
+        self._send(Control(action))
         return await waiter
 
     # What the engine says ---------------------------------------------------------------------------------------------
 
     def _call(self, function: Callable[..., None], *args: Any) -> None:
         """Call on the event loop, from another thread."""
+        assert self._loop is not None
         try:
             self._loop.call_soon_threadsafe(function, *args)
         except RuntimeError:  # the loop is closed: nobody is left to be told
@@ -258,7 +263,13 @@ class EngineClient:
 
     def _act_on_all(self, messages: list[Any]) -> None:
         for message in messages:
-            self._act_on(message)
+            try:
+                self._act_on(message)
+            except Exception as error:  # what it said is lost: better no engine than requests that wait for ever
+                logger.exception("a message of the engine's could not be handled")
+                self._die(f"the server failed over one of its messages ({type(error).__name__})")
+                if self._engine is not None:
+                    self._engine.kill()
 
     def _act_on(self, message: Any) -> None:
         if isinstance(message, Stepped):
@@ -267,53 +278,61 @@ class EngineClient:
             for subscription in self._subscriptions:
                 subscription.put(message.update)
         elif isinstance(message, Paused):
-            self.paused = message.paused
-            if self._paused_waiters:
-                waiter = self._paused_waiters.pop(0)
-                if not waiter.done():
-                    waiter.set_result(message.paused)
+            self._see_paused(message.paused)
         elif isinstance(message, Refused):
-            stream = self._streams.get(message.request_id)
-            if stream is not None:
-                stream.fail(InvalidRequestError(message.message))
-                self._over(stream, "error")
+            self._see_refused(message)
+        elif isinstance(message, Ended):
+            self._aborted.discard(message.request_id)
         elif isinstance(message, Ready):
-            if not self._ready.done():
+            if self._ready is not None and not self._ready.done():
                 self._ready.set_result(message)
         elif isinstance(message, Failed):
-            self._fail(message)
+            self._see_failed(message)
 
     def _deliver(self, message: Stepped) -> None:
-        now = time.monotonic()
+        now_s = time.monotonic()
         self.stats = message.stats
         num_tokens = 0
         gaps_s: list[float] = []
         for packed in message.deltas:
-            num_tokens += len(packed[3])
-            stream = self._streams.get(packed[0])
+            delta = Delta._make(packed)
+            num_tokens += len(delta.token_ids)
+            stream = self._streams.get(delta.request_id)
             if stream is None:
                 continue  # closed meanwhile
             if stream.first_token_s is None:
-                self.admission.start(stream.request_id)
-                self.observers.tell("on_first_token", stream, now - stream.arrival_s)
-            gap_s = stream.put(packed, now)
+                self._see_first_token(stream, now_s)
+            gap_s = stream.put(delta, now_s)
             if gap_s is not None:
                 gaps_s.append(gap_s)
-            self._see_end(stream, packed)
-        self.observers.tell("on_step", message.stats)
+            if stream.is_finished:
+                self._over(stream, str(delta.finish_reason))
+            elif stream.is_broken:
+                self._give_up(stream, "error")
+        self.observers.tell(lambda observer: observer.on_step(message.stats))
         if num_tokens:
-            self.observers.tell("on_tokens", num_tokens, gaps_s)
+            self.observers.tell(lambda observer: observer.on_tokens(num_tokens, gaps_s))
 
-    def _see_end(self, stream: RequestStream, packed: PackedDelta) -> None:
-        if stream.is_finished:
-            self._over(stream, str(packed[5]))
-        elif stream.is_broken:
-            self._channel.send(Abort(stream.request_id))
+    def _see_first_token(self, stream: RequestStream, now_s: float) -> None:
+        self.admission.start(stream.request_id)
+        self.observers.tell(lambda observer: observer.on_first_token(stream, now_s - stream.arrival_s))
+
+    def _see_paused(self, paused: bool) -> None:
+        self.paused = paused
+        if self._paused_waiters:
+            waiter = self._paused_waiters.pop(0)
+            if not waiter.done():
+                waiter.set_result(paused)
+
+    def _see_refused(self, refused: Refused) -> None:
+        stream = self._streams.get(refused.request_id)
+        if stream is not None:
+            stream.fail((InvalidRequestError if refused.is_mistake else RequestFailedError)(refused.message))
             self._over(stream, "error")
 
-    def _fail(self, failed: Failed) -> None:
-        if not self._ready.done():
-            kind = getattr(errors, failed.error, PageBrainError)
+    def _see_failed(self, failed: Failed) -> None:
+        if self._ready is not None and not self._ready.done():
+            kind = getattr(errors, failed.error, None) or EngineDeadError
             self._ready.set_exception(kind(failed.message))
         self._die(failed.message)
 
@@ -325,10 +344,10 @@ class EngineClient:
         if self.failure is not None or self._stopping:
             return
         self.failure = reason
-        if not self._ready.done():
-            self._ready.set_exception(PageBrainError(f"the engine's process ended before it was ready: {reason}"))
-            return
         error = EngineDeadError(f"the engine has stopped: {reason}")
+        if self._ready is not None and not self._ready.done():
+            self._ready.set_exception(error)
+            return
         for stream in list(self._streams.values()):
             stream.fail(error)
             self._over(stream, "error")

@@ -12,11 +12,11 @@ from starlette.responses import Response
 from pagebrain.outputs import OutputDelta, TokenLogprobs
 from pagebrain.server.body import JsonRoute
 from pagebrain.server.documented import documented
-from pagebrain.server.errors import json_response
+from pagebrain.server.heavy import json_answer
 from pagebrain.server.logprobs import CompletionScorer, joined
 from pagebrain.server.protocol import CompletionRequest
 from pagebrain.server.responses import CompletionChoice, CompletionResponse
-from pagebrain.server.service import Heading, Service, check_complete, usage
+from pagebrain.server.service import Heading, Service, answer_size, usage
 from pagebrain.server.sse import DONE, ClientGoneError, EventStream, read_all
 from pagebrain.server.streams import RequestStream
 
@@ -35,7 +35,7 @@ def completion_routes(service: Service) -> APIRouter:
         params = body.sampling_params()
         prompts = await service.prompts.token_ids(body.prompts, params)
         heading = Heading.new("cmpl", service.model_name)
-        streams = service.submit(prompts, params, heading.id, body.user)
+        streams = service.submit(prompts, params, heading.id, request, body.user)
         writers = make_writers(service, body, streams)
         if body.stream:
             return EventStream(streams, CompletionEvents(heading, streams, writers, wants_usage))
@@ -43,8 +43,8 @@ def completion_routes(service: Service) -> APIRouter:
             answers = await read_all(streams, request.receive)
         except ClientGoneError:
             return Response(status_code=499)
-        check_complete(answers)
-        return json_response(completion(heading, streams, writers, answers))
+        service.check_complete(answers)
+        return await json_answer(lambda: completion(heading, streams, writers, answers), answer_size(streams))
 
     return router
 

@@ -9,11 +9,12 @@ from pagebrain.server.errors import ErrorBody
 _MEANINGS = {
     400: "The request cannot be served; the message says why.",
     401: "The API key is missing or wrong.",
+    403: "The server has no key and was called by a name that is not this machine's.",
     404: "There is no such model here.",
     408: "The body did not come in time.",
     413: "The body is too large.",
     415: "The body's content type is not application/json.",
-    503: "The queue is full, the server is shutting down, or the engine has stopped.",
+    503: "The queue is full, too many bodies came at once, the server is shutting down, or the engine has stopped.",
 }
 
 
@@ -34,14 +35,16 @@ def documented(answer: Any, *statuses: int, streams: bool = False) -> dict[str, 
     return {"responses": {200: success, **errors}, "response_model": None, "response_class": Response}
 
 
-def add_guards_answers(schema: dict[str, Any], needs_key: bool) -> None:
+def add_guards_answers(schema: dict[str, Any], needs_key: bool, checks_host: bool) -> None:
     """Add to an OpenAPI schema what requests are told that never reach their route."""
     body = {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorBody"}}}
     if needs_key:
         schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     for path, operations in schema["paths"].items():
         for method, operation in operations.items():
-            statuses = [400, 408, 413, 415] if method == "post" else []
+            statuses = [400, 408, 413, 415, 503] if method == "post" else []
+            if checks_host:
+                statuses.append(403)
             if needs_key and path != "/health":
                 statuses.append(401)
                 operation["security"] = [{"key": []}]

@@ -20,7 +20,7 @@ from typing_extensions import TypedDict
 
 from pagebrain.errors import InvalidRequestError, PageBrainError
 from pagebrain.server.admission import QueueFullError
-from pagebrain.server.streams import DrainingError, EngineDeadError, SlowReaderError
+from pagebrain.server.streams import DrainingError, EngineDeadError, RequestFailedError, SlowReaderError
 
 logger = logging.getLogger(__name__)
 
@@ -103,6 +103,8 @@ def as_api_error(error: Exception) -> ApiError:
         return ApiError(503, str(error), code="engine_dead")
     if isinstance(error, SlowReaderError):
         return ApiError(503, str(error), code="slow_reader")
+    if isinstance(error, RequestFailedError):  # the engine's process has logged it
+        return ApiError(500, str(error), code="request_failed")
     frames = "".join(traceback.format_tb(error.__traceback__))
     logger.error("a request failed with %s:\n%s", type(error).__name__, frames)
     return ApiError(500, "the server failed to answer this request; its log says where", code="internal_error")

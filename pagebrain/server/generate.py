@@ -3,7 +3,7 @@
 import json
 import uuid
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from pagebrain.outputs import OutputDelta
@@ -19,12 +19,12 @@ def generate_routes(service: Service) -> APIRouter:
     router = APIRouter(route_class=JsonRoute)
 
     @router.post("/generate", **documented(None, 400, 503, streams=True))
-    async def generate(body: GenerateRequest) -> Response:
+    async def generate(body: GenerateRequest, request: Request) -> Response:
         """Continue a prompt: events ``start``, ``token`` as often as tokens come, ``end``; then ``[DONE]``."""
         params = body.sampling_params()
         prompts = await service.prompts.token_ids([body.prompt], params)
         request_id = f"generate-{uuid.uuid4().hex}"
-        return EventStream(service.submit(prompts, params, request_id), GenerateEvents(request_id))
+        return EventStream(service.submit(prompts, params, request_id, request), GenerateEvents(request_id))
 
     return router
 

@@ -1,4 +1,4 @@
-"""What a request must pass before the API sees it: where its page comes from, its key, its content type, its size.
+"""What a request must pass before the API sees it: the name it calls the server by, its key, its content type, its size.
 
 Plain ASGI middlewares: they cost microseconds and hold no stream up. What they refuse is answered in OpenAI's shape, and
 neither the API nor the engine hears of it. What a body means is the API's to judge.
@@ -7,7 +7,10 @@ neither the API nor the engine hears of it. What a body means is the API's to ju
 import asyncio
 import contextlib
 import hmac
-from collections.abc import Callable
+import ipaddress
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from urllib.parse import urlsplit
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
@@ -23,6 +26,9 @@ BODY_TIMEOUT_S = 30.0
 LINGER_S = 2.0
 """How long the rest of a refused body is still taken and thrown away, see ``_answer``."""
 
+MAX_BODIES = 16
+"""Longest bodies that may be in memory at a time; shorter ones, as many as are together no longer."""
+
 _OPEN_PATHS = frozenset({"/health", "/live", *(f"/live/{name}" for name in ASSETS)})
 """What everybody may GET. A list of what needs a key would have holes: a router can be generous about what it takes for
 the same path, and Starlette's ignores a newline at the end."""
@@ -31,12 +37,15 @@ the same path, and Starlette's ignores a newline at the end."""
 def add_guards(app: FastAPI, options: ServerOptions, body_timeout_s: float = BODY_TIMEOUT_S) -> None:
     """Put the guards around an app. Called once, before it serves.
 
-    From the outside in: CORS, so that browsers may read errors too; unexpected errors; API key; content type; body.
+    From the outside in: CORS, so that browsers may read errors too; unexpected errors; API key, or the server's name where
+    there is no key to protect it; content type; body.
     """
     app.add_middleware(BodyGuard, max_bytes=options.max_body_bytes, timeout_s=body_timeout_s)
     app.add_middleware(HeaderGuard, check=check_content_type)
     if options.api_key is not None:
         app.add_middleware(HeaderGuard, check=KeyCheck(options.api_key))
+    elif needs_host_check(options):
+        app.add_middleware(HeaderGuard, check=HostCheck(options.cors_origins))
     app.add_middleware(ErrorGuard)
     if options.cors_origins:
         app.add_middleware(
@@ -88,6 +97,60 @@ class KeyCheck:
         return ApiError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
 
 
+def needs_host_check(options: ServerOptions) -> bool:
+    """Whether nothing but its address protects the server: it has no key, and trusts whoever is on this machine."""
+    return options.api_key is None and "*" not in options.cors_origins and _is_local(options.host)
+
+
+class HostCheck:
+    """Lets in who calls the server by an address, or by a name that is this machine's for certain.
+
+    A page may have its own name resolved to 127.0.0.1 once it is loaded ("DNS rebinding"). To the browser the server is then
+    the place that the page came from, and neither CORS nor the content type is in the way. But the browser says which name
+    it was, and leaving it out is nothing that a page can do.
+
+    Args:
+        origins: pages from there may use the server, so their names do no harm.
+    """
+
+    def __init__(self, origins: Iterable[str]) -> None:
+        self._names = {urlsplit(origin).hostname for origin in origins}
+
+    def __call__(self, scope: Scope) -> ApiError | None:
+        for key, value in scope["headers"]:
+            if key == b"host" and not self._is_own(value.decode("latin-1")):
+                host = ascii(value.decode("latin-1"))[1:-1][:100]
+                message = (
+                    f"this server is for its own machine, and is not called {host}: use localhost or 127.0.0.1, or start it "
+                    f"with --api-key, or with --cors-origin http://HOST for a name that may be used"
+                )
+                return ApiError(403, message, code="host_not_allowed")
+        return None
+
+    def _is_own(self, host: str) -> bool:
+        try:
+            name = urlsplit(f"//{host}").hostname  # without the port; in lower case
+        except ValueError:  # brackets that are none of IPv6
+            return False
+        return name is not None and (name in self._names or _is_local(name) or _is_address(name))
+
+
+def _is_local(name: str) -> bool:
+    """Whether a name or an address is this machine's, and nobody else's."""
+    name = name.lower().removesuffix(".")
+    if _is_address(name):
+        return ipaddress.ip_address(name).is_loopback
+    return name == "localhost" or name.endswith(".localhost")
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
 def check_content_type(scope: Scope) -> ApiError | None:
     """Refuse a POST whose body does not say that it is JSON.
 
@@ -107,35 +170,42 @@ class BodyGuard:
     """Reads the body, within limits, before the app is called; the app then gets it in one piece.
 
     Reading here rather than inside the app's ``receive`` is what makes the answers sure: an exception from there would pass
-    through the framework's own handling of bad bodies. The app needs the whole body before it can begin anyway.
+    through the framework's own handling of bad bodies. The app needs the whole body before it can begin anyway, so that is
+    when a request has arrived: ``request.state.arrival_s``, in ``time.monotonic`` seconds.
 
     Args:
         max_bytes: longest body.
         timeout_s: seconds that a body may take.
+
+    Attributes:
+        num_bytes: of all bodies that are being read, or are in the hands of an app that has not begun to answer.
     """
 
     def __init__(self, app: ASGIApp, max_bytes: int, timeout_s: float) -> None:
         self.app = app
         self.max_bytes = max_bytes
         self.timeout_s = timeout_s
+        self.num_bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or (scope["method"] in ("GET", "HEAD", "OPTIONS") and not _announces_body(scope)):
             await self.app(scope, receive, send)
             return
-        body: bytes | ApiError | None = self._check_length(scope)
-        if body is None:
-            try:
-                body = await asyncio.wait_for(self._read(receive), self.timeout_s)
-            except asyncio.TimeoutError:
-                message = f"the body did not arrive within {self.timeout_s:g} seconds"
-                body = ApiError(408, message, code="request_timeout")
+        hold = _Hold(self)
+        try:
+            body: bytes | ApiError | None = self._check_length(scope)
+            if body is None:
+                body = await self._read_in_time(receive, hold)
+            if isinstance(body, bytes):
+                scope.setdefault("state", {})["arrival_s"] = time.monotonic()
+                replay, body = _replay(body, receive), None  # whoever reads it has the only copy
+                await self.app(scope, replay, hold.until_answered(send))
+        finally:
+            hold.release()
         if isinstance(body, ApiError):
-            await _answer(
-                body, scope, receive, send, linger_s=0.0 if body.status_code == 408 else LINGER_S
-            )  # nothing is coming
-        elif body is not None:  # otherwise the client is gone, and nobody is left to answer
-            await self.app(scope, _replay(body, receive), send)
+            linger_s = 0.0 if body.status_code == 408 else LINGER_S  # of what has not come in time nothing more is coming
+            await _answer(body, scope, receive, send, linger_s)
+        # Otherwise, without a body, the client is gone, and nobody is left to answer.
 
     def _check_length(self, scope: Scope) -> ApiError | None:
         lengths = {value.strip() for name, value in scope["headers"] if name == b"content-length"}
@@ -150,22 +220,60 @@ class BodyGuard:
             return self._too_long()
         return None
 
-    async def _read(self, receive: Receive) -> bytes | ApiError | None:
+    async def _read_in_time(self, receive: Receive, hold: "_Hold") -> bytes | ApiError | None:
+        try:
+            return await asyncio.wait_for(self._read(receive, hold), self.timeout_s)
+        except asyncio.TimeoutError:
+            return ApiError(408, f"the body did not arrive within {self.timeout_s:g} seconds", code="request_timeout")
+
+    async def _read(self, receive: Receive, hold: "_Hold") -> bytes | ApiError | None:
         """The whole body; ``None`` if the client went away."""
         body = bytearray()
         while True:
             message = await receive()
             if message["type"] != "http.request":
                 return None
-            body += message.get("body", b"")
+            piece = message.get("body", b"")
+            body += piece
+            hold.add(len(piece))
             if len(body) > self.max_bytes:
                 return self._too_long()
+            if self.num_bytes > MAX_BODIES * self.max_bytes:
+                busy = "the bodies of other requests take up all the room there is for them: try again later"
+                return ApiError(503, busy, code="server_busy", headers={"Retry-After": "1"})
             if not message.get("more_body", False):
                 return bytes(body)
 
     def _too_long(self) -> ApiError:
         message = f"the body is longer than {self.max_bytes} bytes: shorten it, or start the server with --max-body-bytes"
         return ApiError(413, message)
+
+
+class _Hold:
+    """What one body takes of the room for all."""
+
+    def __init__(self, guard: BodyGuard) -> None:
+        self._guard = guard
+        self._num_bytes = 0
+
+    def add(self, num_bytes: int) -> None:
+        """So much more has come."""
+        self._num_bytes += num_bytes
+        self._guard.num_bytes += num_bytes
+
+    def release(self) -> None:
+        """It is no longer needed. May be called twice."""
+        self._guard.num_bytes -= self._num_bytes
+        self._num_bytes = 0
+
+    def until_answered(self, send: Send) -> Send:
+        """A ``send`` that releases it with the first thing sent: a stream may go on for long after its request was read."""
+
+        def send_on(message: Message) -> Awaitable[None]:
+            self.release()
+            return send(message)
+
+        return send_on
 
 
 class ErrorGuard:
@@ -220,14 +328,14 @@ async def _discard(receive: Receive) -> None:
 
 def _replay(body: bytes, receive: Receive) -> Receive:
     """The body first; after it whatever comes, such as the news that the client has gone."""
-    given = False
+    left: bytes | None = body
 
     async def replay() -> Message:
-        nonlocal given
-        if given:
+        nonlocal left
+        if left is None:
             return await receive()
-        given = True
-        return {"type": "http.request", "body": body, "more_body": False}
+        whole, left = left, None
+        return {"type": "http.request", "body": whole, "more_body": False}
 
     return replay
 

@@ -5,7 +5,6 @@ feed is a stream of server-sent events, ``hello`` and then ``update``; :mod:`pag
 and when. Who may read it is the guards' affair, and whether anybody may pause the engine that of ``--live-control``.
 """
 
-import asyncio
 import contextlib
 import hashlib
 from collections.abc import AsyncIterator
@@ -28,6 +27,8 @@ from pagebrain.server.live_hub import (
 )
 from pagebrain.server.messages import ControlAction
 from pagebrain.server.options import ServerOptions
+from pagebrain.server.service import SECRET_HEADER, page_secret
+from pagebrain.server.sse import STALL_S, PatientSend, while_read
 
 HEARTBEAT_S = 15.0
 """Seconds of silence after which a comment is sent, so that neither side nor anything between takes the other for gone."""
@@ -77,12 +78,11 @@ class ControlRequest(BaseModel):
 
 
 class StopRequest(BaseModel):
-    """The page gives up one of several prompts that it sent together; ``user`` is what it sent with them, and its secret."""
+    """The page gives up one of several prompts that it sent together, with the same secret in its header."""
 
     model_config = ConfigDict(extra="forbid")
 
     request_id: str = Field(max_length=256)
-    user: str = Field(max_length=512)
 
 
 def live_router(client: LiveSource, options: ServerOptions) -> APIRouter:
@@ -112,8 +112,11 @@ def live_router(client: LiveSource, options: ServerOptions) -> APIRouter:
         return JSONResponse({"paused": await client.control(body.action)})
 
     @router.post("/live/stop")
-    async def live_stop(body: StopRequest) -> Response:
-        if not client.abort_request(body.request_id, body.user):
+    async def live_stop(body: StopRequest, request: Request) -> Response:
+        secret = page_secret(request)
+        if secret is None:
+            raise ApiError(400, f"The header {SECRET_HEADER} is missing: it must be that of the request to stop.")
+        if not client.abort_request(body.request_id, secret):
             raise ApiError(404, f"No request {body.request_id!r} of this page is under way.")
         return JSONResponse({"stopped": body.request_id})
 
@@ -169,29 +172,30 @@ class FeedResponse(StreamingResponse):
 
     A plain streaming response would wait in ``send`` for a viewer that does not read, and leave cleaning up to the garbage
     collector. Here what is being sent and the word that the viewer has gone are waited for side by side.
+
+    Args:
+        stall_s: seconds without a byte taken after which the viewer is given up.
     """
 
-    def __init__(self, hub: LiveHub, viewer: Viewer, hello: bytes) -> None:
+    def __init__(self, hub: LiveHub, viewer: Viewer, hello: bytes, stall_s: float = STALL_S) -> None:
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no", "X-Content-Type-Options": "nosniff"}
         super().__init__(_nothing(), media_type="text/event-stream", headers=headers)
         self._hub = hub
         self._viewer = viewer
         self._hello = hello
+        self._stall_s = stall_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI application that is this response."""
-        tasks = [asyncio.ensure_future(task) for task in (self._send_all(send), _until_gone(receive))]
+        patient = PatientSend(send, self._stall_s)
         try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            await while_read(self._send_all(patient), patient, receive)
         finally:
             self._hub.leave(self._viewer)
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _send_all(self, send: Send) -> None:
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         with contextlib.suppress(OSError):  # gone in the middle of an event
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             async for event in self._events():
                 await send({"type": "http.response.body", "body": event, "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
@@ -203,11 +207,6 @@ class FeedResponse(StreamingResponse):
                 yield await self._viewer.next_update(HEARTBEAT_S) or b": still here\n\n"
         except LiveEndedError as error:
             yield encode_event("end", encode_json({"reason": str(error)}))
-
-
-async def _until_gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 async def _nothing() -> AsyncIterator[bytes]:

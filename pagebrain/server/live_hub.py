@@ -2,7 +2,8 @@
 
 The engine makes updates only while somebody watches, so a :class:`LiveHub` subscribes with its first viewer and unsubscribes
 with its last. Viewers take what is newest when they are ready for it: a slow one skips updates and delays nobody. What is
-sent is encoded once, for all of them. Nothing here knows of HTTP but for the shape of a server-sent event.
+sent is encoded once, for all of them; how often, and how many steps at most, is as with the engine's own updates. Nothing
+here knows of HTTP but for the shape of a server-sent event.
 """
 
 import asyncio
@@ -14,16 +15,11 @@ from typing import Any, Protocol
 
 from pagebrain.config import PageBrainConfig
 from pagebrain.errors import PageBrainError
+from pagebrain.server.live_feed import INTERVAL_S, MAX_STEPS
 from pagebrain.server.messages import ControlAction
 
 MAX_VIEWERS = 32
 """Viewers at a time; each costs the server a connection and a few hundred kilobytes a second at most."""
-
-MAX_STEPS = 100
-"""Most steps told one by one in an update; of more, the oldest are only counted."""
-
-INTERVAL_S = 0.1
-"""Seconds between two updates to a viewer, at least."""
 
 
 class TooManyViewersError(PageBrainError):
@@ -56,7 +52,7 @@ class LiveSource(Protocol):
     def failure(self) -> str | None: ...
     def subscribe_live(self) -> Subscription: ...
     async def control(self, action: ControlAction) -> bool: ...
-    def abort_request(self, request_id: str, user: str) -> bool: ...
+    def abort_request(self, request_id: str, secret: str) -> bool: ...
 
 
 def encode_event(name: str, data: str) -> bytes:

@@ -1,7 +1,8 @@
 """Who counts what the server does: metrics, the request log, and whoever else is interested."""
 
 import logging
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Protocol
 
 from pagebrain.server.streams import RequestStream
 from pagebrain.trace import EngineStats
@@ -28,11 +29,11 @@ class ServerObserver(Protocol):
 class Observers(list[ServerObserver]):
     """Those who are told. One that fails is told nothing more: tokens must reach their request whatever a watcher does."""
 
-    def tell(self, what: str, *args: Any) -> None:
-        """Call the method of that name of every observer."""
+    def tell(self, news: Callable[[ServerObserver], None]) -> None:
+        """Tell each of them."""
         for observer in list(self):
             try:
-                getattr(observer, what)(*args)
+                news(observer)
             except Exception:
                 logger.exception("an observer failed and is not called again")
                 self.remove(observer)

@@ -3,7 +3,7 @@
 Frozen, and checked when it is made, so that the server trusts it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pagebrain.errors import ConfigError
 
@@ -36,7 +36,7 @@ class ServerOptions:
     host: str = "127.0.0.1"
     port: int = 8000
     served_model_name: str = "storyteller"
-    api_key: str | None = None
+    api_key: str | None = field(default=None, repr=False)
     cors_origins: tuple[str, ...] = ()
     chat_template: str | None = None
     max_body_bytes: int = 4 * 2**20

@@ -7,6 +7,8 @@ import asyncio
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from jinja2.exceptions import TemplateError, UndefinedError
+
 from pagebrain.errors import InvalidRequestError
 from pagebrain.sampling_params import SamplingParams
 from pagebrain.server.errors import bad_request
@@ -17,6 +19,9 @@ if TYPE_CHECKING:
 
 LONG_TEXT = 4096
 """Characters; a longer text is worked on in a thread."""
+
+MAX_TEXT = 2**20
+"""Characters of a text that is only to be tokenized. Tokenizers do not let go of the interpreter all the time."""
 
 
 class PromptReader:
@@ -55,14 +60,23 @@ class PromptReader:
         return encoded
 
     async def text_ids(self, text: str) -> list[int]:
-        """Token ids of any text, long or empty. One long text at a time: the others must not wait for many."""
+        """Token ids of any text, long or empty. One long text at a time: the others must not wait for many.
+
+        Raises ``ApiError`` for one of more than :data:`MAX_TEXT` characters.
+        """
+        if len(text) > MAX_TEXT:
+            raise bad_request(f"the text has {len(text)} characters, and at most {MAX_TEXT} are taken: split it", "prompt")
         if len(text) <= LONG_TEXT:
             return self._client.encode(text)
         async with self._one_long_text:
             return await asyncio.to_thread(self._client.encode, text)
 
     async def chat_prompt(self, messages: Sequence[ChatMessage]) -> str:
-        """The text of a chat. Raises ``ApiError`` if there is no template, or it does not take these messages."""
+        """The text of a chat.
+
+        Raises ``ApiError`` if there is no template, or it does not take these messages; what a broken template raises comes
+        as it is.
+        """
         tokenizer = self._client.tokenizer
         if tokenizer is None or not (self._chat_template or tokenizer.chat_template):
             raise bad_request(
@@ -79,7 +93,9 @@ class PromptReader:
             text = self._client.tokenizer.apply_chat_template(
                 turns, chat_template=self._chat_template, add_generation_prompt=True, tokenize=False
             )
-        except Exception as error:  # a template may refuse with any exception, and means the messages
+        except TemplateError as error:
+            if not _is_about_messages(error):
+                raise
             raise bad_request(f"the chat template does not take these messages: {error}", "messages") from error
         return str(text)
 
@@ -95,6 +111,13 @@ class PromptReader:
                 f"{where}the prompt has {num_bytes} bytes, and {self._client.config.max_model_len} tokens (max_model_len) "
                 f"hold at most {self._max_bytes}: shorten it"
             )
+
+
+def _is_about_messages(error: TemplateError) -> bool:
+    """Whether a template refused these messages, or missed something in them. All else is a mistake of the template's."""
+    if isinstance(error, UndefinedError):
+        return not str(error).endswith("is undefined")  # a name, and not a part of something that is there
+    return type(error) is TemplateError  # its own raise_exception
 
 
 def _max_bytes(client: "EngineClient") -> int | None:

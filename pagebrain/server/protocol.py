@@ -49,7 +49,7 @@ class SamplingRequest(Strict):
     logit_bias: LogitBias | None = None
     min_tokens: Annotated[int, Field(ge=0)] | None = None
     stop: Stop | None = None
-    stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_STOP_TOKEN_IDS)] | None = None
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_STOP_TOKEN_IDS, fail_fast=True)] | None = None
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
     ignore_eos: bool | None = None
@@ -134,7 +134,7 @@ class ChatMessage(Strict):
     content: Content
 
 
-Messages = Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
+Messages = Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
 
 
 class ChatRequest(SamplingRequest):
@@ -210,4 +210,4 @@ class DetokenizeRequest(Strict):
     """``POST /detokenize``."""
 
     model: str | None = None
-    tokens: Annotated[list[TokenId], Field(max_length=MAX_TOKENS_TO_DECODE)]
+    tokens: Annotated[list[TokenId], Field(max_length=MAX_TOKENS_TO_DECODE, fail_fast=True)]

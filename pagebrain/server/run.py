@@ -7,7 +7,6 @@ process fails them at once, and ends the server with a status that a supervisor 
 import asyncio
 import contextlib
 import ipaddress
-import logging
 import os
 import signal
 import socket
@@ -22,10 +21,11 @@ from pagebrain.config import PageBrainConfig
 from pagebrain.errors import ConfigError
 from pagebrain.server.app import create_app
 from pagebrain.server.client import EngineClient
+from pagebrain.server.connections import PunctualProtocol
 from pagebrain.server.logs import configure_logging
+from pagebrain.server.messages import settle_memory
 from pagebrain.server.options import ServerOptions
-
-logger = logging.getLogger(__name__)
+from pagebrain.server.streams import EngineDeadError
 
 ENGINE_DIED = 70
 """Exit status when the engine's process ended by itself; sysexits.h calls it an internal software error."""
@@ -39,16 +39,18 @@ UNSENT_S = 90
 """The system drops a connection whose client takes nothing for so long; ``sse.py`` has given the client up by then."""
 
 
-def serve(config: PageBrainConfig, options: ServerOptions) -> int:
+def serve(config: PageBrainConfig, options: ServerOptions, parent: int | None = None) -> int:
     """Serve until told to end; returns the exit status.
+
+    ``parent`` is the process that started this one, as far back as that is known: it may be gone by now.
 
     Raises ``ConfigError``, ``ModelLoadError`` or ``PartError`` before anything is served.
     """
+    listener = listen(options.host, options.port)
     configure_logging(options.log_level, options.log_requests)
     _allow_many_connections()
-    listener = listen(options.host, options.port)
     try:
-        return _run(_Life(config, options, listener).live())
+        return _run(_Life(config, options, listener, parent or os.getppid()).live())
     finally:
         listener.close()
 
@@ -69,8 +71,10 @@ def _allow_many_connections() -> None:
     except ImportError:  # Windows
         return
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(ValueError, OSError):  # macOS has a limit below what it calls unlimited
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    for soft in (hard, 10_240):  # macOS calls its limit infinite, and refuses more than the second
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            return
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -113,33 +117,34 @@ class _Server(uvicorn.Server):
 
 
 class _Life:
-    def __init__(self, config: PageBrainConfig, options: ServerOptions, listener: socket.socket) -> None:
+    def __init__(self, config: PageBrainConfig, options: ServerOptions, listener: socket.socket, parent: int) -> None:
         self.options = options
         self.listener = listener
+        self.parent = parent
         self.client = EngineClient(config, options)
         self.server: _Server | None = None
         self.status = 0
-        self._ending: asyncio.Task[None] | None = None
-        self._parent = os.getppid()
+        self._starting: asyncio.Task[None] | None = None
+        self._draining: asyncio.Task[None] | None = None
 
     async def live(self) -> int:
         self._catch_signals()
-        main = asyncio.current_task()
-        assert main is not None
-        self._starting: asyncio.Task[None] | None = main
-        watch = asyncio.create_task(self._watch_parent()) if _belongs_to_parent() else None
+        watch = asyncio.create_task(self._watch_parent()) if _belongs_to(self.parent) else None
+        self._starting = asyncio.create_task(self.client.start())
         try:
-            await self.client.start()
+            await self._starting
             self._starting = None
             self.server = self._make_server()
+            settle_memory()
             self._announce()
-            if not self.client.is_alive:  # already again
+            if not self.client.is_alive:  # it died as soon as it was ready
                 self._engine_died()
             await self.server.serve(sockets=[self.listener])
-        except asyncio.CancelledError:
-            if self._starting is None:
-                raise
-            return 0  # told to end while the model was loading
+        except asyncio.CancelledError:  # told to end while the model was loading
+            return 0
+        except EngineDeadError as error:  # while it was loading
+            _say(f"error: {error}")
+            return ENGINE_DIED
         finally:
             if watch is not None:
                 watch.cancel()
@@ -153,6 +158,7 @@ class _Life:
                 create_app(self.client, self.options),
                 log_config=None,
                 access_log=False,
+                http=PunctualProtocol,
                 lifespan="off",
                 ws="none",
                 timeout_graceful_shutdown=int(GRACE_S),
@@ -177,28 +183,40 @@ class _Life:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             try:
-                loop.add_signal_handler(number, self.end, signal.Signals(number).name)
+                loop.add_signal_handler(number, self._told_to_end, signal.Signals(number).name)
             except NotImplementedError:  # Windows
-                signal.signal(number, lambda got, _: loop.call_soon_threadsafe(self.end, signal.Signals(got).name))
+                signal.signal(number, lambda got, _: loop.call_soon_threadsafe(self._told_to_end, signal.Signals(got).name))
 
-    def end(self, why: str) -> None:
-        """Begin to end; told a second time, do not wait for anybody."""
-        if self._starting is not None:
-            self._starting.cancel()
-        elif self._ending is None:
-            self._ending = asyncio.create_task(self._drain(why))
+    def _told_to_end(self, name: str) -> None:
+        """A signal came; a second one means not to wait for anybody."""
+        if self._draining is None:
+            self._begin_to_end(name)
         else:
             self.client.abort_all()
 
+    def _begin_to_end(self, why: str) -> None:
+        if self._starting is not None:
+            starting, self._starting = self._starting, None
+            starting.cancel()
+        elif self._draining is None:
+            self._draining = asyncio.create_task(self._drain(why))
+
     async def _drain(self, why: str) -> None:
+        """Finish what is under way: what the engine computes, and what clients have not fetched yet."""
         self.client.begin_drain()
         if self.client.num_streams:
             _say(f"{why}: finishing {self.client.num_streams} requests, for {self.options.drain_s:g} seconds at most")
         until = time.monotonic() + self.options.drain_s
-        while self.client.num_streams and time.monotonic() < until:
+        while self._is_at_work() and time.monotonic() < until:
             await asyncio.sleep(0.02)
         self.client.abort_all()
         self._stop_serving()
+
+    def _is_at_work(self) -> bool:
+        if self.client.num_streams:
+            return True
+        self.client.end_subscriptions()  # nothing happens any more that a live view could show
+        return self.server is not None and bool(self.server.server_state.tasks)
 
     def _engine_died(self) -> None:
         _say(f"error: the engine has stopped: {self.client.failure}")
@@ -212,17 +230,17 @@ class _Life:
 
     async def _watch_parent(self) -> None:
         """A server must not outlive whoever started it, unless it was meant to."""
-        while os.getppid() == self._parent:
+        while os.getppid() == self.parent:
             await asyncio.sleep(PARENT_CHECK_S)
-        self.end("the process that started the server has gone")
+        self._begin_to_end("the process that started the server has gone")
 
 
-def _belongs_to_parent() -> bool:
-    """Whether the server's parent answers for it: not if it is init's child, leads a session, or was told to ignore hangups.
+def _belongs_to(parent: int) -> bool:
+    """Whether the server's parent answers for it: not if it is init, or the server leads a session or ignores hangups.
 
     ``setsid`` and ``nohup`` are how a process is meant to outlive the one that started it.
     """
-    if os.name != "posix" or os.getppid() <= 1:
+    if os.name != "posix" or parent <= 1:
         return False
     return os.getsid(0) != os.getpid() and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
 

@@ -6,15 +6,24 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from starlette.requests import Request
+
 from pagebrain.outputs import OutputDelta
 from pagebrain.sampling_params import SamplingParams
 from pagebrain.server.client import EngineClient
-from pagebrain.server.errors import ApiError
+from pagebrain.server.errors import ApiError, bad_request
 from pagebrain.server.logprobs import TokenTexts
 from pagebrain.server.options import ServerOptions
 from pagebrain.server.prompts import PromptReader
 from pagebrain.server.responses import Usage
 from pagebrain.server.streams import DrainingError, RequestStream
+
+MAX_ITEMS = 2_000_000
+"""Most tokens and log-probabilities that a request may ask for. A whole answer of so many takes hundreds of megabytes."""
+
+MAX_SECRET_CHARACTERS = 128
+SECRET_HEADER = "X-PageBrain-Page"
+"""The live page sends a secret of its own with its prompts, and again to stop one of them. It is written down nowhere."""
 
 
 @dataclass
@@ -54,14 +63,72 @@ class Service:
             )
 
     def submit(
-        self, prompts: Sequence[Sequence[int]], params: SamplingParams, answer_id: str, user: str | None = None
+        self,
+        prompts: Sequence[Sequence[int]],
+        params: SamplingParams,
+        answer_id: str,
+        request: Request,
+        user: str | None = None,
     ) -> list[RequestStream]:
-        """Hand all prompts to the engine, or none. Raises what :meth:`EngineClient.submit_all` raises."""
+        """Hand all prompts to the engine, or none.
+
+        Raises ``ApiError`` if too much is asked for, and what :meth:`EngineClient.submit_all` raises.
+
+        Args:
+            answer_id: names the engine's request; of several prompts each has its number after it.
+            request: the client's, which has arrived when its body had.
+            user: whom it says that it is for.
+        """
+        secret = page_secret(request)
+        self._check_size(prompts, params)
         ids = [answer_id] if len(prompts) == 1 else [f"{answer_id}-{index}" for index in range(len(prompts))]
         streams = self.client.submit_all([(prompt, params, request_id) for prompt, request_id in zip(prompts, ids)])
         for stream in streams:
-            stream.user = user
+            stream.user, stream.secret, stream.arrival_s = user, secret, request.state.arrival_s
         return streams
+
+    def _check_size(self, prompts: Sequence[Sequence[int]], params: SamplingParams) -> None:
+        max_model_len = self.client.config.max_model_len
+        assert max_model_len is not None
+        items = 0
+        for prompt in prompts:
+            room = max(0, max_model_len - len(prompt))
+            items += num_items(params, len(prompt), min(room, params.max_tokens or room) * params.n)
+        if items > MAX_ITEMS:
+            raise bad_request(
+                f"'n', 'max_tokens', 'logprobs' (or 'top_logprobs') and the prompts together ask for up to {items} tokens "
+                f"and log-probabilities, and a request gets at most {MAX_ITEMS}: lower one of them, or split the request",
+                "n",
+            )
+
+    def check_complete(self, answers: list[list[OutputDelta]]) -> None:
+        """Raise if an answer was cut short, by the server's end or because it was stopped: it is no whole one."""
+        if not any(delta.finish_reason == "abort" for deltas in answers for delta in deltas):
+            return
+        if self.client.is_draining:
+            raise DrainingError("the server shut down before the answer was complete")
+        raise ApiError(503, "the request was stopped before its answer was complete", code="request_stopped")
+
+
+def page_secret(request: Request) -> str | None:
+    """What the page that sends the request has made up, so that nobody else can stop it. Raises ``ApiError``."""
+    secret = request.headers.get(SECRET_HEADER)
+    if secret is not None and not 0 < len(secret) <= MAX_SECRET_CHARACTERS:
+        raise bad_request(f"the header {SECRET_HEADER} must have 1 to {MAX_SECRET_CHARACTERS} characters, got {len(secret)}")
+    return secret
+
+
+def num_items(params: SamplingParams, num_prompt_tokens: int, num_generated: int) -> int:
+    """Tokens and log-probabilities in the answers to one prompt: each sample repeats the prompt's, if they are asked for."""
+    items = num_generated * (1 + (params.logprobs or 0))
+    if params.prompt_logprobs is not None:
+        items += params.n * num_prompt_tokens * (1 + params.prompt_logprobs)
+    return items
+
+
+def answer_size(streams: Sequence[RequestStream]) -> int:
+    """The same for what was generated."""
+    return sum(num_items(stream.params, stream.num_prompt_tokens, stream.num_generated) for stream in streams)
 
 
 @dataclass(frozen=True)
@@ -92,9 +159,3 @@ def usage(streams: Sequence[RequestStream], only_prompts: bool = False) -> Usage
         "completion_tokens": completion_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
     }
-
-
-def check_complete(answers: list[list[OutputDelta]]) -> None:
-    """Raise ``DrainingError`` if the server's end cut an answer short: nobody should take it for a whole one."""
-    if any(delta.finish_reason == "abort" for deltas in answers for delta in deltas):
-        raise DrainingError("the server shut down before the answer was complete")

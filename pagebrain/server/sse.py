@@ -8,14 +8,15 @@ once, and the engine frees their blocks.
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from typing import Any, Protocol, TypeVar
 
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from pagebrain.outputs import OutputDelta
 from pagebrain.server.errors import error_event
+from pagebrain.server.heavy import BIG_ANSWER, in_turn
 from pagebrain.server.streams import RequestStream
 
 logger = logging.getLogger(__name__)
@@ -55,29 +56,18 @@ class EventStream(Response):
         self._streams = streams
         self._narrator = narrator
         self._stall_s = stall_s
-        self._sending_since_s: float | None = None
+        self._has_scores = any(
+            stream.params.logprobs is not None or stream.params.prompt_logprobs is not None for stream in streams
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer; returns when the last event was taken, or the client is gone."""
-        self._send = send
-        telling = asyncio.ensure_future(self._tell())
-        leaving = asyncio.ensure_future(_until_gone(receive))
-        done: set[asyncio.Future[None]] = set()
+        self._send = PatientSend(send, self._stall_s)
         try:
-            while not done and not self._is_stalled():
-                done, _ = await asyncio.wait((telling, leaving), timeout=self._stall_s / 4, return_when="FIRST_COMPLETED")
+            await while_read(self._tell(), self._send, receive)
         finally:
             for stream in self._streams:
                 stream.close()
-            await _cancel(telling, leaving)
-        if telling in done:
-            telling.result()  # raises what could not be told
-
-    def _is_stalled(self) -> bool:
-        stalled = self._sending_since_s is not None and time.monotonic() - self._sending_since_s >= self._stall_s
-        if stalled:
-            logger.info("a client took nothing for %g seconds and is given up", self._stall_s)
-        return stalled
 
     async def _tell(self) -> None:
         try:
@@ -99,7 +89,7 @@ class EventStream(Response):
 
     async def _tell_one(self, stream: RequestStream) -> None:
         while deltas := await stream.read():
-            await self._write(self._narrator.tell(0, deltas))
+            await self._write(await self._events(0, deltas))
 
     async def _tell_many(self) -> None:
         """Read all streams at a time, and write what several of them brought in one piece."""
@@ -111,17 +101,67 @@ class EventStream(Response):
                 for read in sorted(done, key=lambda read: reads[read]):
                     index = reads.pop(read)
                     if deltas := read.result():
-                        events.append(self._narrator.tell(index, deltas))
+                        events.append(await self._events(index, deltas))
                         reads[asyncio.ensure_future(self._streams[index].read())] = index
                 await self._write("".join(events))
         finally:
             await _cancel(*reads)
 
+    async def _events(self, index: int, deltas: list[OutputDelta]) -> str:
+        if self._has_scores and _num_scores(deltas, self._streams[index].params.n) > BIG_ANSWER:
+            return await in_turn(self._narrator.tell, index, deltas)
+        return self._narrator.tell(index, deltas)
+
     async def _write(self, events: str, more: bool = True) -> None:
         if events:
-            self._sending_since_s = time.monotonic()
             await self._send({"type": "http.response.body", "body": events.encode("ascii"), "more_body": more})
-            self._sending_since_s = None
+
+
+def _num_scores(deltas: list[OutputDelta], num_samples: int) -> int:
+    """Log-probabilities that came: of tokens, and of the prompt, which every sample repeats."""
+    count = 0
+    for delta in deltas:
+        if delta.logprobs:
+            count += len(delta.logprobs) * (1 + len(delta.logprobs[-1].top))
+        if delta.prompt_logprobs and delta.prompt_logprobs[-1] is not None:  # there is none for a prompt's first token
+            count += num_samples * len(delta.prompt_logprobs) * (1 + len(delta.prompt_logprobs[-1].top))
+    return count
+
+
+class PatientSend:
+    """Sends, and knows whether the client has taken nothing for ``stall_s`` seconds."""
+
+    def __init__(self, send: Send, stall_s: float) -> None:
+        self._send = send
+        self.stall_s = stall_s
+        self._since_s: float | None = None
+
+    async def __call__(self, message: Message) -> None:
+        """Send a message; waits while the client takes nothing."""
+        self._since_s = time.monotonic()
+        await self._send(message)
+        self._since_s = None
+
+    @property
+    def is_stalled(self) -> bool:
+        """Whether the client is to be given up."""
+        return self._since_s is not None and time.monotonic() - self._since_s >= self.stall_s
+
+
+async def while_read(telling: Coroutine[Any, Any, None], send: PatientSend, receive: Receive) -> None:
+    """Wait for ``telling`` to end, for the client to go, or for ``send`` to stall. Raises what ``telling`` raises."""
+    told = asyncio.ensure_future(telling)
+    leaving = asyncio.ensure_future(_until_gone(receive))
+    done: set[asyncio.Future[None]] = set()
+    try:
+        while not done and not send.is_stalled:
+            done, _ = await asyncio.wait((told, leaving), timeout=send.stall_s / 4, return_when="FIRST_COMPLETED")
+    finally:
+        await _cancel(told, leaving)
+    if told in done:
+        told.result()
+    elif not done:
+        logger.info("a client took nothing for %g seconds and is given up", send.stall_s)
 
 
 class ClientGoneError(Exception):

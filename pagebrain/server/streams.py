@@ -12,7 +12,7 @@ from typing import Any
 from pagebrain.errors import PageBrainError
 from pagebrain.outputs import OutputDelta, RequestMetrics
 from pagebrain.sampling_params import SamplingParams
-from pagebrain.server.messages import PackedDelta
+from pagebrain.server.messages import Delta
 
 MAX_PENDING_TOKENS = 4096
 """Tokens that may wait for a reader. A stream that nobody reads ends there, and so does its request."""
@@ -33,12 +33,17 @@ class SlowReaderError(PageBrainError):
     """A request was ended because its tokens were not fetched."""
 
 
+class RequestFailedError(PageBrainError):
+    """The engine, or a part of it, failed over this request alone."""
+
+
 class RequestStream:
     """The tokens of one request as they come.
 
     Attributes:
         request_id, prompt_token_ids, params: what was asked for.
         user: whom the client says that it asks for; for the request log.
+        secret: what somebody must know to end the request from outside; ``None``: nobody can.
         arrival_s, first_token_s: ``time.monotonic`` seconds.
         num_generated: tokens so far, of all samples.
         is_finished: all samples have ended; there may be something left to read.
@@ -57,6 +62,7 @@ class RequestStream:
         self.prompt_token_ids = prompt_token_ids
         self.params = params
         self.user: str | None = None
+        self.secret: str | None = None
         self.arrival_s = time.monotonic()
         self.first_token_s: float | None = None
         self.num_generated = 0
@@ -64,7 +70,7 @@ class RequestStream:
         self.is_broken = False
         self.metrics: RequestMetrics | None = None
         self._on_close = on_close
-        self._pending: list[PackedDelta] = []
+        self._pending: list[Delta] = []
         self._num_pending = 0
         self._unfinished = set(range(params.n))
         self._last_s: dict[int, float] = {}
@@ -83,17 +89,16 @@ class RequestStream:
 
         Raises ``EngineDeadError``, ``SlowReaderError``, or ``InvalidRequestError`` if the engine refused the request.
         """
-        pending = await self._take()
-        return [_unpack(pending[0])] if len(pending) == 1 else _merge(pending)
+        return _merge(await self._take())
 
     async def read_all(self) -> list[OutputDelta]:
         """Everything to the end, one delta for each sample, in their order. Raises what :meth:`read` raises."""
-        pieces: list[PackedDelta] = []
+        pieces: list[Delta] = []
         while pending := await self._take():
             pieces.extend(pending)
         return _merge(pieces)
 
-    async def _take(self) -> list[PackedDelta]:
+    async def _take(self) -> list[Delta]:
         while not self._pending and self._error is None and not self.is_finished:
             self._waiter = asyncio.get_running_loop().create_future()
             try:
@@ -111,30 +116,30 @@ class RequestStream:
 
     # Writing ----------------------------------------------------------------------------------------------------------
 
-    def put(self, packed: PackedDelta, now_s: float) -> float | None:
+    def put(self, delta: Delta, now_s: float) -> float | None:
         """Take what a step brought; returns the seconds since the sample's last token, if there was one."""
-        index, num_tokens, reason = packed[1], len(packed[3]), packed[5]
-        self._pending.append(packed)
+        num_tokens = len(delta.token_ids)
+        self._pending.append(delta)
         self._num_pending += num_tokens
         self.num_generated += num_tokens
         self.first_token_s = self.first_token_s or now_s
-        if reason is not None:
-            self._unfinished.discard(index)
+        if delta.finish_reason is not None:
+            self._unfinished.discard(delta.sample_index)
             self.is_finished = not self._unfinished
-            self.metrics = packed[8] or self.metrics
+            self.metrics = delta.metrics or self.metrics
         if self._num_pending > MAX_PENDING_TOKENS and not self.is_finished:
             self.is_broken = True
             self._pending.clear()
             self._error = SlowReaderError(f"{self._num_pending} tokens were waiting and nobody took them: read faster")
         self._wake()
-        last_s = self._last_s.get(index)
-        self._last_s[index] = now_s
+        last_s = self._last_s.get(delta.sample_index)
+        self._last_s[delta.sample_index] = now_s
         return None if last_s is None else now_s - last_s
 
     def abort(self) -> None:
         """End all samples that have not ended; the reader sees it as their finish reason."""
         for index in sorted(self._unfinished):
-            self._pending.append((self.request_id, index, "", (), (), "abort", None, None, None))
+            self._pending.append(Delta(self.request_id, index, "", (), finish_reason="abort"))
         self._unfinished.clear()
         self.is_finished = True
         self._wake()
@@ -149,30 +154,27 @@ class RequestStream:
             self._waiter.set_result(None)
 
 
-def _unpack(packed: PackedDelta) -> OutputDelta:
-    request_id, index, text, token_ids, logprobs, finish_reason, stop_reason, prompt_logprobs, _ = packed
-    return OutputDelta(request_id, index, text, token_ids, logprobs, finish_reason, stop_reason, prompt_logprobs)
-
-
-def _merge(pending: list[PackedDelta]) -> list[OutputDelta]:
+def _merge(pending: list[Delta]) -> list[OutputDelta]:
     """One delta for each sample, in the order of the samples."""
-    by_index: dict[int, list[PackedDelta]] = {}
-    for packed in pending:
-        by_index.setdefault(packed[1], []).append(packed)
+    if len(pending) == 1:  # as a rule
+        return [OutputDelta(*pending[0][:-1])]
+    by_index: dict[int, list[Delta]] = {}
+    for delta in pending:
+        by_index.setdefault(delta.sample_index, []).append(delta)
     return [_joined(pieces) for _, pieces in sorted(by_index.items())]
 
 
-def _joined(pieces: list[PackedDelta]) -> OutputDelta:
+def _joined(pieces: list[Delta]) -> OutputDelta:
     first, last = pieces[0], pieces[-1]
     return OutputDelta(
-        request_id=first[0],
-        index=first[1],
-        text="".join(piece[2] for piece in pieces),
-        token_ids=tuple(token_id for piece in pieces for token_id in piece[3]),
-        logprobs=tuple(scores for piece in pieces for scores in piece[4]),
-        finish_reason=last[5],
-        stop_reason=last[6],
-        prompt_logprobs=next((piece[7] for piece in pieces if piece[7] is not None), None),
+        request_id=first.request_id,
+        index=first.sample_index,
+        text="".join(piece.text for piece in pieces),
+        token_ids=tuple(token_id for piece in pieces for token_id in piece.token_ids),
+        logprobs=tuple(scores for piece in pieces for scores in piece.logprobs),
+        finish_reason=last.finish_reason,
+        stop_reason=last.stop_reason,
+        prompt_logprobs=next((piece.prompt_logprobs for piece in pieces if piece.prompt_logprobs is not None), None),
     )
 
 

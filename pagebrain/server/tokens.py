@@ -7,6 +7,7 @@ import pagebrain
 from pagebrain.server.body import JsonRoute
 from pagebrain.server.documented import documented
 from pagebrain.server.errors import ApiError, bad_request, json_response
+from pagebrain.server.heavy import json_answer
 from pagebrain.server.protocol import DetokenizeRequest, TokenizeRequest
 from pagebrain.server.responses import Detokenized, Health, ModelCard, ModelList, Tokenized, Version
 from pagebrain.server.service import Service
@@ -76,7 +77,7 @@ def token_routes(service: Service) -> APIRouter:
             "count": len(tokens),
             "max_model_len": service.client.config.max_model_len,
         }
-        return json_response(tokenized)
+        return await json_answer(lambda: tokenized, len(tokens))
 
     @router.post("/detokenize", **documented(Detokenized, 400, 404))
     async def detokenize(body: DetokenizeRequest) -> Response:

@@ -10,20 +10,23 @@ import os
 import queue
 import signal
 import time
+import traceback
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 from pagebrain.build import BuiltEngine, build_engine
 from pagebrain.cli.quiet import quiet
 from pagebrain.config import PageBrainConfig
 from pagebrain.engine import Engine
-from pagebrain.errors import InvalidRequestError, StepError
+from pagebrain.errors import InvalidRequestError, PageBrainError, StepError
 from pagebrain.server.live_feed import LiveFeed
 from pagebrain.server.logs import configure_logging
 from pagebrain.server.messages import (
     Abort,
     Channel,
     Control,
+    Ended,
     Failed,
     LiveUpdate,
     Paused,
@@ -34,6 +37,7 @@ from pagebrain.server.messages import (
     Submit,
     Watch,
     pack_delta,
+    settle_memory,
 )
 
 logger = logging.getLogger(__name__)
@@ -60,14 +64,40 @@ def main(connection: Connection, config: PageBrainConfig, log_level: str) -> Non
         configure_logging(log_level)
         with quiet():
             built = build_engine(config)
+            settle_memory()
             channel.send(Ready(_picklable(built), built.notices))
-            Worker(built.engine, channel, inbox).run()
-    except Exception as error:
-        logger.debug("the engine's process ends", exc_info=True)
+            _run(Worker(built.engine, channel, inbox))
+    except EngineFailure as failure:
+        channel.send(Failed(type(failure).__name__, str(failure)))
+    except PageBrainError as error:  # the engine could not be built: there are no prompts yet that this might quote
         channel.send(Failed(type(error).__name__, " ".join(str(error).split())))
+    except Exception as error:
+        logger.exception("the engine's process ends")
+        channel.send(Failed(type(error).__name__, kind_and_place(error)))
     finally:
         channel.flush(FLUSH_S)
     os._exit(0)  # whatever threads of the libraries underneath are left
+
+
+class EngineFailure(Exception):
+    """The engine cannot go on. The message says what happened and where, and quotes nothing."""
+
+
+def _run(worker: "Worker") -> None:
+    try:
+        worker.run()
+    except Exception as error:
+        logger.exception("the engine cannot go on")
+        raise EngineFailure(kind_and_place(error)) from error
+
+
+def kind_and_place(error: BaseException) -> str:
+    """What kind of exception is at the root of ``error``, and where it came from. Not its message: it may quote a prompt."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno}, in {frames[-1].name})" if frames else ""
+    return f"{type(error).__name__}{where}"
 
 
 def _picklable(built: BuiltEngine) -> PageBrainConfig:
@@ -124,12 +154,10 @@ class Worker:
 
     def _act_on(self, message: Any) -> None:
         if isinstance(message, Submit):
-            try:
-                self.engine.add_request(message.prompt_token_ids, message.params, message.request_id)
-            except InvalidRequestError as error:  # the server checks first: a part of somebody's own may know better
-                self.channel.send(Refused(message.request_id, str(error)))
+            self._submit(message)
         elif isinstance(message, Abort):
             self.engine.abort(message.request_id)
+            self.channel.send(Ended(message.request_id))
         elif isinstance(message, Watch):
             self._watch(message.on)
         elif isinstance(message, Control):
@@ -143,13 +171,26 @@ class Worker:
             if self.feed is not None:
                 self.feed(self.engine.snapshot())
 
+    def _submit(self, message: Submit) -> None:
+        try:
+            self.engine.add_request(message.prompt_token_ids, message.params, message.request_id)
+        except InvalidRequestError as error:  # the server has checked it already
+            self.channel.send(Refused(message.request_id, str(error), is_mistake=True))
+        except Exception as error:  # a scheduler that is somebody's own: the others need not suffer
+            logger.warning("a request could not be added: %s", kind_and_place(error))
+            logger.debug("what it said", exc_info=True)
+            self.engine.abort(message.request_id)
+            text = f"the engine failed over this request: {kind_and_place(error)}"
+            self.channel.send(Refused(message.request_id, text, is_mistake=False))
+
     def _step(self) -> None:
         self.single_steps = max(0, self.single_steps - 1)
         try:
             deltas = self.engine.step()
         except StepError as error:
             self._num_failures += 1
-            logger.warning("%s (%d of %d in a row)", error, self._num_failures, MAX_FAILURES)
+            logger.warning("a step failed, %d of %d in a row: %s", self._num_failures, MAX_FAILURES, kind_and_place(error))
+            logger.debug("what it said", exc_info=True)
             if self._num_failures == MAX_FAILURES:
                 raise
             return

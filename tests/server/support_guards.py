@@ -24,12 +24,15 @@ class GuardedApp:
 
     Attributes:
         bodies: of the requests that got through, in order.
+        arrivals_s, called_s: when these had arrived, by the guards' account, and when the app heard of them.
         disconnects: how many streams have seen their client go.
         quoted: the message of what ``/fail`` raises.
     """
 
     def __init__(self, body_timeout_s: float = BODY_TIMEOUT_S, **options: Any) -> None:
         self.bodies: list[bytes] = []
+        self.arrivals_s: list[float] = []
+        self.called_s: list[float] = []
         self.disconnects = 0
         self.quoted = "the secret prompt"
         self.app = FastAPI()
@@ -37,6 +40,8 @@ class GuardedApp:
 
         async def answer(request: Request) -> dict[str, int]:
             self.bodies.append(await request.body())
+            self.arrivals_s.append(getattr(request.state, "arrival_s", -1.0))
+            self.called_s.append(time.monotonic())
             return {"length": len(self.bodies[-1])}
 
         async def fail() -> None:
@@ -67,7 +72,7 @@ class GuardedApp:
 
         async def send() -> httpx.Response:
             transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
-            async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
                 return await client.request(method, path, **settings)
 
         return asyncio.run(send())
@@ -110,7 +115,9 @@ class LiveApp(GuardedApp):
 
 def post_head(*lines: str, path: str = "/v1/completions") -> bytes:
     """The head of a POST with these header lines."""
-    return "\r\n".join([f"POST {path} HTTP/1.1", "Host: x", "Content-Type: application/json", *lines, "", ""]).encode()
+    return "\r\n".join(
+        [f"POST {path} HTTP/1.1", "Host: localhost", "Content-Type: application/json", *lines, "", ""]
+    ).encode()
 
 
 def status_of(answer: bytes) -> int:

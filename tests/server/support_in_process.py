@@ -36,7 +36,7 @@ class InProcessClient(EngineClient):
         self.tokenizer = llm.tokenizer
         self.detokenizer = llm.engine.detokenizer
         self.step_s = 0.0
-        self._channel = self  # type: ignore[assignment]
+        self._engine = self  # type: ignore[assignment]
 
     async def start(self) -> None:
         """Begin to step."""

@@ -25,6 +25,7 @@ from pagebrain.server.errors import ApiError, add_error_handlers
 from pagebrain.server.live import live_router
 from pagebrain.server.messages import ControlAction
 from pagebrain.server.options import ServerOptions
+from pagebrain.server.service import SECRET_HEADER
 
 WORDS = "the little fox found a lamp in the old garden and her friend said that every night has its own small light".split()
 
@@ -214,6 +215,7 @@ class FakeClient:
         subscriptions: those that watch now.
         most_subscriptions: how many there were at a time, at most.
         actions: what was asked of :meth:`control`.
+        secrets: who knows a request's may stop it.
     """
 
     def __init__(self, simulation: Simulation, steps_per_s: float = 50.0, traffic: bool = True) -> None:
@@ -234,6 +236,7 @@ class FakeClient:
         self.subscriptions: set[FakeSubscription] = set()
         self.most_subscriptions = 0
         self.actions: list[str] = []
+        self.secrets: dict[str, str] = {}
         self.news = asyncio.Condition()
         self._random = random.Random(7)
         self._num_requests = 0
@@ -256,8 +259,10 @@ class FakeClient:
             self.publish([])
         return self.paused
 
-    def abort_request(self, request_id: str, user: str) -> bool:
-        """End a request, if it is this user's, which it is; those who read it see that after the next step."""
+    def abort_request(self, request_id: str, secret: str) -> bool:
+        """End a request, if the secret is its own; those who read it see that after the next step."""
+        if self.secrets.get(request_id) != secret:
+            return False
         gone = self.simulation.abort(request_id)
         self.publish([])
         return bool(gone)
@@ -329,19 +334,21 @@ def fake_app(client: FakeClient, options: ServerOptions) -> FastAPI:
         prompts = body["prompt"] if isinstance(body["prompt"], list) else [body["prompt"]]
         name = f"cmpl-{secrets.token_hex(4)}"
         names = [f"{name}-{index}" for index in range(len(prompts))] if isinstance(body["prompt"], list) else [name]
+        secret = request.headers.get(SECRET_HEADER, "")
+        client.secrets |= dict.fromkeys(names, secret)
         seqs = [
             seq
             for prompt, one in zip(prompts, names)
             for seq in client.simulation.add(one, 3 + len(prompt) // 3, body["max_tokens"], body["n"])
         ]
-        return StreamingResponse(_stream(client, name, names, seqs), media_type="text/event-stream")
+        return StreamingResponse(_stream(client, name, names, seqs, secret), media_type="text/event-stream")
 
     app.include_router(live_router(client, options))
     add_error_handlers(app)
     return app
 
 
-async def _stream(client: FakeClient, name: str, names: list[str], seqs: list[Seq]) -> AsyncIterator[str]:
+async def _stream(client: FakeClient, name: str, names: list[str], seqs: list[Seq], secret: str) -> AsyncIterator[str]:
     sent = [0] * len(seqs)
     over: set[int] = set()
     try:
@@ -363,7 +370,7 @@ async def _stream(client: FakeClient, name: str, names: list[str], seqs: list[Se
         yield "data: [DONE]\n\n"
     finally:
         for one in names:
-            client.abort_request(one, "")
+            client.abort_request(one, secret)
 
 
 @contextlib.contextmanager

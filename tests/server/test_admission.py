@@ -74,3 +74,13 @@ def test_the_time_to_come_back_follows_the_pace_of_the_last_seconds() -> None:
     assert retry_after_s() == 5  # ten wait
     clock.now_s += 11
     assert retry_after_s() == MAX_RETRY_AFTER_S  # the pace of long ago says nothing
+
+
+def test_what_is_remembered_of_those_who_were_served_is_bounded() -> None:
+    clock = Clock()
+    queue = Admission(max_requests=30, max_tokens=10**6, clock=clock)
+    for number in range(1000):
+        clock.now_s += 0.1
+        queue.wait(str(number), 1)
+        queue.start(str(number))
+    assert len(queue._started) <= 102  # ten seconds of them

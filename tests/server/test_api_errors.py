@@ -56,6 +56,7 @@ def _error(answer: httpx.Response, status: int = 400) -> dict[str, Any]:
         ({"prompt": ["x"] * 257}, "prompt", "at most 256 prompts"),
         ({"prompt": ["x"] * 9, "n": 128}, "n", "at most 1024"),
         ({"prompt": [1] * 131_073}, "prompt", "at most 131072"),
+        ({"prompt": [[1] * 131_072, [1] * 131_072, [1]]}, "prompt", "262144 token ids in all"),
         ({"prompt": [1] * 1024}, "prompt", "1023 leave room"),
         ({"prompt": ["x", "a b " * 700]}, "prompt", "prompt 1: the prompt has"),
         ({"prompt": "x" * 14_000}, "prompt", "14000 bytes"),
@@ -149,8 +150,14 @@ def test_a_mistaken_field_is_named(fields: dict[str, Any], param: str, words: st
         (b'{"prompt": "x", "stop": ["\\ud83d"]}', "valid Unicode"),
         (b'{"prompt": "x", "user": "\\uDC00"}', "valid Unicode"),
         (b'{"prompt": "x", "\\ud800": 1}', "valid Unicode"),
-        (b"[" * 200_000, "nested too deeply"),
-        (b'{"a":' * 100_000, "nested too deeply"),
+        (b"[" * 30_000, "nested too deeply"),
+        (b'{"a":' * 15_000, "nested too deeply"),
+        (b"[" * 200_000, "200000 objects and lists"),
+        (b'{"prompt": [' + b"{}," * 40_000 + b"{}]}", "40003 objects and lists"),
+        (b'{"prompt": ' + b'{"a": 1, "b": 2}, ' * 20_000, "40001 members"),
+        (b'{"prompt": [' + b"1," * 600_000 + b"1]}", "600000 commas"),
+        (b"{" + b",".join(b'"%d":1' % number for number in range(1101)) + b"}", "1101 members"),
+        (b"{" + b",".join(b'"%d":1' % number for number in range(30_000)) + b"}", "30000 members"),
         (b'{"prompt": ' + b"[" * 500 + b"]" * 500 + b"}", "token ids"),
     ],
     ids=lambda value: repr(value)[:50],
@@ -160,6 +167,12 @@ def test_a_body_that_is_no_request_is_refused(body: bytes, words: str, api: Serv
         answer = httpx.post(api.url + path, content=body, headers={"Content-Type": "application/json"}, timeout=30)
         error = _error(answer)
         assert words in error["message"] or path.endswith("chat/completions"), error
+
+
+def test_what_stands_in_strings_is_not_counted(api: ServerThread) -> None:
+    for text in ("[{:," * 150_000, '\\\\"[{' * 40_000, "\\" * 70_001 + '"{' * 40_000):
+        error = _error(api.post("/v1/completions", {"prompt": ["Once", text]}))
+        assert "prompt 1: the prompt has" in error["message"], error
 
 
 def test_a_pair_of_surrogate_escapes_is_a_character(api: ServerThread) -> None:
@@ -282,7 +295,8 @@ def test_openais_client_raises_what_it_raises_for_openai(api: ServerThread) -> N
 
 
 def test_a_full_queue_says_when_to_come_back() -> None:
-    with ServerThread(max_queued_requests=1) as server:
+    with ServerThread(max_queued_requests=2) as server:
+        server.call(lambda: server.client.admission.wait("another", 1))
         answer = server.post("/v1/completions", {"prompt": ["Once", "Twice"]})
         assert _error(answer, 503)["code"] == "queue_full" and int(answer.headers["Retry-After"]) >= 1
         with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:

@@ -149,7 +149,7 @@ def test_the_schema_names_what_is_answered_and_bounds_what_is_taken(api: ServerT
     assert {"/v1/completions", "/v1/chat/completions", "/generate", "/tokenize", "/metrics"} <= set(paths)
     for path in ("/v1/completions", "/v1/chat/completions"):
         answers = paths[path]["post"]["responses"]
-        assert set(answers) == {"200", "400", "404", "408", "413", "415", "503"}
+        assert set(answers) == {"200", "400", "403", "404", "408", "413", "415", "503"}
         assert set(answers["200"]["content"]) == {"application/json", "text/event-stream"}
     assert set(paths["/generate"]["post"]["responses"]["200"]["content"]) == {"text/event-stream"}
     for name in ("CompletionRequest", "ChatRequest", "GenerateRequest", "TokenizeRequest", "DetokenizeRequest"):

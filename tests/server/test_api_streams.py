@@ -12,6 +12,7 @@ import pytest
 
 from pagebrain import SamplingParams
 from pagebrain.outputs import OutputDelta
+from pagebrain.server.messages import Delta
 from pagebrain.server.sse import EventStream
 from pagebrain.server.streams import RequestStream
 from tests.server.support_in_process import ServerThread
@@ -145,6 +146,7 @@ def test_what_a_drain_cuts_short_is_not_taken_for_an_answer(path: str) -> None:
             text = next(chunks)
             while server.call(lambda: server.client.num_streams) < 2:
                 pass
+            server.call(server.client.begin_drain)
             server.call(server.client.abort_all)
             text += "".join(chunks)
         waiting.join(10)
@@ -193,7 +195,7 @@ class _Exchange:
 
     def put(self, text: str, reason: Any = None, index: int = 0) -> None:
         stream = self.streams[index]
-        stream.put((stream.request_id, 0, text, (5,), (), reason, None, None, None), 0.0)
+        stream.put(Delta(stream.request_id, 0, text, (5,), (), reason), 0.0)
 
     @property
     def text(self) -> str:

@@ -93,6 +93,68 @@ def test_without_a_key_in_the_options_everybody_is_let_in() -> None:
     assert GuardedApp().request("GET", "/v1/models").status_code == 200
 
 
+# The server's name -----------------------------------------------------------------------------------------------------
+
+NAMES = [
+    "localhost",
+    "LocalHost:8000",
+    "localhost.",
+    "app.localhost",
+    "127.0.0.1:8000",
+    "[::1]:8000",
+    "10.1.2.3",
+    "[fe80::1]",
+]
+STRANGE = [
+    "evil.example",
+    "evil.example:8000",
+    "localhost.evil.example",
+    "127.0.0.1.evil.example",
+    "notlocalhost",
+    "",
+    "[",
+    "é",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_server_of_this_machine_is_called_by_an_address_or_a_local_name(name: str) -> None:
+    assert GuardedApp().request("GET", "/v1/models", headers={"Host": name}).status_code == 200
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
+def test_a_page_that_has_its_name_point_to_this_machine_is_refused(host: str) -> None:
+    app = GuardedApp(host=host)
+    for name in STRANGE:
+        for method, path in (("POST", "/v1/completions"), ("GET", "/health"), ("GET", ASSET)):
+            answer = app.request(method, path, headers={"Host": name.encode("latin-1")})
+            assert answer.status_code == 403, name
+            error = error_of(answer)
+            assert (
+                error["code"] == "host_not_allowed" and "--api-key" in error["message"] and "localhost" in error["message"]
+            )
+    assert app.bodies == []
+
+
+def test_one_strange_name_among_others_is_refused() -> None:
+    headers = [("Host", "localhost"), ("Host", "evil.example")]
+    assert GuardedApp().request("GET", "/health", headers=headers).status_code == 403
+
+
+@pytest.mark.parametrize(
+    "options", [{"api_key": KEY}, {"host": "0.0.0.0"}, {"host": "10.1.2.3"}, {"cors_origins": ("*",)}], ids=str
+)
+def test_a_server_that_is_for_more_than_this_machine_is_called_as_you_like(options: dict[str, Any]) -> None:
+    headers = {"Host": "models.example", "Authorization": WITH_KEY["Authorization"]}
+    assert GuardedApp(**options).request("GET", "/v1/models", headers=headers).status_code == 200
+
+
+def test_names_of_listed_origins_may_be_used_and_no_others() -> None:
+    app = GuardedApp(cors_origins=("https://Page.example:8443", ORIGIN))
+    assert app.request("GET", "/health", headers={"Host": "page.example:8000"}).status_code == 200
+    assert app.request("GET", "/health", headers={"Host": "other.example"}).status_code == 403
+
+
 # Content type ---------------------------------------------------------------------------------------------------------
 
 
@@ -178,6 +240,6 @@ def test_no_origin_is_let_in_unless_listed() -> None:
 
 def test_an_unexpected_error_is_a_500_that_quotes_nothing(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO), LiveApp() as app:
-        raw = app.say(b"GET /fail HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        raw = app.say(b"GET /fail HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
     assert status_of(raw) == 500 and b'"internal_error"' in raw and app.quoted.encode() not in raw
     assert "RuntimeError" in caplog.text and app.quoted not in caplog.text

@@ -1,5 +1,6 @@
 """Bodies: their size and their time are limited, whatever the headers say, and what follows a body is passed on."""
 
+import contextlib
 import json
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -7,9 +8,11 @@ from collections.abc import AsyncIterator, Iterator
 import httpx
 import pytest
 
+from pagebrain.server.guards import MAX_BODIES
 from tests.server.support_guards import GuardedApp, LiveApp, post_head, status_of, wait_for
 
 LIMIT = 4096
+JSON = {"Content-Type": "application/json"}
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +27,7 @@ def body_of(size: int) -> bytes:
 
 
 def post(app: GuardedApp, body: bytes | AsyncIterator[bytes], **headers: str) -> httpx.Response:
-    return app.request("POST", "/v1/completions", content=body, headers={"Content-Type": "application/json"} | headers)
+    return app.request("POST", "/v1/completions", content=body, headers=JSON | headers)
 
 
 def test_the_longest_body_arrives_whole_and_one_byte_more_is_refused() -> None:
@@ -73,6 +76,19 @@ def test_an_absurd_length_is_too_long_and_no_crash() -> None:
 
 def test_a_get_with_a_body_that_is_too_long_is_refused() -> None:
     assert GuardedApp(max_body_bytes=LIMIT).request("GET", "/v1/models", content=body_of(LIMIT + 1)).status_code == 413
+
+
+def test_a_request_arrives_when_its_body_has() -> None:
+    app = GuardedApp()
+    last_s: list[float] = []
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for _ in range(3):
+            last_s.append(time.monotonic())
+            yield b"[]"
+
+    assert post(app, pieces()).status_code == 200
+    assert last_s[-1] <= app.arrivals_s[-1] <= app.called_s[-1]
 
 
 # Through a real server ------------------------------------------------------------------------------------------------
@@ -142,15 +158,45 @@ def test_a_client_that_goes_in_mid_body_is_not_served_and_harms_nobody(live: Liv
     assert len(live.bodies) == before + 1  # the GET's
 
 
+def test_only_so_much_of_all_bodies_is_kept() -> None:
+    with LiveApp(max_body_bytes=LIMIT) as live:
+        answers: list[httpx.Response] = []
+
+        def is_refused() -> bool:
+            answers.append(httpx.post(f"{live.url}/v1/completions", json="x" * (MAX_BODIES + 1)))
+            return answers[-1].status_code == 503
+
+        for _ in range(2):  # what was answered or given up is no longer counted
+            slow = [live.connect() for _ in range(MAX_BODIES)]
+            for connection in slow:
+                connection.sendall(post_head(f"Content-Length: {LIMIT}") + body_of(LIMIT)[1:])
+            assert wait_for(is_refused), "when the others have come"
+            assert answers[-1].json()["error"]["code"] == "server_busy" and int(answers[-1].headers["retry-after"]) > 0
+            assert httpx.get(f"{live.url}/v1/models").status_code == 200
+            for connection in slow[1:]:
+                connection.sendall(b" ")
+                assert status_of(connection.recv(65536)) == 200
+                connection.close()
+            slow[0].close()  # in mid-body
+            assert wait_for(lambda: not is_refused())
+
+
+def test_a_stream_under_way_keeps_no_room_from_other_bodies() -> None:
+    with LiveApp(max_body_bytes=LIMIT) as live, contextlib.ExitStack() as stack:
+        for _ in range(MAX_BODIES + 2):
+            stream = httpx.stream("POST", f"{live.url}/stream", content=body_of(LIMIT), headers=JSON)
+            assert stack.enter_context(stream).status_code == 200
+
+
 def test_what_follows_a_body_is_another_request(live: LiveApp) -> None:
-    more = b"GET /v1/models HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    more = b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
     answer = live.say(post_head("Content-Length: 2") + b"{}" + more)
     assert answer.count(b"HTTP/1.1 200") == 2 and live.bodies[-2:] == [b"{}", b""]
 
 
 def test_a_refused_request_does_not_let_its_body_pass_for_another_request(live: LiveApp) -> None:
     before = len(live.bodies)
-    hidden = b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n"
+    hidden = b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n"
     answer = live.say(post_head(f"Content-Length: {LIMIT + 1}") + hidden.ljust(LIMIT + 1, b" "))
     assert answer.count(b"HTTP/1.1") == 1 and status_of(answer) == 413
     assert len(live.bodies) == before

@@ -28,7 +28,7 @@ def routes() -> list[tuple[str, str]]:
 def request(method: str, path: str, **settings: object) -> httpx.Response:
     async def send() -> httpx.Response:
         transport = httpx.ASGITransport(APP, raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             return await client.request(method, path, **settings)  # type: ignore[arg-type]
 
     return asyncio.run(send())

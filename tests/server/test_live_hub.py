@@ -8,15 +8,8 @@ from typing import Any
 
 import pytest
 
-from pagebrain.server.live_hub import (
-    INTERVAL_S,
-    MAX_STEPS,
-    MAX_VIEWERS,
-    LiveEndedError,
-    LiveHub,
-    TooManyViewersError,
-    Viewer,
-)
+from pagebrain.server.live_feed import INTERVAL_S, MAX_STEPS
+from pagebrain.server.live_hub import MAX_VIEWERS, LiveEndedError, LiveHub, TooManyViewersError, Viewer
 from tests.server.support_live import FakeClient, Simulation
 
 

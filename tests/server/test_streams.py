@@ -7,7 +7,7 @@ import pytest
 
 from pagebrain.errors import InvalidRequestError
 from pagebrain.sampling_params import SamplingParams
-from pagebrain.server.messages import PackedDelta
+from pagebrain.server.messages import Delta
 from pagebrain.server.streams import (
     MAX_PENDING_STEPS,
     MAX_PENDING_TOKENS,
@@ -18,8 +18,8 @@ from pagebrain.server.streams import (
 )
 
 
-def delta(index: int, text: str, token_id: int, reason: Any = None) -> PackedDelta:
-    return ("r", index, text, (token_id,), (), reason, None, None, None)
+def delta(index: int, text: str, token_id: int, reason: Any = None) -> Delta:
+    return Delta("r", index, text, (token_id,), finish_reason=reason)
 
 
 def stream_of(n: int = 1, closed: list[RequestStream] | None = None) -> RequestStream:

@@ -1,11 +1,15 @@
-"""A real server, started as users start it: ``pagebrain serve`` in a process of its own, on a free port."""
+"""A real server, started as users start it: ``pagebrain serve`` in a process of its own, on a free port.
 
+Schedulers that make its timing certain are in ``served_parts.py``; a client that reads slowly is in ``slow_client.py``.
+"""
+
+import json
 import os
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +23,16 @@ START_S = 90.0
 def environment() -> dict[str, str]:
     """One thread for each server: the models are tiny. And the modules of this checkout."""
     return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+
+
+def events(response: httpx.Response) -> Iterator[str]:
+    """The data of each server-sent event of an open stream."""
+    return (line.removeprefix("data: ") for line in response.iter_lines() if line.startswith("data: "))
+
+
+def choices(data: list[str]) -> list[dict[str, Any]]:
+    """The choices in the data of events."""
+    return [choice for event in data if event != "[DONE]" for choice in json.loads(event).get("choices", [])]
 
 
 class Served:
@@ -64,6 +78,18 @@ class Served:
                 raise AssertionError(f"{otherwise}: " + "\n".join(self.lines))
             time.sleep(0.02)
 
+    def wait_for_engine(self) -> psutil.Process:
+        """The engine's process as soon as there is one, long before it can serve."""
+        server = psutil.Process(self.process.pid)
+
+        def has_started() -> bool:
+            self._family = [server, *server.children(recursive=True)]
+            return any(map(_is_engine, self._family))
+
+        self.wait_until(has_started, "the server started no engine")
+        assert not self.url, "the engine was ready before it was seen"
+        return self.engine
+
     @property
     def engine(self) -> psutil.Process:
         """The engine's process."""
@@ -72,7 +98,14 @@ class Served:
 
     def processes_left(self) -> list[psutil.Process]:
         """Those of the server's processes that still run."""
-        return [process for process in self._family if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+        return [process for process in self._family if _runs(process)]
+
+    def wait_gone(self, timeout_s: float = 15.0) -> None:
+        """Wait until none of its processes is left."""
+        until = time.monotonic() + timeout_s
+        while self.processes_left() and time.monotonic() < until:
+            time.sleep(0.02)
+        assert not self.processes_left()
 
     def wait(self, timeout_s: float = 30.0) -> int:
         """The exit status."""
@@ -88,16 +121,23 @@ class Served:
         """POST a path with a JSON body."""
         return httpx.post(self.url + path, json=body, **({"timeout": 60} | settings))
 
+    def metrics(self) -> dict[str, float]:
+        """Every metric by its name without prefix; labels beside the model's are in it: ``name{label="value"}``."""
+        lines = [line for line in self.get("/metrics").text.splitlines() if not line.startswith("#")]
+        return {_short(name): float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
+
     def metric(self, name: str) -> float:
-        """The value of a metric that has no labels but the model's."""
-        lines = [line for line in self.get("/metrics").text.splitlines() if line.startswith(f"pagebrain:{name}{{")]
-        (line,) = lines
-        return float(line.rpartition(" ")[2])
+        """The value of a metric."""
+        return self.metrics()[name]
+
+    def num_ended(self, outcome: str) -> int:
+        """How many requests ended so: ``stop``, ``length``, ``abort`` or ``error``."""
+        return int(self.metric(f'request_success_total{{finished_reason="{outcome}"}}'))
 
     def is_idle(self) -> bool:
         """Whether nothing runs, nothing waits and every block is free."""
-        names = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")
-        return all(self.metric(name) == 0 for name in names)
+        now = self.metrics()
+        return not any(now[name] for name in ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc"))
 
     def __enter__(self) -> "Served":
         return self
@@ -109,6 +149,22 @@ class Served:
         self.process.wait(10)
 
 
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
 def _is_engine(process: psutil.Process) -> bool:
     """Not the helper that Python's multiprocessing keeps beside every spawned process."""
-    return "resource_tracker" not in " ".join(process.cmdline())
+    try:
+        return "spawn_main" in " ".join(process.cmdline())
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        return False
+
+
+def _short(name: str) -> str:
+    name, _, labels = name.removeprefix("pagebrain:").rstrip("}").partition("{")
+    others = [label for label in labels.split(",") if not label.startswith("model_name=")]
+    return name + (f"{{{','.join(others)}}}" if any(others) else "")

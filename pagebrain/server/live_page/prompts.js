@@ -16,7 +16,6 @@ export class Prompts {
     this.button = this.form.querySelector("button[type=submit]");
     this.cards = new Cards(root, model, on);
     this.change = on.change;
-    this.user = `live-${crypto.randomUUID?.() ?? Math.random().toString(36).slice(2)}`; // who knows it may stop these requests
     this.numStreams = 0;
     this.form.addEventListener("submit", (event) => {
       event.preventDefault();
@@ -71,7 +70,6 @@ export class Prompts {
       max_tokens: Number(fields.max_tokens.value),
       temperature: Number(fields.temperature.value),
       stream: true,
-      user: this.user,
     };
     if (fields.seed.value !== "") body.seed = Number(fields.seed.value);
     const connection = new AbortController();
@@ -116,7 +114,7 @@ export class Prompts {
   async #stop(card, stream, cards) {
     if (!stream.isShared || cards.every((other) => other === card || other.isOver)) return stream.stop();
     try {
-      await this.session.request("live/stop", { body: { request_id: card.requestId, user: this.user } });
+      await this.session.request("live/stop", { body: { request_id: card.requestId } });
     } catch (error) {
       this.#refuse(error.message);
     }

@@ -14,6 +14,8 @@ export class Session {
   constructor() {
     this.onKeyWanted = () => {};
     this.key = null;
+    // Only who knows it may stop what this page has sent. randomUUID is not to be had over plain HTTP.
+    this.secret = Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
     try {
       this.key = sessionStorage.getItem(KEY);
     } catch {
@@ -35,7 +37,7 @@ export class Session {
   async request(path, { body, signal } = {}) {
     const headers = {};
     if (this.key) headers.Authorization = `Bearer ${this.key}`;
-    if (body !== undefined) headers["Content-Type"] = "application/json";
+    if (body !== undefined) Object.assign(headers, { "Content-Type": "application/json", "X-PageBrain-Page": this.secret });
     let response;
     try {
       response = await fetch(path, {
