@@ -106,7 +106,7 @@ def test_the_feed_says_hello_and_then_how_things_stand(address: str, client: Fak
 def test_more_viewers_than_places_are_told_so(address: str) -> None:
     with contextlib.ExitStack() as stack, httpx.Client(timeout=10, limits=httpx.Limits()) as browser:
         until = time.monotonic() + 10
-        watching = []
+        watching: list[Iterator[str]] = []
         while len(watching) < MAX_VIEWERS:
             lines = stack.enter_context(browser.stream("GET", f"{address}/live/feed")).iter_lines()
             watching += [lines] if next(lines) == "event: hello" else []  # it has its place
