@@ -1,11 +1,13 @@
 """Writes the tables of measured figures: docs/performance/*.json in, README.md and docs/performance/README.md out.
 
 ``python tools/write_performance.py`` after a new measurement; with ``--check`` it changes nothing and fails if a table is
-not what the JSON says. ``pagebrain bench offline ... --json FILE`` and ``python -m chapters ladder --json FILE`` make those.
+not what the JSON says. ``pagebrain bench offline ... --json FILE``, ``pagebrain bench serve ... --json FILE`` and
+``python -m chapters ladder --json FILE`` make those.
 """
 
 import argparse
 import json
+import statistics
 import sys
 from pathlib import Path
 from typing import Any
@@ -36,12 +38,40 @@ def main() -> int:
 
 def with_tables(page: str) -> str:
     """``page`` with the figures between its markers; a page need not have all of them."""
-    for name, table in (("speed-on-a-cpu", cpu_table), ("packing", packing_table), ("ladder", ladder_table)):
+    tables = {"speed-on-a-cpu": cpu_table, "serving": serving_table, "packing": packing_table, "ladder": ladder_table}
+    for name, table in tables.items():
         head, begin, rest = page.partition(f"<!-- {name}: begin -->")
         _, end, tail = rest.partition(f"<!-- {name}: end -->")
         if begin and end:
             page = f"{head}{begin}\n\n{table()}\n\n{end}{tail}"
     return page
+
+
+def serving_table() -> str:
+    """The server under load against the same requests offline, and what its clients saw."""
+    report = json.loads((RESULTS / "serve-cpu-gpt2-float32.json").read_text(encoding="utf-8"))
+    comparison, settings, versions = report["comparison"], report["settings"], report["versions"]
+    lines = ["| GPT-2 124M, random weights, float32 | output tokens/s |", "|---|---|"]
+    for name, side in (("16 clients, streamed over HTTP", "served"), ("`LLM.generate`, the same requests", "offline")):
+        stats = comparison[f"{side}_tokens_per_s"]
+        lines.append(f"| {name} | {stats['median']:.0f} ({stats['min']:.0f} to {stats['max']:.0f}) |")
+    ratio = comparison["ratio"]
+    lines.append(f"| served / offline | {ratio['median']:.1%} ({ratio['min']:.1%} to {ratio['max']:.1%}) |")
+    lines += ["", "| what the clients saw, ms | median | p95 | p99 |", "|---|---|---|---|"]
+    names = {"ttft_ms": "time to first token", "itl_ms": "between two events", "tpot_ms": "per output token"}
+    for key, name in names.items():
+        runs = [run["metrics"][key] for run in report["runs"]]
+        cells = [f"{statistics.median(run[percentile] for run in runs):.0f}" for percentile in ("median", "p95", "p99")]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    lines += [
+        "",
+        f"{settings['requests']} requests in each of {settings['rounds']} rounds, prompts of {settings['input_len']} tokens "
+        f"and answers of {settings['output_len']}, greedy, end of sequence ignored. Offline all requests are there from the "
+        f"start and at most 16 run, as with the server. {settings['threads']} threads for each engine on "
+        f"{versions['cores']} cores, which the server shares with HTTP and with the clients. {versions['processor']}, torch "
+        f"{versions['torch']}, {report['date'][:10]}. Medians of the rounds.",
+    ]
+    return "\n".join(lines)
 
 
 def packing_table() -> str:
