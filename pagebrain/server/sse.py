@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 STALL_S = 60.0
 """A client that takes nothing for so long is given up."""
 
+CANCEL_AGAIN_S = 0.1
+
 DONE = "data: [DONE]\n\n"
 Result = TypeVar("Result")
 
@@ -196,7 +198,14 @@ async def _until_gone(receive: Receive) -> None:
 
 
 async def _cancel(*futures: "asyncio.Future[Any]") -> None:
-    """Cancel, and wait until it has happened."""
-    for future in futures:
-        future.cancel()
+    """Cancel, and wait until it has happened.
+
+    Once may not be enough: before Python 3.12 ``asyncio.wait_for`` forgets a cancellation that comes together with what it
+    was waiting for.
+    """
+    left = {future for future in futures if not future.done()}
+    while left:
+        for future in left:
+            future.cancel()
+        _, left = await asyncio.wait(left, timeout=CANCEL_AGAIN_S)
     await asyncio.gather(*futures, return_exceptions=True)

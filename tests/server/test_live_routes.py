@@ -116,6 +116,41 @@ def test_more_viewers_than_places_are_told_so(address: str) -> None:
             assert "viewers" in json.loads(refused.read())["error"]["message"]
 
 
+def test_a_viewer_that_goes_while_news_come_is_gone_all_the_same() -> None:
+    async def test() -> None:
+        loop = asyncio.get_running_loop()
+
+        def absorb_later(hub: LiveHub, num_turns: int) -> None:
+            """At one of the turns of the loop in which the disconnect is acted on."""
+            if num_turns:
+                loop.call_soon(absorb_later, hub, num_turns - 1)
+            else:
+                hub._absorb({"steps": [], "skipped": 0, "time_s": 1.0})
+
+        for number in range(60):
+            client = FakeClient(Simulation(num_blocks=48))
+            hub = LiveHub(client)
+            goes = asyncio.Event()
+            viewer = hub.join()
+
+            def go(hub: LiveHub = hub, goes: asyncio.Event = goes, number: int = number) -> None:
+                goes.set()
+                absorb_later(hub, number % 6)
+
+            async def receive(goes: asyncio.Event = goes) -> dict[str, Any]:
+                await goes.wait()
+                return {"type": "http.disconnect"}
+
+            async def send(message: MutableMapping[str, Any]) -> None:
+                pass
+
+            loop.call_later(0.002, go)
+            await asyncio.wait_for(FeedResponse(hub, viewer, b"")({"type": "http"}, receive, send), 5)
+            assert hub.num_viewers == 0
+
+    asyncio.run(test())
+
+
 def test_a_viewer_that_goes_is_gone_at_once_even_if_it_never_read() -> None:
     async def test() -> None:
         client = FakeClient(Simulation(num_blocks=48))
