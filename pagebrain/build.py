@@ -16,8 +16,9 @@ from pagebrain.config import PageBrainConfig
 from pagebrain.detokenizer import Detokenizer
 from pagebrain.engine import Engine
 from pagebrain.errors import ConfigError
-from pagebrain.executor import TorchExecutor
+from pagebrain.executor import Executor, TorchExecutor
 from pagebrain.loading import load_model, load_tokenizer, resolve_device_and_dtype
+from pagebrain.memory import enough_memory, measure_largest_step
 from pagebrain.models.gpt2 import PagedGPT2LMHeadModel
 from pagebrain.models.packing import pack_weights
 from pagebrain.parts import AttentionPart, SchedulerPart, find_part, make_part, parts_without
@@ -55,30 +56,47 @@ def build_engine(
     may lay its weights out anew for speed.
     """
     parts = {name: find_part(name, config.swap.get(name), own) for name, own in _OWN_PARTS.items()}
-    config, notices = _without_unsupported(config, parts)
     owned = base is None
     if tokenizer is None and (base is None or config.tokenizer is not None):
         tokenizer = load_tokenizer(config)
     detokenizer = None if tokenizer is None else Detokenizer(tokenizer)  # before the weights: it is quicker to fail
     if base is None:
         config = resolve_device_and_dtype(config)
-        base = load_model(config)
+        with enough_memory("the model's weights", "choose a smaller model, or dtype='bfloat16'"):
+            base = load_model(config)
     elif config.model is not None or config.load_format != "auto":
         raise ConfigError("a model object was given: leave out model and load_format")
-    config = config.resolved_for(base)
+    weight = base.transformer.wte.weight
+    notices: list[str] = []
+    if config.swap.get("attention") is None:
+        head_dim = base.config.n_embd // base.config.n_head
+        parts["attention"] = _own_attention(weight.device, weight.dtype, head_dim, notices)
+    config = _without_unsupported(config, parts, weight.is_cuda, notices)
+    uses_rows = _has_kernels(parts)
+    step_bytes = _step_bytes(config, base, parts, uses_rows) if weight.is_cuda else 0
+    config = config.resolved_for(base, step_bytes)
     if tokenizer is not None and len(tokenizer) > (config.vocab_size or 0):
         raise ConfigError(
             f"the tokenizer has {len(tokenizer)} tokens, the model {config.vocab_size}: they do not belong together"
         )
 
-    if config.swap.get("attention") is None:
-        parts["attention"] = _own_attention(config, notices)
     block_manager = make_part("block_manager", parts["block_manager"], config)
-    cache_manager = CacheManager(block_manager, config)
-    model = PagedGPT2LMHeadModel(base, cache_manager, parts["attention"]).eval()
+    with enough_memory(f"K and V in {config.num_blocks:,} blocks", "lower num_blocks or memory_fraction"):
+        cache_manager = CacheManager(block_manager, config, has_dummy_block=uses_rows)
+    model = _paged_model(base, cache_manager, parts["attention"], uses_rows)
     del base  # so that packing frees each original as it goes
     packed = pack_weights(model) if owned else False
-    executor = TorchExecutor(model, cache_manager, make_part("sampler", parts["sampler"], config), config)
+    sampler = make_part("sampler", parts["sampler"], config)
+    executor: Executor
+    if uses_rows:
+        from pagebrain.gpu_executor import GpuExecutor
+
+        with enough_memory("CUDA graphs", "lower memory_fraction or max_num_seqs, or set cuda_graphs=False"):
+            executor = GpuExecutor(model, cache_manager, sampler, config)
+        if weight.is_cuda:
+            notices.append(_found_on_gpu(config, step_bytes, executor.capture_s))
+    else:
+        executor = TorchExecutor(model, cache_manager, sampler, config)
 
     def make_scheduler(retirement: RetirementQueue) -> SchedulerPart:
         scheduler: SchedulerPart = make_part("scheduler", parts["scheduler"], config, cache_manager, retirement)
@@ -89,22 +107,68 @@ def build_engine(
     return BuiltEngine(engine, config, tokenizer, packed, tuple(notices))
 
 
-def _own_attention(config: PageBrainConfig, notices: list[str]) -> AttentionPart:
-    """The attention that is fastest for ``config``; on a GPU that does without the kernels, ``notices`` gets a line."""
-    device, (_, _, head_dim) = torch.device(config.device), config.require_shape()
-    reason = kernels_fit(device, config.torch_dtype, head_dim)
+def _own_attention(device: torch.device, dtype: torch.dtype, head_dim: int, notices: list[str]) -> AttentionPart:
+    """The attention that is fastest there; on a GPU that does without the kernels, ``notices`` gets a line."""
+    reason = kernels_fit(device, dtype, head_dim)
     if reason is not None and device.type == "cuda":
         notices.append(f"attention is computed with torch operations: {reason}")
         logger.warning(notices[-1])
-    return default_attention(device, config.torch_dtype, head_dim)
+    return default_attention(device, dtype, head_dim)
 
 
-def _without_unsupported(config: PageBrainConfig, parts: dict[str, Any]) -> tuple[PageBrainConfig, list[str]]:
-    """``config`` without the features that a part lacks, and a line for each that was on."""
-    lacking = parts_without("lookahead", parts)
-    if not config.lookahead or not lacking:
-        return config, []
-    verb = "does" if len(lacking) == 1 else "do"
-    notice = f"launching ahead is off: {' and '.join(lacking)} {verb} not declare support for lookahead"
-    logger.warning(notice)
-    return dataclasses.replace(config, lookahead=False), [notice]
+def _has_kernels(parts: dict[str, Any]) -> bool:
+    """Whether attention and sampling are those that work on batch rows: the engine's own kernels."""
+    return "batch_rows" in getattr(parts["attention"], "supports", ()) and parts["sampler"] is Sampler
+
+
+def _paged_model(
+    base: GPT2LMHeadModel, cache_manager: CacheManager, attention: AttentionPart, fused: bool
+) -> PagedGPT2LMHeadModel:
+    model = PagedGPT2LMHeadModel(base, cache_manager, attention).eval()
+    if fused:
+        from pagebrain.models.fusing import fuse
+
+        fuse(model)
+    return model
+
+
+def _step_bytes(config: PageBrainConfig, base: GPT2LMHeadModel, parts: dict[str, Any], fused: bool) -> int:
+    """Bytes that the largest step takes besides weights, K and V: measured by computing one."""
+    config = dataclasses.replace(config, num_blocks=None, memory_fraction=None).resolved_for(base)
+    config = dataclasses.replace(config, num_blocks=config.blocks_for(config.max_model_len or 0))
+    advice = f"lower max_num_batched_tokens (it is {config.max_num_batched_tokens}) or max_num_seqs ({config.max_num_seqs})"
+    with enough_memory("the largest step", advice):
+        cache_manager = CacheManager(BlockManager(config), config)
+        model = _paged_model(base, cache_manager, parts["attention"], fused)
+        return measure_largest_step(model, make_part("sampler", parts["sampler"], config), config)
+
+
+def _found_on_gpu(config: PageBrainConfig, step_bytes: int, capture_s: float | None) -> str:
+    """What the engine found on the GPU and made of it, in a line."""
+    free, total = torch.cuda.mem_get_info(config.device)
+    assert config.num_blocks is not None
+    graphs = "off" if capture_s is None else f"recorded in {capture_s:.1f} s"
+    cache = (
+        f"{config.num_blocks * config.block_bytes / 1e9:.2f} GB ({config.num_blocks:,} blocks of {config.block_size} tokens)"
+    )
+    return (
+        f"{torch.cuda.get_device_name(config.device)}, {total / 1e9:.1f} GB: K and V take {cache}, the largest step "
+        f"{step_bytes / 1e9:.2f} GB, and {free / 1e9:.1f} GB are left; CUDA graphs: {graphs}"
+    )
+
+
+def _without_unsupported(
+    config: PageBrainConfig, parts: dict[str, Any], on_gpu: bool, notices: list[str]
+) -> PageBrainConfig:
+    """``config`` without the features that a part lacks; ``notices`` gets a line for each that would be on."""
+    features = (("lookahead", "lookahead", "launching ahead is"), ("cuda_graphs", "cuda_graph", "CUDA graphs are"))
+    for setting, feature, what in features:
+        lacking = parts_without(feature, parts)
+        is_on = on_gpu if getattr(config, setting) is None else getattr(config, setting)
+        if is_on and lacking:
+            verb = "does" if len(lacking) == 1 else "do"
+            notices.append(f"{what} off: {' and '.join(lacking)} {verb} not declare support for {feature}")
+            logger.warning(notices[-1])
+            off: dict[str, Any] = {setting: False}
+            config = dataclasses.replace(config, **off)
+    return config

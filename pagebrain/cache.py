@@ -5,7 +5,7 @@ time, says in which slot each token's K and V belong (the slot mapping), and wri
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -20,15 +20,20 @@ class CacheManager:
 
     ``key_pools[layer]`` and ``value_pools[layer]`` are logically ``[num_blocks, block_size, num_heads, head_dim]``. In
     memory a head's slots of one block lie side by side, so that a gathered page is a ready matrix for each head.
+
+    ``has_dummy_block`` adds a block, ``dummy_block``, that no sequence is ever given: padding may write there. ``on_grow``,
+    if set, hears of every block table that got longer: sequence id, first new column, block ids.
     """
 
-    def __init__(self, block_manager: BlockManagerPart, config: PageBrainConfig) -> None:
+    def __init__(self, block_manager: BlockManagerPart, config: PageBrainConfig, has_dummy_block: bool = False) -> None:
         num_layers, num_heads, head_dim = config.require_shape()
         self.block_manager = block_manager
         self.config = config
         self.block_size = config.block_size
         self.num_blocks = block_manager.num_blocks
-        shape = (num_layers, self.num_blocks, num_heads, self.block_size, head_dim)
+        self.dummy_block = self.num_blocks if has_dummy_block else None
+        self.on_grow: Callable[[int, int, list[int]], None] | None = None
+        shape = (num_layers, self.num_blocks + has_dummy_block, num_heads, self.block_size, head_dim)
         # Zeros, not empty: a masked slot is multiplied by a weight of 0, and 0 * NaN would be NaN.
         pools = [torch.zeros(shape, dtype=config.torch_dtype, device=config.device) for _ in range(2)]
         self.key_pools: tuple[Tensor, ...] = pools[0].transpose(2, 3).unbind(0)
@@ -68,7 +73,10 @@ class CacheManager:
         Raises ``OutOfBlocksError``, before anything changed, if too few blocks are free.
         """
         block_ids = self.block_manager.allocate(self.num_missing_blocks(seq_id, num_tokens))
-        self._tables.setdefault(seq_id, []).extend(block_ids)
+        table = self._tables.setdefault(seq_id, [])
+        table.extend(block_ids)
+        if self.on_grow is not None and block_ids:
+            self.on_grow(seq_id, len(table) - len(block_ids), block_ids)
 
     def replace_all(self, restarting: Iterable[int], targets: dict[int, int]) -> None:
         """Free the sequences in ``restarting``, then :meth:`grow` each of ``targets`` (id -> tokens): all of it or nothing.

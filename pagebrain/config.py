@@ -47,10 +47,12 @@ class PageBrainConfig:
         num_blocks: physical blocks; ``None`` takes what ``memory_fraction`` allows.
         memory_fraction: share of memory that K and V may take, in (0, 1]: of the machine's on a CPU (``None`` is 0.3), of
             what is free once the model is loaded on a GPU (``None`` is 0.9).
-        max_num_seqs: most sequences in one step.
-        max_num_batched_tokens: most tokens in one step; longer prompts are computed in chunks.
+        max_num_seqs: most sequences in one step; ``None`` is 64 on a CPU, 256 on a GPU.
+        max_num_batched_tokens: most tokens in one step, longer prompts are computed in chunks; ``None`` is 512 on a CPU,
+            16,384 on a GPU.
         max_model_len: most tokens of prompt and output; ``None`` is what positions and blocks allow.
-        lookahead: launch the next step before the last one is read (depth 1).
+        lookahead: launch the next step before the last one is read (depth 1); ``None``: on a GPU.
+        cuda_graphs: replay decode steps as CUDA graphs; ``None``: on a GPU.
         seed: engine seed; requests without a seed of their own derive theirs from it and their arrival number.
         check_integrity: verify the bookkeeping of all blocks after every step (slow; for tests and debugging).
         swap: part name -> object or ``path:Name`` that replaces the engine's own part.
@@ -68,10 +70,11 @@ class PageBrainConfig:
     block_size: int = 16
     num_blocks: int | None = None
     memory_fraction: float | None = None
-    max_num_seqs: int = 64
-    max_num_batched_tokens: int = 512
+    max_num_seqs: int = None  # type: ignore[assignment]  # a number once __post_init__ has run, like the next one
+    max_num_batched_tokens: int = None  # type: ignore[assignment]
     max_model_len: int | None = None
-    lookahead: bool = False
+    lookahead: bool | None = None
+    cuda_graphs: bool | None = None
     seed: int = 0
     check_integrity: bool = False
     swap: Mapping[str, Any] = field(default_factory=dict)
@@ -82,6 +85,8 @@ class PageBrainConfig:
     eos_token_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "device", _checked_device(self.device))
+        self._fill_in_sizes()
         for name in ("block_size", "max_num_seqs", "max_num_batched_tokens"):
             _check_int(name, getattr(self, name), 1)
         if self.block_size > MAX_BLOCK_SIZE:
@@ -92,9 +97,12 @@ class PageBrainConfig:
         if self.max_model_len is not None:
             _check_int("max_model_len", self.max_model_len, 2)
         _check_int("seed", self.seed, None)
-        for name in ("lookahead", "check_integrity"):
-            if not isinstance(getattr(self, name), bool):
-                raise ConfigError(f"{name} must be True or False, got {getattr(self, name)!r}")
+        for name, allowed in (("lookahead", None), ("cuda_graphs", None), ("check_integrity", False)):
+            value = getattr(self, name)
+            if not isinstance(value, bool) and (value is not None or allowed is not None):
+                raise ConfigError(f"{name} must be True or False, got {value!r}")
+        if self.cuda_graphs and self.device == "cpu":
+            raise ConfigError("cuda_graphs=True needs a CUDA GPU, and the device is 'cpu': leave it out")
         _check_choice("load_format", self.load_format, ("auto", "dummy"))
         _check_choice("dtype", self.dtype, ("auto", *DTYPES))
         if self.max_num_batched_tokens < self.max_num_seqs:
@@ -106,11 +114,22 @@ class PageBrainConfig:
         fraction = self.memory_fraction
         if fraction is not None and not (isinstance(fraction, (int, float)) and 0 < fraction <= 1):
             raise ConfigError(f"memory_fraction must be greater than 0 and at most 1, got {fraction!r}")
-        object.__setattr__(self, "device", _checked_device(self.device))
         for part in self.swap:
             _check_choice("swap", part, PARTS)
         if self.num_blocks is not None and self.max_model_len is not None:
             self._check_blocks_hold_a_sequence(self.num_blocks, self.max_model_len)
+
+    def _fill_in_sizes(self) -> None:
+        """The batch that suits the device: a GPU computes hundreds of sequences in little more time than one."""
+        on_gpu = self.device.startswith("cuda") or (self.device == "auto" and torch.cuda.is_available())
+        num_seqs, num_tokens = (256, 16384) if on_gpu else (64, 512)
+        asked_tokens, asked_seqs = self.max_num_batched_tokens, self.max_num_seqs
+        if asked_seqs is None:
+            num_seqs = min(num_seqs, max(1, asked_tokens)) if isinstance(asked_tokens, int) else num_seqs
+            object.__setattr__(self, "max_num_seqs", num_seqs)
+        if asked_tokens is None:
+            num_tokens = max(num_tokens, asked_seqs) if isinstance(asked_seqs, int) else num_tokens
+            object.__setattr__(self, "max_num_batched_tokens", num_tokens)
 
     @classmethod
     def for_model(cls, base: "GPT2LMHeadModel", **settings: Any) -> "PageBrainConfig":
@@ -118,10 +137,13 @@ class PageBrainConfig:
 
         Raises ``ConfigError`` for a model that PageBrain cannot run, or settings that contradict it.
         """
-        return cls(**settings).resolved_for(base)
+        return cls(**({"device": str(base.transformer.wte.weight.device)} | settings)).resolved_for(base)
 
-    def resolved_for(self, base: "GPT2LMHeadModel") -> "PageBrainConfig":
-        """This config with everything filled in that ``base`` and the machine determine."""
+    def resolved_for(self, base: "GPT2LMHeadModel", reserved_bytes: int = 0) -> "PageBrainConfig":
+        """This config with everything filled in that ``base`` and the machine determine.
+
+        Of the memory that is free, ``reserved_bytes`` are left to what a step needs besides K and V.
+        """
         hf = base.config
         if getattr(hf, "add_cross_attention", False):
             raise ConfigError(
@@ -143,6 +165,11 @@ class PageBrainConfig:
                 raise ConfigError(
                     f"{name}={asked!r} was asked for, but the model has {value!r}: convert it, or leave this out"
                 )
+        on_gpu = weight.device.type == "cuda"
+        if self.lookahead is None:
+            of_model["lookahead"] = on_gpu
+        if self.cuda_graphs is None:
+            of_model["cuda_graphs"] = on_gpu
         max_model_len = self.max_model_len
         if max_model_len is not None and max_model_len > hf.n_positions:
             raise ConfigError(f"max_model_len must be at most the model's {hf.n_positions} positions, got {max_model_len}")
@@ -152,7 +179,7 @@ class PageBrainConfig:
             eos_token_ids=tuple(end for end in ends if end is not None and 0 <= end < hf.vocab_size),
         )
         length = max_model_len or hf.n_positions
-        num_blocks = self.num_blocks or shaped._blocks_that_fit(length)
+        num_blocks = self.num_blocks or shaped._blocks_that_fit(length, reserved_bytes)
         shaped._check_memory_holds(num_blocks)
         if max_model_len is None:
             length = min(length, num_blocks * self.block_size)
@@ -203,11 +230,11 @@ class PageBrainConfig:
                 f"GB for K and V, and there are {available / 1e9:,.1f} GB: use {available // self.block_bytes} at most"
             )
 
-    def _blocks_that_fit(self, max_model_len: int) -> int:
-        """Blocks for the memory at hand; on a CPU no more than ``max_num_seqs`` full sequences can use."""
+    def _blocks_that_fit(self, max_model_len: int, reserved_bytes: int) -> int:
+        """Blocks for the memory at hand, no more than ``max_num_seqs`` full sequences can use."""
         useful = self.max_num_seqs * self.blocks_for(max_model_len)
         fraction = self.memory_fraction or (0.9 if self.device.startswith("cuda") else 0.3)
-        budget = self._memory_bytes() * fraction
+        budget = max(0.0, self._memory_bytes() * fraction - reserved_bytes)
         fitting = math.floor(budget / self.block_bytes)
         if fitting < self.blocks_for(2):
             raise ConfigError(

@@ -18,13 +18,14 @@ from pagebrain.cache import CacheManager
 from pagebrain.config import PageBrainConfig
 from pagebrain.detokenizer import Detokenizer
 from pagebrain.errors import IntegrityError, InvalidRequestError, StepError
-from pagebrain.executor import Executor, InFlight, SequenceResult
-from pagebrain.outputs import FinishReason, OutputDelta
+from pagebrain.executor import Executor, InFlight, StepResult
+from pagebrain.outputs import FinishReason, OutputDelta, RequestOutput, TokenLogprobs
 from pagebrain.parts import SchedulerPart
 from pagebrain.plan import check_plan
 from pagebrain.requests import Prompt, RequestState, checked_token_ids, max_num_tokens, request_seed
 from pagebrain.retirement import RetirementQueue
 from pagebrain.sampling_params import SamplingParams
+from pagebrain.scheduler import Scheduler
 from pagebrain.sequence import Request, Sequence, SequenceGroup, SequenceStatus
 from pagebrain.trace import EngineStats, Observer, StepCounter, StepTrace, trace_step
 
@@ -73,13 +74,23 @@ class Engine:
         self._in_flight: deque[_Launched] = deque()
         self._deltas: list[OutputDelta] = []
         self._counter = StepCounter()
+        # The engine's own scheduler is held to this by tests; asking it at every step costs as much as its planning.
+        self._checks_plans = type(self.scheduler) is not Scheduler or config.check_integrity
+        self._eos_token_ids = frozenset(config.eos_token_ids)
         self._num_requests = 0
         self._next_seq_id = 0
 
     # Requests in ------------------------------------------------------------------------------------------------------
 
-    def add_request(self, prompt: Prompt, params: SamplingParams | None = None, request_id: str | None = None) -> Request:
-        """Queue a request; the next steps serve it.
+    def add_request(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        request_id: str | None = None,
+        *,
+        wants_deltas: bool = True,
+    ) -> Request:
+        """Queue a request; the next steps serve it. Without ``wants_deltas`` only the delta that ends it comes out.
 
         Raises ``InvalidRequestError``, before anything changed, for a prompt or parameters that can never be served.
         """
@@ -105,7 +116,8 @@ class Engine:
         )
         sequences = [Sequence(self._next_seq_id + index, request, index, limit) for index in range(params.n)]
         streams = [None if self.detokenizer is None else self.detokenizer.stream(params) for _ in sequences]
-        self._requests[request_id] = RequestState(request, sequences, streams)
+        stop_ids = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self._eos_token_ids)
+        self._requests[request_id] = RequestState(request, sequences, streams, stop_ids, wants_deltas)
         self._num_requests += 1
         self._next_seq_id += params.n
         for seq in sequences:
@@ -170,6 +182,7 @@ class Engine:
         except Exception as error:
             self._roll_back()
             raise StepError(f"the scheduler failed: {_describe(error)}") from error
+        self._counter.schedule_s += time.monotonic() - began
         if group is not None:
             self._launch(group, began)
         if self._in_flight and (group is None or len(self._in_flight) > self.depth):
@@ -191,31 +204,34 @@ class Engine:
     def _launch(self, group: SequenceGroup, began: float) -> None:
         planned = time.monotonic()
         try:
-            check_plan(group, self.config, self._requests)
+            if self._checks_plans:
+                check_plan(group, self.config, self._requests)
             in_flight = self.executor.launch(group)
         except Exception as error:
             self._roll_back()
             raise StepError(f"step {self._counter.num_steps} could not be launched: {_describe(error)}") from error
         trace = trace_step(self._counter.num_steps, group, self.cache_manager, self.scheduler) if self.observers else None
-        for entry in group:
-            entry.seq.status = SequenceStatus.RUNNING
-            entry.seq.num_scheduled = entry.context_len
-            entry.seq.num_unread_steps += 1
-            entry.seq.num_unread_tokens += entry.samples
-            state = self._requests[entry.seq.request.request_id]
-            state.first_scheduled_s = state.first_scheduled_s or began
+        for seq, start, num_tokens, samples in group.scheduled:
+            seq.num_scheduled = start + num_tokens
+            seq.num_unread_steps += 1
+            seq.num_unread_tokens += samples
+            if seq.status is not SequenceStatus.RUNNING:
+                seq.status = SequenceStatus.RUNNING
+                state = self._requests[seq.request.request_id]
+                state.first_scheduled_s = state.first_scheduled_s or began
+        launched = time.monotonic()
         if trace is not None:
-            launched = time.monotonic()
             trace = dataclasses.replace(trace, launched_s=launched, schedule_s=planned - began, launch_s=launched - planned)
         self._in_flight.append(_Launched(in_flight, trace))
-        self._counter.count(group)
+        self._counter.count(group, in_flight.num_graph_decodes)
+        self._counter.launch_s += launched - planned
 
     def _read(self, launched: _Launched) -> None:
         """Wait for a step and apply what it brought; the deltas go to ``_deltas``."""
         began = time.monotonic()
         group = launched.in_flight.group
         try:
-            results = launched.in_flight.wait()
+            result = launched.in_flight.wait()
         except Exception as error:
             self._mark_read(group)
             self._roll_back()
@@ -226,35 +242,37 @@ class Engine:
         waited = time.monotonic()
         self._mark_read(group)
         try:
-            finished = self._apply(group, results, waited)
+            finished = self._apply(group, result, waited)
         except BaseException:  # whoever has not got their token yet computes it again
             self._roll_back()
             raise
         self.retirement.collect()
         if self.config.check_integrity:
             self.check_integrity()
+        self._counter.wait_s += waited - began
+        self._counter.output_s += time.monotonic() - waited
         self._tell(launched.trace, began, waited, finished)
 
-    def _apply(self, group: SequenceGroup, results: list[SequenceResult], now: float) -> tuple[int, ...]:
+    def _apply(self, group: SequenceGroup, result: StepResult, now: float) -> tuple[int, ...]:
         """Give each sequence what the step brought it. Returns the ids of those that ended with it."""
         finished: list[int] = []
-        for entry, result in zip(group, results, strict=True):
-            seq = entry.seq
-            if seq.is_finished:
+        for index, ((seq, start, num_tokens, _), token_id) in enumerate(zip(group.scheduled, result.token_ids, strict=True)):
+            if seq.status is SequenceStatus.FINISHED:
                 continue  # it ended while this step was in flight: what it sampled is past the end
-            self._keep_prompt_logprobs(seq, result)
-            delta = None if result.token_id is None else self._append(seq, result, now)
-            if seq.status is SequenceStatus.RUNNING:  # otherwise preempted: the token counts, the cache is gone
-                seq.num_computed = entry.context_len
-            if delta is not None:
-                self._deltas.append(delta)
-                finished.extend([seq.seq_id] if seq.is_finished else [])
+            if index in result.prompt_logprobs:
+                self._keep_prompt_logprobs(seq, *result.prompt_logprobs[index])
+            if token_id is not None:
+                self._append(seq, token_id, result.logprobs.get(index), now)
+            if seq.is_finished:
+                finished.append(seq.seq_id)
+            elif seq.status is SequenceStatus.RUNNING:  # otherwise preempted: the token counts, the cache is gone
+                seq.num_computed = start + num_tokens
         return tuple(finished)
 
     def _mark_read(self, group: SequenceGroup) -> None:
-        for entry in group:
-            entry.seq.num_unread_steps -= 1
-            entry.seq.num_unread_tokens -= entry.samples
+        for seq, _, _, samples in group.scheduled:
+            seq.num_unread_steps -= 1
+            seq.num_unread_tokens -= samples
 
     def _roll_back(self) -> None:
         """Forget all steps in flight. Every sequence stands where it was last read; nothing of it is lost."""
@@ -283,21 +301,19 @@ class Engine:
 
     # Tokens out -------------------------------------------------------------------------------------------------------
 
-    def _append(self, seq: Sequence, result: SequenceResult, now: float) -> OutputDelta:
-        """Add the sampled token, see whether the sequence ends with it, and say what is new."""
-        assert result.token_id is not None
-        token_id = result.token_id
+    def _append(self, seq: Sequence, token_id: int, scores: TokenLogprobs | None, now: float) -> None:
+        """Add the sampled token, see whether the sequence ends with it, and say what is new to whoever wants to know."""
         state = self._requests[seq.request.request_id]
         stream = state.stream_of[seq.seq_id]
-        is_stop_token = self._is_stop_token(seq, token_id)
+        is_stop_token = token_id in state.stop_ids and self._may_stop(seq)
         text = ""
         if stream is not None and (not is_stop_token or seq.params.include_stop_str_in_output):
             text = stream.append(token_id)
         seq.token_ids.append(token_id)
-        if result.logprobs is not None:
-            seq.logprobs.append(result.logprobs)
-        state.first_token_s = state.first_token_s or now
-        is_first = len(seq.token_ids) == seq.num_prompt_tokens + 1 and seq.sample_index == 0
+        if scores is not None:
+            seq.logprobs.append(scores)
+        if state.first_token_s is None:
+            state.first_token_s = now
 
         if is_stop_token:
             self._end(seq, "stop", token_id if token_id in seq.params.stop_token_ids else None)
@@ -305,37 +321,40 @@ class Engine:
             self._end(seq, "stop", stream.stopped_by)
         elif len(seq.token_ids) >= seq.max_num_tokens:
             self._end(seq, "length", None)
-        if seq.is_finished and stream is not None:
-            text += stream.finish()
+        request_ended = False
+        if seq.status is SequenceStatus.FINISHED:
+            text += "" if stream is None else stream.finish()
+            request_ended = state.is_finished
+            if request_ended:
+                state.finished_s = now
+                del self._requests[seq.request.request_id]
+        if state.wants_deltas or request_ended:
+            self._deltas.append(self._delta(seq, text, token_id, scores, state.output() if request_ended else None))
 
-        request_ended = state.is_finished
-        if request_ended:
-            state.finished_s = now
-            del self._requests[seq.request.request_id]
+    def _delta(
+        self, seq: Sequence, text: str, token_id: int, scores: TokenLogprobs | None, finished: RequestOutput | None
+    ) -> OutputDelta:
+        is_first = len(seq.token_ids) == seq.num_prompt_tokens + 1
         return OutputDelta(
-            request_id=seq.request.request_id,
-            index=seq.sample_index,
-            text=text,
-            token_ids=(token_id,),
-            logprobs=() if result.logprobs is None else (result.logprobs,),
-            finish_reason=seq.finish_reason,
-            stop_reason=seq.stop_reason,
-            prompt_logprobs=tuple(seq.prompt_logprobs) if is_first and seq.prompt_logprobs else None,
-            finished=state.output() if request_ended else None,
+            seq.request.request_id,
+            seq.sample_index,
+            text,
+            (token_id,),
+            () if scores is None else (scores,),
+            seq.finish_reason,
+            seq.stop_reason,
+            tuple(seq.prompt_logprobs) if is_first and seq.prompt_logprobs else None,
+            finished,
         )
 
-    def _is_stop_token(self, seq: Sequence, token_id: int) -> bool:
-        """Whether ``token_id``, the next token of ``seq``, ends it."""
-        if len(seq.token_ids) + 1 - seq.num_prompt_tokens < seq.params.min_tokens:
-            return False
-        is_eos = token_id in self.config.eos_token_ids and not seq.params.ignore_eos
-        return is_eos or token_id in seq.params.stop_token_ids
+    def _may_stop(self, seq: Sequence) -> bool:
+        """Whether the next token of ``seq`` may end it."""
+        return len(seq.token_ids) + 1 - seq.num_prompt_tokens >= seq.params.min_tokens
 
-    def _keep_prompt_logprobs(self, seq: Sequence, result: SequenceResult) -> None:
+    def _keep_prompt_logprobs(self, seq: Sequence, first_position: int, scores: tuple[TokenLogprobs, ...]) -> None:
         """Take those not known yet: after a preemption the prompt is computed, and scored, again."""
         known = len(seq.prompt_logprobs)
-        if result.prompt_logprobs:
-            seq.prompt_logprobs.extend(result.prompt_logprobs[max(0, known - result.first_prompt_position) :])
+        seq.prompt_logprobs.extend(scores[max(0, known - first_position) :])
 
     def _end(self, seq: Sequence, reason: FinishReason, stop_reason: int | str | None) -> None:
         self.scheduler.finish(seq)

@@ -5,7 +5,8 @@ may launch another step (depth 1). That step's newest input tokens are not known
 *batch row* here that holds its tokens, and a sampled token is written to it where the next step reads it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from collections.abc import Sequence as SequenceOf
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -24,24 +25,31 @@ from pagebrain.sequence import ScheduledSequence, Sequence, SequenceGroup
 
 
 @dataclass(frozen=True)
-class SequenceResult:
-    """What a step brought for one sequence: its next token if it sampled, and log-probabilities where they were asked for.
+class StepResult:
+    """What a step brought.
 
-    ``prompt_logprobs`` belong to the prompt tokens from ``first_prompt_position`` on.
+    Attributes:
+        token_ids: for each scheduled sequence its next token, ``None`` where the step did not sample.
+        logprobs: index of the scheduled sequence -> log-probabilities at its next token, where they were asked for.
+        prompt_logprobs: index of the scheduled sequence -> ``(first position, log-probabilities of the prompt tokens there
+            and after)``, where they were asked for.
     """
 
-    token_id: int | None = None
-    logprobs: TokenLogprobs | None = None
-    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
-    first_prompt_position: int = 0
+    token_ids: SequenceOf[int | None]
+    logprobs: Mapping[int, TokenLogprobs] = field(default_factory=dict)
+    prompt_logprobs: Mapping[int, tuple[int, tuple[TokenLogprobs, ...]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class InFlight:
-    """A step that was launched. ``wait`` brings its results, or raises what the step raised."""
+    """A step that was launched. ``wait`` brings its results, or raises what the step raised.
+
+    ``num_graph_decodes`` of its sequences were computed by replaying a CUDA graph.
+    """
 
     group: SequenceGroup
-    wait: Callable[[], list[SequenceResult]]
+    wait: Callable[[], StepResult]
+    num_graph_decodes: int = 0
 
 
 class Executor(Protocol):
@@ -57,7 +65,7 @@ class Executor(Protocol):
 
 
 @dataclass
-class BatchRows:
+class TokenRows:
     """A place for the tokens of every sequence at work, where a step finds what the step before it sampled."""
 
     num_rows: int
@@ -85,7 +93,7 @@ class BatchRows:
 
 
 @dataclass(frozen=True)
-class _PromptScores:
+class PromptScores:
     """Which logits of a step are wanted for a sequence's prompt log-probabilities."""
 
     entry: int
@@ -108,7 +116,7 @@ class _Prepared:
     query_starts: Tensor
     logits_rows: Tensor
     sampling: list[tuple[int, int]]  # (index of the scheduled sequence, its batch row)
-    prompt_scores: list[_PromptScores]
+    prompt_scores: list[PromptScores]
     num_decodes: int
 
 
@@ -127,7 +135,7 @@ class TorchExecutor:
         self.sampler = sampler
         self.config = config
         # Twice the seats: one that ended keeps its row until the last step with it was read, while another takes its seat.
-        self.rows = BatchRows(2 * config.max_num_seqs, config.max_model_len, config.device)
+        self.rows = TokenRows(2 * config.max_num_seqs, config.max_model_len, config.device)
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="pagebrain-step") if config.lookahead else None
 
     def launch(self, group: SequenceGroup) -> InFlight:
@@ -151,7 +159,7 @@ class TorchExecutor:
         scores = [
             wanted
             for index, entry in enumerate(group)
-            if (wanted := _prompt_scores(entry, index, rows[index], starts[index])) is not None
+            if (wanted := prompt_scores(entry, index, rows[index], starts[index])) is not None
         ]
         logits_rows = [starts[index + 1] - 1 for index, _ in sampling]
         for wanted in scores:
@@ -177,7 +185,7 @@ class TorchExecutor:
         )
 
     @torch.no_grad()
-    def _run(self, step: _Prepared) -> list[SequenceResult]:
+    def _run(self, step: _Prepared) -> StepResult:
         batch = ForwardBatch(
             token_ids=self.rows.token_ids[step.batch_rows, step.positions],
             positions=step.positions,
@@ -213,30 +221,39 @@ class TorchExecutor:
         self.rows.token_ids[rows, positions] = sampled.token_ids
         return sampled
 
-    def _results(self, step: _Prepared, logits: Tensor, sampled: SamplerOutput | None) -> list[SequenceResult]:
-        results = [SequenceResult() for _ in step.group]
+    def _results(self, step: _Prepared, logits: Tensor, sampled: SamplerOutput | None) -> StepResult:
+        tokens: list[int | None] = [None] * len(step.group)
+        logprobs: dict[int, TokenLogprobs] = {}
         if sampled is not None:
             token_ids = sampled.token_ids.tolist()
-            logprobs = sampled.logprobs.to_list() if sampled.logprobs is not None else [None] * len(token_ids)
-            for (index, _), token_id, scores in zip(step.sampling, token_ids, logprobs, strict=True):
-                if not 0 <= token_id < (self.config.vocab_size or 0):
-                    raise StepError(f"the sampler chose token {token_id}, but ids run from 0 to {self.config.vocab_size}")
-                results[index] = SequenceResult(token_id, scores)
+            check_sampled(token_ids, self.config.vocab_size or 0)
+            scores = sampled.logprobs.to_list() if sampled.logprobs is not None else [None] * len(token_ids)
+            for (index, _), token_id, entry_scores in zip(step.sampling, token_ids, scores, strict=True):
+                tokens[index] = token_id
+                if entry_scores is not None:
+                    logprobs[index] = entry_scores
+        of_prompts: dict[int, tuple[int, tuple[TokenLogprobs, ...]]] = {}
         offset = len(step.sampling)
         for wanted in step.prompt_scores:
             count = len(wanted.flat_rows)
             targets = self.rows.token_ids[wanted.row, wanted.first_position : wanted.first_position + count]
             prompt = prompt_logprobs(logits[offset : offset + count], targets, wanted.num_top)
-            had = results[wanted.entry]
-            results[wanted.entry] = SequenceResult(had.token_id, had.logprobs, tuple(prompt), wanted.first_position)
+            of_prompts[wanted.entry] = wanted.first_position, tuple(prompt)
             offset += count
-        return results
+        return StepResult(tokens, logprobs, of_prompts)
 
 
-def _prompt_scores(entry: ScheduledSequence, index: int, row: int, first_flat_row: int) -> _PromptScores | None:
+def check_sampled(token_ids: list[int], vocab_size: int) -> None:
+    """Raise ``StepError`` unless all tokens are in the vocabulary: a sampler may be somebody's own."""
+    if token_ids and not 0 <= min(token_ids) <= max(token_ids) < vocab_size:
+        wrong = next(token_id for token_id in token_ids if not 0 <= token_id < vocab_size)
+        raise StepError(f"the sampler chose token {wrong}, but ids run from 0 to {vocab_size}")
+
+
+def prompt_scores(entry: ScheduledSequence, index: int, row: int, first_flat_row: int) -> PromptScores | None:
     """The logits rows that score prompt tokens in this step: position ``p`` scores token ``p + 1``."""
     num_top = entry.seq.params.prompt_logprobs
     num_scoring = min(entry.context_len, entry.seq.num_prompt_tokens - 1) - entry.start
     if num_top is None or num_scoring <= 0 or entry.seq.sample_index > 0:
         return None
-    return _PromptScores(index, range(first_flat_row, first_flat_row + num_scoring), row, entry.start + 1, num_top)
+    return PromptScores(index, range(first_flat_row, first_flat_row + num_scoring), row, entry.start + 1, num_top)

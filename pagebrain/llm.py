@@ -44,6 +44,8 @@ class LLM:
             tokenizer_name, tokenizer_object = os.fspath(tokenizer), None
         else:
             tokenizer_name, tokenizer_object = None, tokenizer
+        if base is not None:  # what suits a device is decided before the engine is built
+            settings = {"device": str(base.transformer.wte.weight.device)} | settings
         config = PageBrainConfig(model=name, tokenizer=tokenizer_name, **settings)
         built = build_engine(config, base, tokenizer_object)
         self.engine: Engine = built.engine
@@ -69,7 +71,7 @@ class LLM:
         Raises:
             InvalidRequestError: naming the prompt that cannot be served; none of them was started then.
         """
-        ids = self._add(prompts, params)
+        ids = self._add(prompts, params, wants_deltas=False)
         outputs: dict[str, RequestOutput] = {}
         with _progress(use_tqdm) as progress:
             task = progress.add_task("Generating", total=len(ids))
@@ -84,7 +86,7 @@ class LLM:
 
         Raises ``InvalidRequestError`` when the first delta is asked for, if the prompt cannot be served.
         """
-        yield from self._drive(self._add([prompt], params))
+        yield from self._drive(self._add([prompt], params, wants_deltas=True))
 
     def _drive(self, ids: list[str]) -> Generator[OutputDelta, None, None]:
         """Step the engine until these requests are done; whatever interrupts that, none of them stays behind."""
@@ -92,9 +94,10 @@ class LLM:
         self._mail.update((request_id, []) for request_id in ids)
         try:
             while under_way:
-                if not any(self._mail[request_id] for request_id in ids):
+                ready = [request_id for request_id in ids if self._mail[request_id]]
+                if not ready:
                     self._step()
-                for request_id in ids:
+                for request_id in ready:
                     deltas, self._mail[request_id] = self._mail[request_id], []
                     for delta in deltas:
                         if delta.finished is not None:
@@ -116,7 +119,10 @@ class LLM:
                 self._mail[delta.request_id].append(delta)
 
     def _add(
-        self, prompts: Prompt | SequenceOf[Prompt], params: SamplingParams | SequenceOf[SamplingParams] | None
+        self,
+        prompts: Prompt | SequenceOf[Prompt],
+        params: SamplingParams | SequenceOf[SamplingParams] | None,
+        wants_deltas: bool,
     ) -> list[str]:
         batch = _as_batch(prompts)
         if params is None or isinstance(params, SamplingParams):
@@ -131,7 +137,7 @@ class LLM:
         try:
             for index, (prompt, wanted) in enumerate(zip(batch, each)):
                 try:
-                    ids.append(self.engine.add_request(prompt, wanted).request_id)
+                    ids.append(self.engine.add_request(prompt, wanted, wants_deltas=wants_deltas).request_id)
                 except InvalidRequestError as error:
                     where = f"prompt {index}: " if len(batch) > 1 else ""
                     raise InvalidRequestError(f"{where}{error}") from None

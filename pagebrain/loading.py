@@ -48,7 +48,10 @@ def load_model(config: PageBrainConfig) -> GPT2LMHeadModel:
     """
     config = resolve_device_and_dtype(config)
     name = _model_name(config)
-    model = _dummy_model(name, config.seed) if config.load_format == "dummy" else _saved_model(name, config.torch_dtype)
+    if config.load_format == "dummy":
+        model = _dummy_model(name, config.seed, config.device)
+    else:
+        model = _saved_model(name, config.torch_dtype)
     return model.to(config.device, config.torch_dtype).eval()  # type: ignore[arg-type, no-any-return]
 
 
@@ -96,7 +99,7 @@ def _read_config(name: str, hint: str) -> GPT2Config:
     return hf_config
 
 
-def _dummy_model(name: str, seed: int) -> GPT2LMHeadModel:
+def _dummy_model(name: str, seed: int, device: str) -> GPT2LMHeadModel:
     folder, size = Path(name), name.removeprefix("openai-community/")
     if (folder / "config.json").is_file():
         hf_config = _read_config(name, "name a folder with a GPT-2's config.json")
@@ -106,7 +109,8 @@ def _dummy_model(name: str, seed: int) -> GPT2LMHeadModel:
     else:
         raise ModelLoadError(f"load_format dummy knows {', '.join(GPT2_SIZES)} and folders with a config.json, got {name!r}")
     hf_config._attn_implementation = "eager"
-    with torch.random.fork_rng(devices=[]):
+    where = torch.device(device)  # a GPU draws them in a tenth of a second; they are other ones than a CPU's
+    with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []), where:
         torch.manual_seed(seed % 2**63)
         return GPT2LMHeadModel(hf_config)
 

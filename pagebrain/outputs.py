@@ -1,7 +1,7 @@
 """What comes out of the engine: deltas as tokens appear, whole outputs when somebody asks for them."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 FinishReason = Literal["stop", "length", "abort"]
 """``stop``: end of sequence, stop token or string; ``length``: ``max_tokens`` or the last position; ``abort``: cancelled."""
@@ -61,9 +61,8 @@ class RequestOutput:
     prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
 
 
-@dataclass(frozen=True)
-class OutputDelta:
-    """What one step added to one sample of one request.
+class OutputDelta(NamedTuple):
+    """What one step added to one sample of one request. (A named tuple, for one is made for every token.)
 
     ``text`` may be empty while a character is incomplete or a stop string may be beginning. ``prompt_logprobs`` come with
     the first delta of sample 0, if they were asked for. With the last delta of a request's last sample comes ``finished``,
@@ -71,7 +70,7 @@ class OutputDelta:
     """
 
     request_id: str
-    index: int
+    index: int  # type: ignore[assignment]  # instead of a tuple's method of that name
     text: str
     token_ids: tuple[int, ...]
     logprobs: tuple[TokenLogprobs, ...] = ()

@@ -21,8 +21,11 @@ from pagebrain.sequence import Sequence, SequenceGroup
 if TYPE_CHECKING:
     from pagebrain.sampling import SamplerOutput, SampleRow
 
-FEATURES = frozenset({"cuda_graph", "lookahead", "prefix_cache", "fork"})
-"""What a part may declare in ``supports``; the engine switches off what any part in use lacks."""
+FEATURES = frozenset({"batch_rows", "cuda_graph", "lookahead", "prefix_cache", "fork"})
+"""What a part may declare in ``supports``; the engine switches off what any part in use lacks.
+
+``batch_rows`` is for attention: it takes ``active_rows``, see :class:`pagebrain.attention.ForwardBatch`.
+"""
 
 
 @runtime_checkable

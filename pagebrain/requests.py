@@ -87,11 +87,13 @@ def _as_ids(prompt: Any) -> list[int]:
 
 @dataclass
 class RequestState:
-    """A request under way: its sequences, their text, and its times."""
+    """A request under way: its sequences, their text, and its times. ``stop_ids`` are the tokens that end a sequence."""
 
     request: Request
     sequences: list[Sequence]
     streams: list[TextStream | None]
+    stop_ids: frozenset[int] = frozenset()
+    wants_deltas: bool = True
     first_scheduled_s: float | None = None
     first_token_s: float | None = None
     finished_s: float | None = None

@@ -44,34 +44,53 @@ class Scheduler:
 
     def schedule(self) -> SequenceGroup | None:
         """Plan the next step and take the blocks it needs; ``None`` if there is nothing to compute now."""
-        num_decodes = sum(seq.num_unscheduled == 1 for seq in self.running)
-        prefill_budget = self.config.max_num_batched_tokens - num_decodes
         scheduled: list[ScheduledSequence] = []
         num_preempted_before = len(self._preempted)
-
-        index = 0
-        while index < len(self.running):  # preemption shortens the list from its end
-            seq = self.running[index]
-            num_tokens = seq.num_unscheduled
-            if num_tokens > 1:
-                num_tokens = min(num_tokens, prefill_budget)
-            if num_tokens > 0 and self._make_room(seq, seq.num_scheduled + num_tokens):
-                prefill_budget -= num_tokens if seq.num_unscheduled > 1 else 0
-                scheduled.append(self._take(seq, num_tokens))
-            index += 1
-
-        blocks_ran_out = len(self._preempted) > num_preempted_before
-        while prefill_budget > 0 and not blocks_ran_out and self._can_admit():
-            seq = self.waiting.popleft()
-            self.running.append(seq)
-            num_tokens = min(seq.num_unscheduled, prefill_budget)
-            prefill_budget -= num_tokens
-            scheduled.append(self._take(seq, num_tokens))
-
+        prefill_budget = self._schedule_running(scheduled)
+        if len(self._preempted) == num_preempted_before:  # nobody joins in the step in which blocks ran out
+            self._admit(scheduled, prefill_budget)
         if not scheduled:
             return None
         preempted, self._preempted = tuple(self._preempted), []
         return SequenceGroup(tuple(scheduled), preempted)
+
+    def _schedule_running(self, scheduled: list[ScheduledSequence]) -> int:
+        """Give each running sequence its next token, or its next chunk. Returns how many tokens are left for new ones."""
+        unscheduled = [seq.num_unscheduled for seq in self.running]
+        prefill_budget = self.config.max_num_batched_tokens - unscheduled.count(1)
+        block_size = self.config.block_size
+        for index, num_tokens in enumerate(unscheduled):
+            if index >= len(self.running):  # preemption shortened the list from its end
+                break
+            seq = self.running[index]
+            if num_tokens == 1 and seq.num_scheduled % block_size:  # its last block has a slot left: the common case
+                scheduled.append(ScheduledSequence(seq, seq.num_scheduled, 1, True))
+                continue
+            is_prefill = num_tokens > 1
+            num_tokens = min(num_tokens, prefill_budget) if is_prefill else num_tokens
+            if num_tokens > 0 and self._make_room(seq, seq.num_scheduled + num_tokens):
+                prefill_budget -= num_tokens if is_prefill else 0
+                scheduled.append(self._take(seq, num_tokens))
+        return prefill_budget
+
+    def _admit(self, scheduled: list[ScheduledSequence], prefill_budget: int) -> None:
+        """Start waiting sequences: there must be a seat, and blocks for all tokens beside what others still need."""
+        promised: int | None = None
+        while prefill_budget > 0 and self.waiting and len(self.running) < self.config.max_num_seqs:
+            seq = self.waiting[0]
+            if promised is None:
+                promised = sum(map(self._num_missing_blocks, self.running))
+            if self._num_missing_blocks(seq) + promised > self.cache_manager.num_free_blocks:
+                return
+            self.running.append(self.waiting.popleft())
+            num_tokens = min(seq.num_unscheduled, prefill_budget)
+            prefill_budget -= num_tokens
+            scheduled.append(self._take(seq, num_tokens))
+            promised += self._num_missing_blocks(seq)  # for its later chunks
+
+    def _num_missing_blocks(self, seq: Sequence) -> int:
+        """Blocks that the sequence still needs for the tokens that it has."""
+        return self.cache_manager.num_missing_blocks(seq.seq_id, seq.num_tokens)
 
     def _take(self, seq: Sequence, num_tokens: int) -> ScheduledSequence:
         start, end = seq.num_scheduled, seq.num_scheduled + num_tokens
@@ -100,12 +119,3 @@ class Scheduler:
         self.waiting.appendleft(seq)
         self.retirement.retire(seq)
         self._preempted.append(seq)
-
-    def _can_admit(self) -> bool:
-        """Whether the first in the queue can start: a seat, and blocks for all its tokens beside what others still need."""
-        if not self.waiting or len(self.running) >= self.config.max_num_seqs:
-            return False
-        seq = self.waiting[0]
-        promised = sum(self.cache_manager.num_missing_blocks(other.seq_id, other.num_tokens) for other in self.running)
-        needed = self.cache_manager.num_missing_blocks(seq.seq_id, seq.num_tokens)
-        return needed + promised <= self.cache_manager.num_free_blocks

@@ -12,7 +12,7 @@ what was *computed* apart, and counts sampled tokens that nobody has read yet; t
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pagebrain.outputs import FinishReason, TokenLogprobs
 from pagebrain.sampling_params import SamplingParams
@@ -108,7 +108,8 @@ class Sequence:
 
         The last token that a sequence may hold is never computed: nothing follows it.
         """
-        return 0 if self.num_tokens >= self.max_num_tokens else self.num_tokens - self.num_scheduled
+        num_tokens = len(self.token_ids) + self.num_unread_tokens  # num_tokens, asked for too often for another call
+        return 0 if num_tokens >= self.max_num_tokens else num_tokens - self.num_scheduled
 
     def preempt(self) -> None:
         """Forget that anything was computed. The tokens stay; K and V of all of them are computed again in a later turn."""
@@ -122,11 +123,11 @@ class Sequence:
         return self.status is SequenceStatus.FINISHED
 
 
-@dataclass(frozen=True)
-class ScheduledSequence:
+class ScheduledSequence(NamedTuple):
     """One sequence's share of a step: compute tokens ``start .. start + num_tokens - 1``.
 
-    ``samples`` is true if they reach the end of what is there, so that the step samples the sequence's next token.
+    ``samples`` is true if they reach the end of what is there, so that the step samples the sequence's next token. (A named
+    tuple, for one is made for every sequence of every step.)
     """
 
     seq: Sequence

@@ -88,7 +88,10 @@ class EngineStats:
 
     Attributes:
         num_steps, num_prefill_tokens, num_decode_tokens: steps launched since the start, and tokens they computed by phase.
+        num_graph_decode_tokens: those decode tokens whose step replayed a CUDA graph.
         num_preemptions: how often a sequence lost its blocks since the start.
+        schedule_s, launch_s, wait_s, output_s: seconds since the start that the engine's thread spent deciding, preparing
+            and launching, waiting for tokens, and detokenizing and finishing.
         num_waiting, num_running: sequences now; preempted ones wait.
         num_free_blocks, num_blocks: the pool now.
         last_step_tokens: tokens of each step since whoever collects these looked last; empty as the engine gives it.
@@ -97,7 +100,12 @@ class EngineStats:
     num_steps: int = 0
     num_prefill_tokens: int = 0
     num_decode_tokens: int = 0
+    num_graph_decode_tokens: int = 0
     num_preemptions: int = 0
+    schedule_s: float = 0.0
+    launch_s: float = 0.0
+    wait_s: float = 0.0
+    output_s: float = 0.0
     num_waiting: int = 0
     num_running: int = 0
     num_free_blocks: int = 0
@@ -117,14 +125,21 @@ class StepCounter:
     num_steps: int = 0
     num_prefill_tokens: int = 0
     num_decode_tokens: int = 0
+    num_graph_decode_tokens: int = 0
     num_preemptions: int = 0
+    schedule_s: float = 0.0
+    launch_s: float = 0.0
+    wait_s: float = 0.0
+    output_s: float = 0.0
 
-    def count(self, group: SequenceGroup) -> None:
-        """A step with this group was launched."""
-        num_decodes = sum(entry.num_tokens == 1 for entry in group)
+    def count(self, group: SequenceGroup, num_graph_decodes: int) -> None:
+        """A step with this group was launched, ``num_graph_decodes`` of its decodes as a replay of a CUDA graph."""
+        lengths = [entry.num_tokens for entry in group.scheduled]
+        num_decodes = lengths.count(1)
         self.num_steps += 1
         self.num_decode_tokens += num_decodes
-        self.num_prefill_tokens += group.num_tokens - num_decodes
+        self.num_graph_decode_tokens += num_graph_decodes
+        self.num_prefill_tokens += sum(lengths) - num_decodes
         self.num_preemptions += len(group.preempted)
 
 

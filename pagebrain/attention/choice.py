@@ -1,10 +1,9 @@
-"""Which implementation computes: torch operations, or on a GPU, where they are asked for, the Triton kernels.
+"""Which implementation computes: the Triton kernels on a GPU, torch operations elsewhere.
 
 The only place that asks whether there is Triton; nothing else of the engine imports it unless it was chosen here or named by
 ``swap``.
 """
 
-import os
 import re
 from collections.abc import Callable
 
@@ -17,10 +16,6 @@ from pagebrain.parts import AttentionPart
 
 MIN_TRITON = (3, 6)
 """The oldest Triton that the kernels are tested with."""
-
-
-SWITCH = "PAGEBRAIN_TRITON"
-"""Environment variable that turns the kernels on when it is 1: so far they have run in Triton's interpreter only."""
 
 
 def available() -> bool:
@@ -54,8 +49,6 @@ def kernels_fit(device: torch.device, dtype: torch.dtype, head_dim: int) -> str 
     """``None`` if the Triton kernels can serve such K and V on ``device``; otherwise a line that says why not."""
     if device.type != "cuda":
         return f"the Triton kernels are for GPUs, and the model is on {device}"
-    if os.environ.get(SWITCH) != "1":
-        return f"the Triton kernels have not been run on a GPU yet; {SWITCH}=1 turns them on"
     if not available():
         wanted = ".".join(map(str, MIN_TRITON))
         return f"there is no Triton {wanted} or later: pip install 'triton>={wanted}' for a much faster GPU engine"

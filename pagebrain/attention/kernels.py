@@ -28,6 +28,7 @@ def paged_attention(
     scale: float,
     *,
     num_decodes: int | None = None,
+    active_rows: Tensor | None = None,
 ) -> Tensor:
     """Causal attention of each sequence's newest tokens over all its tokens, as the torch path computes it.
 
@@ -36,6 +37,7 @@ def paged_attention(
             :func:`pagebrain.attention.paged_attention`. Float16, bfloat16 or float32, head dimensions up to 128; integers of
             32 or 64 bits; the pools may have fewer heads than the query (grouped heads).
         num_decodes: how many sequences have exactly one query, if the caller knows; ``None`` launches both kernels.
+        active_rows: int ``[num_seqs]``, each sequence's row of ``block_tables`` and ``context_lens``; ``None``: row ``i``.
 
     Returns:
         ``[num_tokens, num_heads, head_dim]`` in the query's dtype; scores and sums are kept in float32.
@@ -43,15 +45,18 @@ def paged_attention(
     Raises:
         KernelError: for tensors that the kernels do not work on; nothing was computed.
     """
-    num_seqs = context_lens.shape[0]
+    num_seqs = query_starts.shape[0] - 1
     out = query.new_empty(query.shape)
     if num_decodes != num_seqs:
         inputs = (query, key_pool, value_pool, block_tables, context_lens, query_starts, scale)
-        paged_prefill(*inputs, skip_decodes=True, out=out)
+        paged_prefill(*inputs, skip_decodes=True, active_rows=active_rows, out=out)
     if num_decodes != 0:
         inputs_of_decode = (query, key_pool, value_pool, block_tables, context_lens, scale)
-        paged_decode(*inputs_of_decode, query_starts=query_starts, out=out)
+        starts = None if num_decodes == num_seqs else query_starts  # with one query each, sequence i's is row i
+        paged_decode(*inputs_of_decode, query_starts=starts, active_rows=active_rows, out=out)
     return out
 
 
-paged_attention.supports = frozenset({"cuda_graph", "lookahead", "prefix_cache", "fork"})  # type: ignore[attr-defined]
+paged_attention.supports = frozenset(  # type: ignore[attr-defined]
+    {"batch_rows", "cuda_graph", "lookahead", "prefix_cache", "fork"}
+)

@@ -21,8 +21,10 @@ class ForwardBatch:
         block_tables: int64 ``[num_seqs, max_blocks]``.
         context_lens: int64 ``[num_seqs]``, tokens cached including this call's.
         query_starts: int64 ``[num_seqs + 1]``, where each sequence's rows start.
-        logits_rows: int64 ``[num_logits]``, the rows whose logits are wanted.
+        logits_rows: int64 ``[num_logits]``, the rows whose logits are wanted; ``None``: all.
         num_decodes: how many sequences have exactly one token, if the host knows; it saves attention kernels a look.
+        active_rows: int ``[num_seqs]``; if given, ``block_tables`` and ``context_lens`` have an entry for every batch row,
+            and sequence ``i``'s are those of row ``active_rows[i]``. Only the kernels take it.
     """
 
     token_ids: Tensor
@@ -31,8 +33,9 @@ class ForwardBatch:
     block_tables: Tensor
     context_lens: Tensor
     query_starts: Tensor
-    logits_rows: Tensor
+    logits_rows: Tensor | None
     num_decodes: int | None = None
+    active_rows: Tensor | None = None
 
 
 class PagedAttention(nn.Module):
@@ -53,6 +56,8 @@ class PagedAttention(nn.Module):
         self.cache_manager.write(self.layer, batch.slot_mapping, key, value)
         key_pool, value_pool = self.cache_manager.key_pools[self.layer], self.cache_manager.value_pools[self.layer]
         hints: dict[str, Any] = {"num_decodes": batch.num_decodes} if self._takes_num_decodes else {}
+        if batch.active_rows is not None:
+            hints["active_rows"] = batch.active_rows
         return self.attention(
             query, key_pool, value_pool, batch.block_tables, batch.context_lens, batch.query_starts, self.scale, **hints
         )

@@ -47,6 +47,7 @@ def prefill_kernel(
     block_tables_ptr,
     context_lens_ptr,
     query_starts_ptr,
+    active_rows_ptr,
     num_seqs,
     scale_log2e,
     query_stride_token,
@@ -83,9 +84,11 @@ def prefill_kernel(
         if query_len == 1:
             return  # the decode kernel's
 
-    seq_offset = tl.cast(seq, tl.int64)
-    context_len = tl.load(context_lens_ptr + seq_offset).to(tl.int32)
-    table_ptr = block_tables_ptr + seq_offset * table_stride
+    state = tl.cast(seq, tl.int64)  # the row of its block table and context length
+    if active_rows_ptr is not None:
+        state = tl.load(active_rows_ptr + state).to(tl.int64)
+    context_len = tl.load(context_lens_ptr + state).to(tl.int32)
+    table_ptr = block_tables_ptr + state * table_stride
     dims = tl.arange(0, PADDED_DIM)
     is_dim = dims < HEAD_DIM
     queries = first_query + tl.arange(0, BLOCK_M)
@@ -132,6 +135,7 @@ def paged_prefill(
     scale: float,
     *,
     skip_decodes: bool = False,
+    active_rows: Tensor | None = None,
     tiling: PrefillTiling | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
@@ -141,11 +145,12 @@ def paged_prefill(
         query: ``[num_tokens, num_heads, head_dim]``; the rows of sequence ``i`` are
             ``query_starts[i] .. query_starts[i + 1] - 1`` and are its last tokens.
         key_pool, value_pool: ``[num_blocks, block_size, num_kv_heads, head_dim]``, equal strides.
-        block_tables: int ``[num_seqs, max_blocks]``; entries past a sequence's pages are never followed.
-        context_lens: int ``[num_seqs]``, tokens cached including those of this step.
+        block_tables: int ``[num_rows, max_blocks]``; entries past a sequence's pages are never followed.
+        context_lens: int ``[num_rows]``, tokens cached including those of this step.
         query_starts: int ``[num_seqs + 1]``.
         scale: factor on the scores.
         skip_decodes: leave out sequences with exactly one query; their rows of ``out`` are not written.
+        active_rows: int ``[num_seqs]``, each sequence's row of ``block_tables`` and ``context_lens``; ``None``: row ``i``.
         tiling: how the work is cut up; ``None`` chooses.
         out: where to write, contiguous and like ``query``; ``None`` makes it.
 
@@ -155,9 +160,12 @@ def paged_prefill(
     Raises:
         KernelError: for tensors that the kernel does not work on; nothing was computed.
     """
-    num_seqs = context_lens.shape[0]
-    check_attention(query, key_pool, value_pool, block_tables, context_lens, num_seqs)
+    num_rows = context_lens.shape[0]
+    check_attention(query, key_pool, value_pool, block_tables, context_lens, num_rows)
+    num_seqs = num_rows if active_rows is None else active_rows.shape[0]
     check_indices("query_starts", query_starts, num_seqs + 1)
+    if active_rows is not None:
+        check_indices("active_rows", active_rows, num_seqs)
     num_tokens, num_heads, head_dim = query.shape
     out = query.new_empty(query.shape) if out is None else out
     check_out(out, query)
@@ -168,6 +176,7 @@ def paged_prefill(
         block_tables=block_tables,
         context_lens=context_lens,
         query_starts=query_starts,
+        active_rows=active_rows,
         out=out,
     )
     if num_tokens == 0 or num_seqs == 0:
@@ -182,6 +191,7 @@ def paged_prefill(
         block_tables,
         context_lens,
         query_starts,
+        active_rows,
         num_seqs,
         float(scale) * LOG2_E,
         *query.stride()[:2],

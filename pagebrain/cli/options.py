@@ -25,6 +25,7 @@ _ENGINE_FIELDS = (
     "max_num_batched_tokens",
     "max_model_len",
     "lookahead",
+    "cuda_graphs",
     "check_integrity",
 )
 
@@ -85,7 +86,11 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--max-num-seqs", type=int, metavar="N", help="most sequences in one step")
     group.add_argument("--max-num-batched-tokens", type=int, metavar="N", help="most tokens in one step")
     group.add_argument("--max-model-len", type=int, metavar="N", help="most tokens of prompt and output together")
-    group.add_argument("--lookahead", action="store_true", help="launch each step before the last one is read")
+    on_or_off = argparse.BooleanOptionalAction
+    group.add_argument(
+        "--lookahead", action=on_or_off, help="launch each step before the last one is read (default: on a GPU)"
+    )
+    group.add_argument("--cuda-graphs", action=on_or_off, help="replay decode steps as CUDA graphs (default: on a GPU)")
     group.add_argument("--engine-seed", type=int, metavar="N", help="requests without a --seed derive theirs from this")
     group.add_argument(
         "--check-integrity", action="store_true", help="verify the bookkeeping of blocks after every step (slow)"

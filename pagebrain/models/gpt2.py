@@ -42,7 +42,10 @@ class PagedGPT2Attention(nn.Module):
 
 
 class PagedGPT2Block(nn.Module):
-    """Layer norm, attention, layer norm, MLP, each pair around a residual connection."""
+    """Layer norm, attention, layer norm, MLP, each pair around a residual connection.
+
+    The stream of residuals and its norm travel together, because an addition and the norm after it are one kernel on a GPU.
+    """
 
     def __init__(self, base: GPT2Block, layer: int, cache_manager: CacheManager, attention: AttentionPart) -> None:
         super().__init__()
@@ -53,11 +56,28 @@ class PagedGPT2Block(nn.Module):
         self.act: nn.Module = base.mlp.act
         self.c_proj: nn.Module = base.mlp.c_proj
 
-    def forward(self, hidden: Tensor, batch: ForwardBatch) -> Tensor:
-        """``[num_tokens, n_embd]`` to the same shape."""
-        hidden = hidden + self.attn(self.ln_1(hidden), batch)
-        out: Tensor = hidden + self.c_proj(self.act(self.c_fc(self.ln_2(hidden))))
-        return out
+    def forward(
+        self, hidden: Tensor, normed: Tensor, batch: ForwardBatch, next_norm: nn.LayerNorm, ops: "ResidualOps"
+    ) -> tuple[Tensor, Tensor]:
+        """``hidden`` and ``normed``, its ``ln_1``, both ``[num_tokens, n_embd]``, to the same of the next layer."""
+        hidden, normed = ops.add_norm(hidden, self.attn(normed, batch), self.ln_2)
+        return ops.add_norm(hidden, self.c_proj(self.act(self.c_fc(normed))), next_norm)
+
+
+class ResidualOps:
+    """What lies between the matrix products, in torch operations; :mod:`pagebrain.models.triton_norm` has it for GPUs."""
+
+    def embed_norm(
+        self, token_ids: Tensor, positions: Tensor, wte: nn.Embedding, wpe: nn.Embedding, norm: nn.LayerNorm
+    ) -> tuple[Tensor, Tensor]:
+        """The embeddings of tokens at positions, both ``[num_tokens]``, and their norm: ``[num_tokens, n_embd]`` each."""
+        hidden = wte(token_ids) + wpe(positions)
+        return hidden, norm(hidden)
+
+    def add_norm(self, hidden: Tensor, delta: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
+        """``hidden + delta`` and its norm, ``[num_tokens, n_embd]`` each."""
+        hidden = hidden + delta
+        return hidden, norm(hidden)
 
 
 class PagedGPT2LMHeadModel(nn.Module):
@@ -88,19 +108,22 @@ class PagedGPT2LMHeadModel(nn.Module):
         self.h = nn.ModuleList(blocks)
         self.ln_f = base.transformer.ln_f
         self.lm_head = base.lm_head
+        self.ops = ResidualOps()
         self._num_cached: dict[int, int] = {}  # what forward() has put in the cache, by sequence id
 
     @torch.no_grad()
     def forward_tokens(self, batch: ForwardBatch) -> Tensor:
         """The one forward pass. Returns the logits ``[num_logits, vocab_size]`` of ``batch.logits_rows``.
 
-        The sequences' block tables must already cover the batch; K and V of its tokens are written on the way.
+        The sequences' block tables must already cover the batch; K and V of its tokens are written on the way. (On a GPU
+        there may be columns past those of the vocabulary, see :mod:`pagebrain.models.fusing`.)
         """
-        hidden = self.wte(batch.token_ids) + self.wpe(batch.positions)  # [num_tokens, n_embd]
-        for block in self.h:
-            hidden = block(hidden, batch)
+        blocks = cast(list[PagedGPT2Block], list(self.h))
+        hidden, normed = self.ops.embed_norm(batch.token_ids, batch.positions, self.wte, self.wpe, blocks[0].ln_1)
+        for block, next_norm in zip(blocks, [*(block.ln_1 for block in blocks[1:]), self.ln_f], strict=True):
+            hidden, normed = block(hidden, normed, batch, next_norm, self.ops)  # each [num_tokens, n_embd]
         # The head is a third of GPT-2 small's weights and one row of logits takes 200 kB: only rows that are asked for.
-        logits: Tensor = self.lm_head(self.ln_f(hidden[batch.logits_rows]))
+        logits: Tensor = self.lm_head(normed if batch.logits_rows is None else normed[batch.logits_rows])
         return logits
 
     def forward(

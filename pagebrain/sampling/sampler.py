@@ -42,7 +42,8 @@ class Sampler:
         ConfigError: the config was not resolved for a model.
     """
 
-    supports = frozenset({"lookahead", "prefix_cache", "fork"})
+    # In a CUDA graph its work is done by the sampling kernels, where they can; see pagebrain.gpu_executor.
+    supports = frozenset({"cuda_graph", "lookahead", "prefix_cache", "fork"})
 
     def __init__(self, config: "PageBrainConfig") -> None:
         if config.vocab_size is None:

@@ -109,9 +109,9 @@ def test_every_sampling_option_reaches_the_request(run: Run, monkeypatch: pytest
     seen: list[SamplingParams] = []
     add_request = Engine.add_request
 
-    def watched(engine: Engine, prompt: str, params: SamplingParams) -> object:
+    def watched(engine: Engine, prompt: str, params: SamplingParams, **options: object) -> object:
         seen.append(params)
-        return add_request(engine, prompt, params)
+        return add_request(engine, prompt, params, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Engine, "add_request", watched)
     wanted = SamplingParams(

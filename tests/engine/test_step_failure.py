@@ -1,6 +1,5 @@
 """A step that fails costs nothing but itself: no request, no block, no token."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -171,7 +170,7 @@ class BrokenScheduler(Scheduler):
 
 
 def with_first(group: SequenceGroup, **changes: Any) -> SequenceGroup:
-    first = dataclasses.replace(group.scheduled[0], **changes)
+    first = group.scheduled[0]._replace(**changes)
     return SequenceGroup((first, *group.scheduled[1:]))
 
 

@@ -2,14 +2,7 @@
 
 import pytest
 
-from pagebrain.attention.choice import SWITCH
 from tests.support.kernels import DEVICES, require_kernels
-
-
-@pytest.fixture(autouse=True)
-def turned_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As for somebody who asked for the kernels."""
-    monkeypatch.setenv(SWITCH, "1")
 
 
 @pytest.fixture(params=DEVICES)

@@ -1,4 +1,4 @@
-"""Who computes where: the kernels on a GPU if they are wanted and can, torch operations everywhere else."""
+"""Who computes where: the kernels on a GPU if they can, torch operations everywhere else."""
 
 import sys
 from types import SimpleNamespace
@@ -15,12 +15,6 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 def test_a_cpu_gets_torch_operations() -> None:
     assert choice.default_attention(CPU, torch.float32, 64) is cpu.paged_attention
     assert choice.default_writer(CPU, torch.float32, 64) is cpu.write_kv
-
-
-def test_a_gpu_gets_torch_operations_unless_the_kernels_are_turned_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(choice.SWITCH)
-    assert choice.default_attention(CUDA, torch.bfloat16, 64) is cpu.paged_attention
-    assert "PAGEBRAIN_TRITON=1 turns them on" in str(choice.kernels_fit(CUDA, torch.bfloat16, 64))
 
 
 def test_a_gpu_gets_the_kernels_where_they_can_be_had(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,6 +50,7 @@ class HashModel(nn.Module):
 
     def forward_tokens(self, batch: ForwardBatch) -> Tensor:
         """One-hot logits ``[num_logits, VOCAB_SIZE]``."""
+        assert batch.logits_rows is not None
         manager = self.cache_manager
         column = (-1, 1, 1)
         manager.write(0, batch.slot_mapping, batch.token_ids.double().view(column), batch.positions.double().view(column))

@@ -1,0 +1,229 @@
+"""Computes steps on a GPU at full speed: decode rows by replaying a CUDA graph, everything else beside them.
+
+``launch`` puts a step into the GPU's queue and returns; nothing in it waits. What the next step needs of this one, the
+sampled tokens, stays on the device, in the batch rows, so the engine may launch it before it has read this one.
+
+What no graph computes is launched kernel by kernel: prompts and chunks of them, and decodes of requests that want what the
+sampling kernels do not do (penalties, logit bias, ``min_tokens`` not reached yet, log-probabilities). Those go through the
+:class:`~pagebrain.sampling.Sampler`, which is slower.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pagebrain.attention import ForwardBatch
+from pagebrain.batch_rows import BatchRow, BatchRows, to_device
+from pagebrain.cache import CacheManager
+from pagebrain.config import PageBrainConfig
+from pagebrain.executor import InFlight, PromptScores, StepResult, check_sampled, prompt_scores
+from pagebrain.graphs import DecodeGraphs
+from pagebrain.models.gpt2 import PagedGPT2LMHeadModel
+from pagebrain.outputs import TokenLogprobs
+from pagebrain.parts import SamplerPart
+from pagebrain.sampling import SamplerOutput, prompt_logprobs
+from pagebrain.sampling.triton_sample import sample, sample_greedy
+from pagebrain.sequence import ScheduledSequence, Sequence, SequenceGroup
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """A scheduled sequence that no graph computes: a part of a prompt, or a decode that needs the sampler."""
+
+    index: int
+    entry: ScheduledSequence
+    row: BatchRow
+
+    @property
+    def is_plain(self) -> bool:
+        return self.entry.context_len >= self.row.plain_from
+
+
+@dataclass(frozen=True)
+class _ChunkOutput:
+    """What chunks brought, on the device. ``plain`` and ``special`` sampled, by the kernels and by the sampler."""
+
+    plain: list[_Chunk]
+    special: list[_Chunk]
+    token_ids: Tensor  # int32 [len(plain) + len(special)]
+    sampled: SamplerOutput | None  # of the special ones
+    scores: list[tuple[PromptScores, Tensor, Tensor]]  # with logits [num_scoring, vocab_size] and targets [num_scoring]
+
+
+class GpuExecutor:
+    """Runs steps on the GPU, in the order in which they are launched.
+
+    Args:
+        model: with attention and cache in the Triton kernels.
+        cache_manager: made with ``has_dummy_block``.
+        sampler: for what the sampling kernels do not do.
+        config: resolved.
+    """
+
+    def __init__(
+        self, model: PagedGPT2LMHeadModel, cache_manager: CacheManager, sampler: SamplerPart, config: PageBrainConfig
+    ) -> None:
+        self.model = model
+        self.sampler = sampler
+        self.vocab_size = config.vocab_size or 0
+        self.rows = BatchRows(cache_manager, config)
+        self.decodes = DecodeGraphs(self._decode, self.rows, config.max_num_seqs)
+        self._query_starts = torch.arange(config.max_num_seqs + 1, dtype=torch.int32, device=self.rows.device)
+        self.capture_s: float | None = None
+        if config.cuda_graphs:
+            self.capture()
+
+    @torch.inference_mode()
+    def capture(self) -> None:
+        """Record the graphs, on the dummy row; ``capture_s`` says how long it took."""
+        began = time.monotonic()
+        self.rows.upload()
+        self.decodes.capture()
+        self.capture_s = time.monotonic() - began
+
+    @torch.inference_mode()
+    def launch(self, group: SequenceGroup) -> InFlight:
+        """Put a step into the GPU's queue."""
+        decoding: list[int] = []  # indices of scheduled sequences
+        decode_rows: list[int] = []
+        chunks: list[_Chunk] = []
+        sampled = False
+        row_of = self.rows.row_of
+        for index, entry in enumerate(group.scheduled):
+            seq, start, num_tokens, samples = entry
+            row = row_of(seq)
+            if num_tokens == 1 and samples and start + 1 >= row.plain_from:
+                decoding.append(index)
+                decode_rows.append(row.index)
+                sampled = sampled or not row.is_greedy
+            else:
+                chunks.append(_Chunk(index, entry, row))
+                self.rows.set_context_len(row, start + num_tokens)
+        self.rows.upload()
+        tokens = [self.decodes.run(decode_rows, sampled)] if decode_rows else []
+        output = self._run_chunks(chunks) if chunks else None
+        if output is not None:
+            tokens.append(output.token_ids)
+            decoding.extend(chunk.index for chunk in (*output.plain, *output.special))
+        read = to_host(tokens)
+        num_graph_decodes = len(decode_rows) if self.decodes.is_captured else 0
+        return InFlight(group, lambda: self._result(group, decoding, read(), output), num_graph_decodes)
+
+    def release(self, seq: Sequence) -> None:
+        """Give the sequence's batch row back."""
+        self.rows.release(seq)
+
+    def _decode(self, active_rows: Tensor, out: Tensor, sampled: bool) -> None:
+        """A decode step from embedding to sampled token: what a graph records."""
+        num_seqs = active_rows.shape[0]
+        batch = self.rows.decode_batch(active_rows, self._query_starts[: num_seqs + 1])
+        self._choose(self.model.forward_tokens(batch), active_rows, out, sampled)
+
+    def _choose(self, logits: Tensor, active_rows: Tensor, out: Tensor, sampled: bool) -> None:
+        """The next token of each row, into ``out`` and into the batch rows, where the next step finds it."""
+        rows = self.rows
+        inputs = (logits, self.vocab_size, active_rows, rows.context_lens, rows.token_ids, out)
+        if sampled:
+            sample(*inputs, rows.sampling)
+        else:
+            sample_greedy(*inputs)
+
+    def _run_chunks(self, chunks: list[_Chunk]) -> _ChunkOutput:
+        sampling = [chunk for chunk in chunks if chunk.entry.samples]
+        plain = [chunk for chunk in sampling if chunk.is_plain]
+        special = [chunk for chunk in sampling if not chunk.is_plain]
+        batch, scores = self._chunk_batch(chunks, plain + special)
+        logits = self.model.forward_tokens(batch)
+        token_ids = torch.empty(len(sampling), dtype=torch.int32, device=logits.device)
+        if plain:
+            rows = to_device(np.array([chunk.row.index for chunk in plain]), logits.device).int()
+            sampled = any(not chunk.row.is_greedy for chunk in plain)
+            self._choose(logits[: len(plain)], rows, token_ids[: len(plain)], sampled)
+        of_tokens = logits[:, : self.vocab_size]
+        output = self._sample(of_tokens[len(plain) : len(sampling)], special) if special else None
+        if output is not None:
+            token_ids[len(plain) :] = output.token_ids
+        first, wanted = len(sampling), []
+        for score in scores:
+            count = len(score.flat_rows)
+            targets = self.rows.token_ids[score.row, score.first_position : score.first_position + count].long()
+            wanted.append((score, of_tokens[first : first + count], targets))
+            first += count
+        return _ChunkOutput(plain, special, token_ids, output, wanted)
+
+    def _chunk_batch(self, chunks: list[_Chunk], sampling: list[_Chunk]) -> tuple[ForwardBatch, list[PromptScores]]:
+        """The chunks as one flat batch; its logits are those that ``sampling`` needs, then those of the prompt scores."""
+        entries = [chunk.entry for chunk in chunks]
+        row_numbers = np.array([chunk.row.index for chunk in chunks])
+        lengths = np.array([entry.num_tokens for entry in entries])
+        query_starts = np.concatenate(([0], lengths.cumsum()))
+        positions = np.concatenate([np.arange(entry.start, entry.context_len) for entry in entries])
+        last_row_of = {chunk.index: int(end) - 1 for chunk, end in zip(chunks, query_starts[1:])}
+        logits_rows = [last_row_of[chunk.index] for chunk in sampling]
+        scores = []
+        for chunk, first_flat_row in zip(chunks, query_starts.tolist()):
+            score = prompt_scores(chunk.entry, chunk.index, chunk.row.index, first_flat_row)
+            if score is not None:
+                scores.append(score)
+                logits_rows.extend(score.flat_rows)
+        pieces = (row_numbers.repeat(lengths), positions, row_numbers, query_starts, np.array(logits_rows, dtype=np.int64))
+        sent = torch.split(to_device(np.concatenate(pieces), self.rows.device), [len(piece) for piece in pieces])
+        token_rows, token_positions, active_rows, starts, wanted = sent
+        num_decodes = int((lengths == 1).sum())
+        batch = self.rows.chunk_batch(token_rows, token_positions, active_rows, starts, wanted, num_decodes)
+        return batch, scores
+
+    def _sample(self, logits: Tensor, chunks: list[_Chunk]) -> SamplerOutput:
+        sample_rows = [self.rows.sample_row(chunk.entry.seq, chunk.row, chunk.entry.context_len) for chunk in chunks]
+        output = self.sampler.sample(logits, sample_rows)
+        places = np.array([(chunk.row.index, chunk.entry.context_len) for chunk in chunks])
+        rows, positions = to_device(places.T.copy(), logits.device)
+        self.rows.token_ids[rows, positions] = output.token_ids.int()
+        return output
+
+    def _result(
+        self, group: SequenceGroup, indices: list[int], token_ids: list[int], output: _ChunkOutput | None
+    ) -> StepResult:
+        check_sampled(token_ids, self.vocab_size)
+        if output is None:
+            return StepResult(token_ids)  # every sequence of the group is a decode, in its order
+        tokens: list[int | None] = [None] * len(group)
+        for index, token_id in zip(indices, token_ids, strict=True):
+            tokens[index] = token_id
+        logprobs: dict[int, TokenLogprobs] = {}
+        if output.sampled is not None and output.sampled.logprobs is not None:
+            found = zip(output.special, output.sampled.logprobs.to_list(), strict=True)
+            logprobs = {chunk.index: scores for chunk, scores in found if scores is not None}
+        of_prompts = {
+            wanted.entry: (wanted.first_position, tuple(prompt_logprobs(logits, targets, wanted.num_top)))
+            for wanted, logits, targets in output.scores
+        }
+        return StepResult(tokens, logprobs, of_prompts)
+
+
+def to_host(tensors: list[Tensor]) -> Callable[[], list[int]]:
+    """Start copying integers to the host; what is returned waits for them and gives all of them in one list."""
+    if not tensors:
+        return list
+    device = tensors[0].device
+    if device.type != "cuda":
+        copies = [tensor.tolist() for tensor in tensors]
+        return lambda: [number for copy in copies for number in copy]
+    pinned = torch.empty(sum(map(len, tensors)), dtype=tensors[0].dtype, pin_memory=True)
+    first = 0
+    for tensor in tensors:
+        pinned[first : first + len(tensor)].copy_(tensor, non_blocking=True)
+        first += len(tensor)
+    arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    arrived.record()
+
+    def read() -> list[int]:
+        arrived.synchronize()
+        numbers: list[int] = pinned.tolist()
+        return numbers
+
+    return read

@@ -1,0 +1,59 @@
+"""GPU memory: what the largest step needs, found out by computing it, and errors that name the setting to lower."""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+
+from pagebrain.attention import ForwardBatch
+from pagebrain.config import PageBrainConfig
+from pagebrain.errors import ConfigError
+from pagebrain.models.gpt2 import PagedGPT2LMHeadModel
+from pagebrain.parts import SamplerPart
+from pagebrain.sampling import SampleRow
+from pagebrain.sampling_params import SamplingParams
+
+
+@contextlib.contextmanager
+def enough_memory(what: str, advice: str) -> Iterator[None]:
+    """Turn a CUDA out-of-memory error into a ``ConfigError`` that says what there was no room for and what to do."""
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError as error:
+        free, total = torch.cuda.mem_get_info()
+        raise ConfigError(
+            f"the GPU has no room for {what}: {free / 1e9:.1f} of its {total / 1e9:.1f} GB are free; {advice}"
+        ) from error
+
+
+@torch.inference_mode()
+def measure_largest_step(model: PagedGPT2LMHeadModel, sampler: SamplerPart, config: PageBrainConfig) -> int:
+    """Bytes that a step of ``max_num_batched_tokens`` tokens takes at its peak, besides weights, K and V.
+
+    Its prompts are as long as they may be, and all seats sample in the way that takes most. The cache of ``model`` needs
+    blocks for one sequence only: what is in it does not matter, so all share them.
+    """
+    assert config.max_model_len is not None
+    device = model.wte.weight.device
+    num_tokens, length = config.max_num_batched_tokens, config.max_model_len
+    lengths = [length] * (num_tokens // length) + ([num_tokens % length] if num_tokens % length else [])
+    seats = min(config.max_num_seqs, num_tokens)
+    positions = torch.cat([torch.arange(count, device=device) for count in lengths])
+    batch = ForwardBatch(
+        token_ids=torch.zeros_like(positions),
+        positions=positions,
+        slot_mapping=positions,
+        block_tables=torch.arange(config.blocks_for(length), device=device).expand(len(lengths), -1).contiguous(),
+        context_lens=torch.tensor(lengths, device=device),
+        query_starts=torch.tensor([0, *lengths], device=device).cumsum(0),
+        logits_rows=torch.arange(seats, device=device),
+        num_decodes=lengths.count(1),
+    )
+    rows = [SampleRow(SamplingParams(top_p=0.9), 0, index, 0, positions[:0], 0) for index in range(seats)]
+    torch.cuda.synchronize(device)
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    logits = model.forward_tokens(batch)[:, : config.vocab_size]
+    sampler.sample(logits, rows)
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before

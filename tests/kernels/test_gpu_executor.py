@@ -1,0 +1,167 @@
+"""Batch rows, padding and launching ahead: what comes out is what the engine without them gives, and only changes travel.
+
+In Triton's interpreter a step is computed launch by launch where a GPU replays a graph; buffers, padding and rows are the
+same.
+"""
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import GPT2LMHeadModel
+
+from pagebrain import LLM, SamplingParams
+from pagebrain.errors import StepError
+from tests.support.kernels import require_kernels
+from tests.support.models import hf_greedy, random_gpt2
+
+PROMPTS = [[1, 2, 3, 4, 5], [7] * 7, [40], [9, 8, 7]]
+GREEDY = SamplingParams(temperature=0, max_tokens=7, ignore_eos=True)
+ROOMY: dict[str, Any] = {"block_size": 8, "num_blocks": 32, "max_num_seqs": 6, "max_num_batched_tokens": 6}
+TIGHT: dict[str, Any] = {"block_size": 8, "num_blocks": 3, "max_num_seqs": 3, "max_num_batched_tokens": 6}
+SAMPLED = [
+    SamplingParams(temperature=0.8, seed=1, max_tokens=7, ignore_eos=True),
+    SamplingParams(temperature=1.3, top_p=0.7, seed=2, max_tokens=7, ignore_eos=True),
+    SamplingParams(temperature=0, max_tokens=7, ignore_eos=True),
+    SamplingParams(temperature=0.9, top_k=5, min_p=0.01, seed=4, max_tokens=7, ignore_eos=True),
+]
+SPECIAL = [
+    SamplingParams(temperature=0.8, seed=1, max_tokens=7, ignore_eos=True, repetition_penalty=1.5, logprobs=2),
+    SamplingParams(temperature=0, max_tokens=7, logit_bias={5: 3.0}, prompt_logprobs=1),
+    SamplingParams(temperature=0, max_tokens=7, ignore_eos=True),
+    SamplingParams(temperature=1.0, seed=4, max_tokens=7, min_tokens=5, stop_token_ids=tuple(range(0, 96, 2))),
+]
+
+
+def full_speed(device: str, **settings: Any) -> Any:
+    from tests.support.full_speed import FullSpeed
+
+    require_kernels(device)
+    return FullSpeed(small(device), **settings)
+
+
+def small(device: str) -> GPT2LMHeadModel:
+    base: Any = random_gpt2(torch.float32, seed=3)
+    moved: GPT2LMHeadModel = base.to(device)
+    return moved
+
+
+@pytest.mark.parametrize("lookahead", [False, True])
+@pytest.mark.parametrize("params", [SAMPLED, SPECIAL], ids=["sampled", "special"])
+def test_sampled_tokens_are_those_of_the_sampler(params: list[SamplingParams], lookahead: bool, device: str) -> None:
+    """Greedy, sampled and special requests beside each other, against the engine in torch operations on the CPU."""
+    from tests.support.full_speed import num_preemptions, token_lists
+
+    plain = LLM(small("cpu"), num_blocks=32, block_size=8)
+    expected = plain.generate(PROMPTS, params, use_tqdm=False)
+    for settings in (ROOMY, TIGHT):
+        engine = full_speed(device, lookahead=lookahead, **settings)
+        outputs = engine.generate(PROMPTS, params)
+        assert token_lists(outputs) == token_lists(expected)
+        assert engine.num_mixed > 0 and (num_preemptions(outputs) > 0) == (settings is TIGHT)
+        for ours, theirs in zip(outputs, expected, strict=True):
+            assert (ours.prompt_logprobs is None) == (theirs.prompt_logprobs is None)
+            for entry, wanted in zip(ours.prompt_logprobs or (), theirs.prompt_logprobs or (), strict=True):
+                assert entry is wanted is None or abs(entry.logprob - wanted.logprob) < 1e-4  # type: ignore[union-attr]
+            for entry, wanted in zip(ours.outputs[0].logprobs or (), theirs.outputs[0].logprobs or (), strict=True):
+                assert (entry.token_id, entry.rank) == (wanted.token_id, wanted.rank)
+                assert abs(entry.logprob - wanted.logprob) < 1e-4
+
+
+def test_only_what_the_host_decides_travels(device: str) -> None:
+    """A new sequence's tokens and parameters, and a block now and then; nothing for a token that the step itself makes."""
+    engine = full_speed(device, block_size=8, num_blocks=16, max_num_seqs=2)
+    words: list[int] = []
+    upload = engine.executor.rows.upload
+
+    def noted() -> int:
+        words.append(upload())
+        return words[-1]
+
+    engine.executor.rows.upload = noted
+    outputs = engine.generate([[1, 2, 3]], SamplingParams(temperature=0, max_tokens=20, ignore_eos=True))
+    assert len(outputs[0].outputs[0].token_ids) == 20
+    first, *others = words
+    assert first >= 3 + 1  # the prompt and a block at least
+    # 22 tokens are computed; blocks begin at positions 8 and 16, which are those of steps 6 and 14
+    assert [index for index, count in enumerate(words) if count and index] == [6, 14]
+    assert set(others) == {0, 1}
+
+
+def test_padding_touches_nobodys_blocks(device: str) -> None:
+    """Three sequences in a bucket of four: beside their own slots only the dummy block is written."""
+    engine = full_speed(device, block_size=8, num_blocks=16, max_num_seqs=6)
+    cache = engine.llm.engine.cache_manager
+    before = [pool.clone() for pool in (*cache.key_pools, *cache.value_pools)]
+    assert engine.executor.decodes.sizes == (1, 2, 4, 6)
+    engine.generate(PROMPTS[:3], GREEDY)
+    used = {block for trace in engine.traces for table in trace.block_tables.values() for block in table}
+    assert cache.dummy_block == 16 and 16 not in used and len(used) < 16
+    for pool, was in zip((*cache.key_pools, *cache.value_pools), before, strict=True):
+        untouched = [block for block in range(16) if block not in used]
+        assert torch.equal(pool[untouched], was[untouched])
+    changed = [not torch.equal(pool[16], was[16]) for pool, was in zip(cache.key_pools, before, strict=False)]
+    assert all(changed)  # the padding went somewhere
+
+
+@pytest.mark.parametrize("lookahead", [False, True])
+def test_a_step_that_cannot_be_launched_is_tried_again(lookahead: bool, device: str) -> None:
+    from tests.support.full_speed import token_lists
+
+    engine = full_speed(device, lookahead=lookahead, **TIGHT)
+    base = small("cpu")
+    model, calls = engine.executor.model, 0
+    forward = model.forward_tokens
+
+    def failing(batch: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls in (3, 6, 7):
+            raise RuntimeError("out of luck")
+        return forward(batch)
+
+    engine.executor.model.forward_tokens = failing
+    inner = engine.llm.engine
+    failures = 0
+    for prompt in PROMPTS:
+        inner.add_request(prompt, GREEDY)
+    finished = {}
+    while inner.has_unfinished_requests:
+        try:
+            deltas = inner.step()
+        except StepError:
+            failures += 1
+            continue
+        finished.update({delta.request_id: delta.finished for delta in deltas if delta.finished is not None})
+    tokens = token_lists([finished[name] for name in sorted(finished)])
+    assert tokens == [hf_greedy(base, prompt, 7) for prompt in PROMPTS]
+    # On a GPU decodes are replayed and call nothing, so that fewer calls are seen.
+    assert failures >= 1 and inner.cache_manager.num_free_blocks == 3
+
+
+def test_rows_are_used_again_and_tell_of_what_the_sampling_kernels_cannot_do(device: str) -> None:
+    engine = full_speed(device, **ROOMY)
+    rows = engine.executor.rows
+    for _ in range(4):
+        engine.generate(PROMPTS, SPECIAL)
+    assert sorted(rows._free) == list(range(rows.num_rows - 1)) and rows.num_rows == 2 * 6 + 1
+
+
+def test_bucket_sizes_are_few_and_end_with_the_largest_batch() -> None:
+    require_kernels_anywhere()
+    from pagebrain.graphs import bucket_sizes
+
+    assert bucket_sizes(1) == (1,)
+    assert bucket_sizes(6) == (1, 2, 4, 6)
+    sizes = bucket_sizes(256)
+    assert sizes[:7] == (1, 2, 4, 8, 16, 32, 64) and sizes[-1] == 256 and len(sizes) <= 14
+    assert all(later <= 2 * earlier for earlier, later in zip(sizes, sizes[1:]))
+    assert all(later <= 1.5 * earlier for earlier, later in zip(sizes[6:], sizes[7:]))
+
+
+def require_kernels_anywhere() -> None:
+    from tests.support.kernels import why_no_kernels
+
+    reasons = [why_no_kernels(device) for device in ("cpu", "cuda")]
+    if all(reasons):
+        pytest.skip(str(reasons[0]))
