@@ -6,7 +6,6 @@ cd "$(dirname "$0")/.."
 out=${1:?name a folder for the results}
 mkdir -p "$out"
 python=${PYTHON:-python3}
-export PAGEBRAIN_TRITON=1
 unset TRITON_INTERPRET # compiled, not interpreted
 
 status=0

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pagebrain.bench.offline import available_cores, versions
+from pagebrain.bench.machine import available_cores, versions
 from pagebrain.models.packing import PackedLinear
 
 LAYER_SHAPES = ((768, 2304), (768, 768), (768, 3072), (3072, 768))

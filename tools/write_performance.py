@@ -1,8 +1,9 @@
 """Writes the tables of measured figures: docs/performance/*.json in, README.md and docs/performance/README.md out.
 
 ``python tools/write_performance.py`` after a new measurement; with ``--check`` it changes nothing and fails if a table is
-not what the JSON says. ``pagebrain bench offline ... --json FILE``, ``pagebrain bench serve ... --json FILE`` and
-``python -m chapters ladder --json FILE`` make those.
+not what the JSON says. ``pagebrain bench offline ... --json FILE``, ``pagebrain bench serve ... --json FILE``,
+``python -m chapters ladder --json FILE`` and ``python -m tools.measure_gpu --json FILE`` make those. Where there is no JSON
+yet, the page says so.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "performance"
 PAGES = (ROOT / "README.md", RESULTS / "README.md")
+NOT_YET = "Not measured yet."
 NAMES = {
     "pagebrain": "PageBrain",
     "hf-static": "Hugging Face `generate`, static batches",
@@ -25,6 +27,7 @@ NAMES = {
 def main() -> int:
     """Bring every page up to date, or say which is not."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    sys.path.insert(0, str(ROOT))  # for tools.gpu_table, when this is run as a script
     parser.add_argument("--check", action="store_true", help="change nothing; fail if a page is out of date")
     args = parser.parse_args()
     stale = [page for page in PAGES if with_tables(page.read_text(encoding="utf-8")) != page.read_text(encoding="utf-8")]
@@ -38,13 +41,64 @@ def main() -> int:
 
 def with_tables(page: str) -> str:
     """``page`` with the figures between its markers; a page need not have all of them."""
-    tables = {"speed-on-a-cpu": cpu_table, "serving": serving_table, "packing": packing_table, "ladder": ladder_table}
+    tables = {
+        "speed-on-a-gpu": gpu_table,
+        "steps-on-a-gpu": gpu_steps_table,
+        "ladder-on-a-gpu": gpu_ladder_table,
+        "speed-on-a-cpu": cpu_table,
+        "serving": serving_table,
+        "packing": packing_table,
+        "ladder": ladder_table,
+    }
     for name, table in tables.items():
         head, begin, rest = page.partition(f"<!-- {name}: begin -->")
         _, end, tail = rest.partition(f"<!-- {name}: end -->")
         if begin and end:
             page = f"{head}{begin}\n\n{table()}\n\n{end}{tail}"
     return page
+
+
+def gpu_table() -> str:
+    """PageBrain, Hugging Face and vLLM on a GPU."""
+    from tools.gpu_table import notes, table_rows
+
+    file = RESULTS / "gpu.json"
+    if not file.exists():
+        return NOT_YET
+    report = json.loads(file.read_text(encoding="utf-8"))
+    heading, *rows = table_rows(report)
+    lines = [markdown_row(heading), markdown_row(["---"] * len(heading))]
+    lines += [markdown_row([f"**{cell}**" if cell and row[0] == "PageBrain" else cell for cell in row]) for row in rows]
+    return "\n".join([*lines, "", " ".join(notes(report))])
+
+
+def gpu_steps_table() -> str:
+    """Where the time of PageBrain's decode steps goes on a GPU, and the share of the memory roof."""
+    from tools.gpu_table import step_rows
+
+    file = RESULTS / "gpu.json"
+    rows = step_rows(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else []
+    if not rows:
+        return NOT_YET
+    heading, *others = rows
+    return "\n".join(map(markdown_row, [heading, ["---"] * len(heading), *others]))
+
+
+def gpu_ladder_table() -> str:
+    """The staircase on a GPU, with its picture."""
+    if not (RESULTS / "ladder-gpu.json").exists():
+        return NOT_YET
+    report = json.loads((RESULTS / "ladder-gpu.json").read_text(encoding="utf-8"))
+    picture = ""
+    if (ROOT / "docs" / "figures" / "ladder-gpu.png").exists():
+        alt = "Three panels, a row for each stage: tokens per second, milliseconds from token to token, the KV cache."
+        picture = f"![{alt} The numbers stand in the table below.](../figures/ladder-gpu.png)\n\n"
+    return f"{picture}{ladder_rows(report)}\n\nThe command:\n\n```\n{report['command']}\n```"
+
+
+def markdown_row(cells: list[str]) -> str:
+    """One line of a table."""
+    return f"| {' | '.join(cells)} |"
 
 
 def serving_table() -> str:
@@ -86,7 +140,11 @@ def packing_table() -> str:
 
 def ladder_table() -> str:
     """The staircase: every chapter and the engine on the same work."""
-    report = json.loads((RESULTS / "ladder.json").read_text(encoding="utf-8"))
+    return ladder_rows(json.loads((RESULTS / "ladder.json").read_text(encoding="utf-8")))
+
+
+def ladder_rows(report: dict[str, Any]) -> str:
+    """The table of a ladder, and what it was measured on."""
     lines = ["| stage | tokens/s | ms from token to token | KV cache at its fullest |", "|---|---|---|---|"]
     for stage in report["stages"]:
         memory = f"{stage['kv_bytes'] / 1e6:.1f} MB" if stage["kv_bytes"] else "none"
@@ -95,12 +153,13 @@ def ladder_table() -> str:
     work = (
         f"{len(lens)} prompts of {min(lens)} to {max(lens)} tokens at once, up to {report['max_new_tokens']} new ones each"
     )
-    machine = (
-        f"{report['threads']} thread{'s' * (report['threads'] > 1)} on {versions['processor']}, torch {versions['torch']}"
-    )
+    machine = f"{report['threads']} thread{'s' * (report['threads'] > 1)} on {versions['processor']}"
+    machine = f"{versions.get('gpu', machine)}, torch {versions['torch']}"
+    model = "the bundled model" if report["model"] == "bundled" else report["model"]
+    model += " with random weights" if report.get("load_format") == "dummy" else ""
     lines += [
         "",
-        f"{work}, the {report['model']} model, {report['dtype']}, greedy. {machine}, {report['date']}.",
+        f"{work}, {model}, {report['dtype']}, greedy. {machine}, {report['date']}.",
     ]
     return "\n".join(lines)
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
-from pagebrain.bench.spec import RunResult, RunSpec, synchronize
+from pagebrain.bench.spec import Mark, RunResult, RunSpec, no_mark, synchronize
 from pagebrain.bench.workload import BenchRequest
 from pagebrain.config import PageBrainConfig
 from pagebrain.errors import ConfigError
@@ -40,9 +40,10 @@ class _FirstTokenClock(StoppingCriteria):  # type: ignore[misc, unused-ignore]
         return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
 
 
-def run_hf_static(spec: RunSpec) -> RunResult:
+def run_hf_static(spec: RunSpec, mark: Mark = no_mark) -> RunResult:
     """``generate`` on left-padded batches, each until its longest output is done; surplus tokens are not counted."""
     model, device = _hf_model(spec, spec.settings["attn_implementation"])
+    mark("ready")
     order = _static_order(spec.requests, spec.settings["sort_by"])
     batch_size = int(spec.settings["batch_size"])
 
@@ -60,6 +61,7 @@ def run_hf_static(spec: RunSpec) -> RunResult:
 
     generate(spec.warmup, _static_order(spec.warmup, spec.settings["sort_by"])[:batch_size])
     synchronize(device)
+    mark("warm")
     began = time.perf_counter()
     first, tokens = generate(spec.requests, order)
     elapsed = time.perf_counter() - began
@@ -109,7 +111,7 @@ def _static_order(requests: Sequence[BenchRequest], sort_by: str) -> list[int]:
 # Hugging Face continuous batching -------------------------------------------------------------------------------------
 
 
-def run_hf_continuous(spec: RunSpec) -> RunResult:
+def run_hf_continuous(spec: RunSpec, mark: Mark = no_mark) -> RunResult:
     """The manager behind ``generate_batch``, driven directly: only that takes a ``max_new_tokens`` for each request."""
     try:
         from transformers import ContinuousBatchingConfig
@@ -123,8 +125,10 @@ def run_hf_continuous(spec: RunSpec) -> RunResult:
     batching = ContinuousBatchingConfig(**_known(ContinuousBatchingConfig, settings))
     configs = {"generation_config": generation, "continuous_batching_config": batching}
     with model.continuous_batching_context_manager(**configs) as manager:
+        mark("ready")
         _serve(manager, spec.warmup, "warmup")
         synchronize(device)
+        mark("warm")
         began = time.perf_counter()
         outputs = _serve(manager, spec.requests, "timed")
         elapsed = time.perf_counter() - began

@@ -115,7 +115,7 @@ class KernelBench:
         """Everything measured, as ``--json`` writes it. Times in seconds, rates per second."""
         import torch
 
-        from pagebrain.bench.offline import versions
+        from pagebrain.bench.machine import triton_version, versions
 
         torch.manual_seed(self.args.seed)
         copy_bytes_per_s, product_flops_per_s = self._copy(), self._product()
@@ -127,7 +127,7 @@ class KernelBench:
             "benchmark": "kernels",
             "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             "command": " ".join(["pagebrain", *sys.argv[1:]]),
-            "versions": versions(str(self.device)) | {"triton": _triton_version(), "cuda": str(torch.version.cuda)},
+            "versions": versions(str(self.device)) | {"triton": triton_version(), "cuda": str(torch.version.cuda)},
             "shape": vars(self.shape) | {"dtype": self.args.dtype, "max_model_len": self.args.max_model_len},
             "replays": self.args.replays,
             "copy_bytes_per_s": copy_bytes_per_s,
@@ -267,9 +267,3 @@ def _positive_numbers(option: str, text: str) -> list[int]:
     if not all(part.isdecimal() and int(part) > 0 for part in numbers):
         raise ConfigError(f"{option} takes positive numbers with commas between them, got {text!r}")
     return [int(part) for part in numbers]
-
-
-def _triton_version() -> str:
-    import triton
-
-    return str(triton.__version__)

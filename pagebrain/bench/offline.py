@@ -5,20 +5,22 @@ own, so that none inherits another's memory or threads, and a change in the mach
 """
 
 import argparse
+import datetime
 import json
-import os
-import platform
-import subprocess
+import math
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pagebrain import __version__, errors
+from pagebrain.bench.child import run_in_child
+from pagebrain.bench.machine import available_cores, versions
+from pagebrain.bench.sampled import Sampling
 from pagebrain.bench.settings import ENGINES, candidates
 from pagebrain.bench.spec import RunResult, RunSpec
-from pagebrain.bench.workload import LengthRange, check_lengths, make_warmup, make_workload, model_limits
-from pagebrain.errors import ConfigError, PageBrainError
+from pagebrain.bench.workload import BenchRequest, LengthRange, check_lengths, make_warmup, make_workload, model_limits
+from pagebrain.errors import ConfigError, InvalidRequestError, PageBrainError
 
 _MAX_WARMUP_REQUESTS = 256
 
@@ -30,6 +32,13 @@ def add_offline_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--input-len", default="32:128", metavar="LOW:HIGH", help="tokens of a prompt (default: 32:128)")
     group.add_argument("--output-len", default="32:128", metavar="LOW:HIGH", help="tokens to generate (default: 32:128)")
     group.add_argument("--seed", type=int, default=0, metavar="N", help="of the requests and of random weights (default: 0)")
+
+    group.add_argument(
+        "--request-rate", type=float, metavar="R", help="requests/s, Poisson arrivals in real time (default: all at once)"
+    )
+    group.add_argument("--temperature", type=float, default=0.0, metavar="X", help="0 takes the best token (default: 0)")
+    group.add_argument("--top-p", type=float, default=1.0, metavar="P", help="keep the best tokens that add up to P")
+    group.add_argument("--top-k", type=int, default=0, metavar="K", help="keep the K best tokens (default: all)")
 
     group = parser.add_argument_group("model")
     group.add_argument("--model", metavar="NAME", help="hub name or folder of a GPT-2 (default: the bundled story model)")
@@ -72,6 +81,8 @@ class OfflineBench:
             raise ConfigError(f"--json {args.json} cannot be written: name a file in a folder that exists")
         self.args = args
         self.engines = parse_engines(args.compare)
+        self.sampling = Sampling(args.temperature, args.top_p, args.top_k)
+        self._check_what_only_pagebrain_does()
         self.input_len = LengthRange.parse("--input-len", args.input_len)
         self.output_len = LengthRange.parse("--output-len", args.output_len)
 
@@ -89,9 +100,24 @@ class OfflineBench:
         self.requests = make_workload(args.requests, self.input_len, self.output_len, vocab_size, args.seed)
         self.warmup = make_warmup(self.requests[:_MAX_WARMUP_REQUESTS], vocab_size, args.seed)
         self.threads: int = args.threads or available_cores()
+        self._is_last_round = False
         self.candidates = {
             engine: candidates(engine, self.requests, config.device, args.max_num_seqs) for engine in self.engines
         }
+
+    def _check_what_only_pagebrain_does(self) -> None:
+        rate = self.args.request_rate
+        if rate is not None and not 0 < rate < math.inf:
+            raise ConfigError(f"--request-rate must be greater than 0 and finite, got {rate}: leave it out for all at once")
+        try:
+            self.sampling.params([BenchRequest((0,), 1)])
+        except InvalidRequestError as error:
+            raise ConfigError(f"--temperature, --top-p or --top-k: {error}") from None
+        for option, is_used in (("--temperature", not self.sampling.greedy), ("--request-rate", rate is not None)):
+            if is_used and len(self.engines) > 1:
+                raise ConfigError(
+                    f"{option} is for PageBrain alone, the others are compared greedily and all at once: leave out --compare"
+                )
 
     def run(self, console: Any) -> dict[str, Any]:
         """All rounds; returns the report that ``--json`` writes. Progress goes to ``console``."""
@@ -112,12 +138,23 @@ class OfflineBench:
             trials = {engine: self._tune(engine, run_once) for engine in tuned}
             results: dict[str, list[RunResult]] = {engine: [] for engine in self.engines}
             for number in range(1, self.args.rounds + 1):
+                self._is_last_round = number == self.args.rounds
                 for engine in self.engines:
                     results[engine].append(run_once(engine, self.candidates[engine][0], f"round {number}"))
         return self._report(results, trials)
 
     def _spec(self, engine: str, settings: dict[str, Any]) -> RunSpec:
-        return RunSpec(engine, self.model, self.threads, self.requests, self.warmup, settings)
+        return RunSpec(
+            engine,
+            self.model,
+            self.threads,
+            self.requests,
+            self.warmup,
+            settings,
+            sampling=self.sampling,
+            request_rate=self.args.request_rate,
+            look_closer=engine == "pagebrain" and self._is_last_round,
+        )
 
     def _tune(self, engine: str, run_once: Callable[[str, dict[str, Any], str], RunResult]) -> list[dict[str, Any]]:
         """Time each candidate once and put the fastest first. One that this machine cannot run is noted and left out."""
@@ -153,14 +190,18 @@ class OfflineBench:
             "output_tokens": self._output_tokens,
             "ignore_eos": True,
             "max_num_seqs": args.max_num_seqs,
+            "sampling": vars(self.sampling),
+            "request_rate": args.request_rate,
         }
         return {
             "benchmark": "offline",
+            "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            "command": shlex.join(["pagebrain", *sys.argv[1:]]),
             "workload": workload,
             "threads": self.threads,
             "rounds": args.rounds,
             "versions": versions(self.model["device"]),
-            "engines": {engine: engine_report(self.requests, runs) for engine, runs in results.items()},
+            "engines": {engine: engine_report(self.requests, runs, self.sampling) for engine, runs in results.items()},
             "comparison": compare(results),
             "tuning": trials,
         }
@@ -173,52 +214,6 @@ def parse_engines(compare: str) -> list[str]:
         if name not in ENGINES:
             raise ConfigError(f"--compare knows {', '.join(ENGINES[1:])}; got {name!r}")
     return [engine for engine in ENGINES if engine == "pagebrain" or engine in named]
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def run_in_child(spec: RunSpec) -> RunResult:
-    """Run ``spec`` in a fresh Python. An error of PageBrain's comes back as itself, any other as one line."""
-    threads = str(spec.threads)
-    quiet = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    path = os.pathsep.join(entry for entry in sys.path if entry)  # the same modules, however this process found them
-    environment = os.environ | quiet | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "PYTHONPATH": path}
-    command = [sys.executable, "-W", "ignore", "-m", "pagebrain.bench.runners"]
-    child = subprocess.run(command, input=spec.to_json(), capture_output=True, text=True, env=environment, encoding="utf-8")
-    if child.returncode != 0:
-        said = child.stderr.strip().splitlines() or [f"exit status {child.returncode}"]
-        raise PageBrainError(f"the {spec.engine} run failed: {said[-1]}")
-    payload = json.loads(child.stdout)
-    if "error" in payload:
-        raise getattr(errors, payload["error"]["type"], PageBrainError)(payload["error"]["message"])
-    return RunResult(**payload["result"])
-
-
-def versions(device: str) -> dict[str, str]:
-    """What the numbers were measured with."""
-    import torch
-    import transformers
-
-    found = {
-        "pagebrain": __version__,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "processor": _processor(),
-    }
-    return found | ({"gpu": torch.cuda.get_device_name(device)} if device.startswith("cuda") else {})
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as cpuinfo:
-            return next(line.partition(":")[2].strip() for line in cpuinfo if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

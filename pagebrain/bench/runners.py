@@ -1,87 +1,86 @@
 """The child process of the benchmark: load one engine, warm up, run the requests once against the clock.
 
 ``python -m pagebrain.bench.runners`` reads a :class:`~pagebrain.bench.spec.RunSpec` as JSON from standard input and writes a
-:class:`~pagebrain.bench.spec.RunResult` as JSON to standard output; what a library prints goes to standard error. All
-engines get the same weights, the same requests, all at once, and the same number of threads. The clock runs from the first
-request handed over to the last token known on the CPU.
+:class:`~pagebrain.bench.spec.RunResult` as JSON to standard output, the way :mod:`~pagebrain.bench.child` describes. All
+engines get the same weights, the same requests and the same number of threads. The clock runs from the first request handed
+over to the last token known on the CPU.
 """
 
 import dataclasses
-import json
-import os
 import sys
-import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 
-from pagebrain.bench.hf_runners import run_hf_continuous, run_hf_static
-from pagebrain.bench.spec import RunResult, RunSpec, synchronize
+from pagebrain.bench.child import Emit, StartClock, child_main
+from pagebrain.bench.pagebrain_runner import PageBrainRunner
+from pagebrain.bench.spec import Mark, RunResult, RunSpec, no_mark
 from pagebrain.bench.workload import BenchRequest
-from pagebrain.errors import PageBrainError
 
 
-def run_pagebrain(spec: RunSpec) -> RunResult:
-    """PageBrain through its front door, ``LLM.generate``."""
-    from pagebrain import LLM, SamplingParams
-
-    llm = LLM(**spec.model, **spec.settings)
-
-    def params(requests: Sequence[BenchRequest]) -> list[SamplingParams]:
-        return [SamplingParams(temperature=0.0, max_tokens=request.output_len, ignore_eos=True) for request in requests]
-
-    def generate(requests: Sequence[BenchRequest]) -> Any:
-        return llm.generate([list(request.prompt_token_ids) for request in requests], params(requests), use_tqdm=False)
-
-    generate(spec.warmup)
-    synchronize(llm.config.device)
-    began = time.monotonic()  # the engine's own clock
-    outputs = generate(spec.requests)
-    elapsed = time.monotonic() - began
-    config = llm.config
-    text = "none: the model has no tokenizer" if llm.tokenizer is None else "each token as it comes, in the clock"
-    names = ("block_size", "num_blocks", "max_num_seqs", "max_num_batched_tokens", "lookahead")
-    return RunResult(
-        elapsed_s=elapsed,
-        first_token_s=[output.metrics.first_token_s - began for output in outputs],
-        token_ids=[list(output.outputs[0].token_ids) for output in outputs],
-        configuration={name: getattr(config, name) for name in names} | {"weights_packed": llm.weights_packed},
-        detokenization=text,
-    )
+def run_pagebrain(spec: RunSpec, mark: Mark = no_mark) -> RunResult:
+    """PageBrain through its front door, ``LLM.generate``; with a request rate, request by request."""
+    return _warm_pagebrain(spec, mark).timed(spec.requests, spec.sampling, spec.request_rate)
 
 
-RUNNERS: dict[str, Callable[[RunSpec], RunResult]] = {
+def _warm_pagebrain(spec: RunSpec, mark: Mark) -> PageBrainRunner:
+    runner = PageBrainRunner(spec.model, spec.settings)
+    mark("ready")
+    runner.generate(spec.warmup, spec.sampling)
+    mark("warm")
+    return runner
+
+
+def _hf_static(spec: RunSpec, mark: Mark = no_mark) -> RunResult:
+    from pagebrain.bench.hf_runners import run_hf_static  # here, so that PageBrain's start does not pay for it
+
+    return run_hf_static(spec, mark)
+
+
+def _hf_continuous(spec: RunSpec, mark: Mark = no_mark) -> RunResult:
+    from pagebrain.bench.hf_runners import run_hf_continuous
+
+    return run_hf_continuous(spec, mark)
+
+
+RUNNERS: dict[str, Callable[..., RunResult]] = {
     "pagebrain": run_pagebrain,
-    "hf-static": run_hf_static,
-    "hf-continuous": run_hf_continuous,
+    "hf-static": _hf_static,
+    "hf-continuous": _hf_continuous,
 }
-"""Engine name -> function that loads it and runs a spec once."""
+"""Engine name -> function that loads it and runs a spec once; it calls ``mark``, if given, when it is ready and warm."""
 
 
-def run(spec: RunSpec) -> RunResult:
-    """Run ``spec`` in this process and add the memory it took."""
+def run(spec: RunSpec, mark: Mark = no_mark) -> RunResult:
+    """Run ``spec`` in this process, add the memory it took, and look closer if that was asked for."""
     torch.set_num_threads(spec.threads)
-    result = RUNNERS[spec.engine](spec)
-    for index, (request, token_ids) in enumerate(zip(spec.requests, result.token_ids)):
-        if len(token_ids) != request.output_len:
-            raise RuntimeError(f"{spec.engine} made {len(token_ids)} tokens for request {index}, not {request.output_len}")
+    if spec.engine != "pagebrain":
+        return checked(spec, RUNNERS[spec.engine](spec, mark))
+    runner = _warm_pagebrain(spec, mark)
+    result = checked(spec, runner.timed(spec.requests, spec.sampling, spec.request_rate))
+    if spec.look_closer:
+        result = dataclasses.replace(result, closer=runner.look_closer(spec.requests, spec.sampling))
+    return result
+
+
+def checked(spec: RunSpec, result: RunResult) -> RunResult:
+    """``result`` with the memory that this process took, once every request has as many tokens as it asked for."""
+    checked_tokens(spec.engine, spec.requests, result)
     on_gpu = str(spec.model.get("device", "")).startswith("cuda")
     peak_cuda = torch.cuda.max_memory_allocated() if on_gpu else None
     return dataclasses.replace(result, peak_rss_bytes=_peak_rss_bytes(), peak_cuda_bytes=peak_cuda)
 
 
-def main() -> int:
-    """Read a spec, run it, write the result; an error is a result too, so that the parent can say it in one line."""
-    answer = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # libraries that print must not spoil the answer
-    try:
-        payload: dict[str, Any] = {"result": dataclasses.asdict(run(RunSpec.from_json(sys.stdin.read())))}
-    except PageBrainError as error:
-        payload = {"error": {"type": type(error).__name__, "message": str(error)}}
-    with answer:
-        json.dump(payload, answer)
-    return 0
+def checked_tokens(engine: str, requests: Sequence[BenchRequest], result: RunResult) -> None:
+    """Raise ``RuntimeError`` unless every request has as many tokens as it asked for."""
+    for index, (request, token_ids) in enumerate(zip(requests, result.token_ids)):
+        if len(token_ids) != request.output_len:
+            raise RuntimeError(f"{engine} made {len(token_ids)} tokens for request {index}, not {request.output_len}")
+
+
+def _work(task: str, clock: StartClock, emit: Emit) -> None:
+    result = run(RunSpec.from_json(task), clock.mark)
+    emit(dataclasses.asdict(dataclasses.replace(result, start=clock.times())))
 
 
 def _peak_rss_bytes() -> int:
@@ -96,4 +95,4 @@ def _peak_rss_bytes() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(child_main(_work))

@@ -24,12 +24,12 @@ def candidates(engine: str, requests: Sequence[BenchRequest], device: str, max_n
 
 
 def _pagebrain(requests: Sequence[BenchRequest], device: str, max_num_seqs: int | None) -> list[dict[str, Any]]:
-    seqs = max_num_seqs or (64 if device == "cpu" else 256)
-    settings: dict[str, Any] = {"max_num_seqs": seqs, "max_num_batched_tokens": max(512 if device == "cpu" else 2048, seqs)}
-    if device == "cpu":
-        longest = max(request.num_tokens for request in requests)
-        settings |= {"num_blocks": _pages(requests, seqs, page_size=16), "max_model_len": longest, "block_size": 16}
-    return [settings]
+    if device != "cpu":  # the engine's own settings are those for a GPU
+        return [{} if max_num_seqs is None else {"max_num_seqs": max_num_seqs}]
+    seqs = max_num_seqs or 64
+    longest = max(request.num_tokens for request in requests)
+    settings: dict[str, Any] = {"max_num_seqs": seqs, "max_num_batched_tokens": max(512, seqs)}
+    return [settings | {"num_blocks": _pages(requests, seqs, page_size=16), "max_model_len": longest, "block_size": 16}]
 
 
 def _hf_static(requests: Sequence[BenchRequest], device: str, max_num_seqs: int | None) -> list[dict[str, Any]]:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from pagebrain.errors import ConfigError, ModelLoadError
 
 if TYPE_CHECKING:
+    from transformers import GPT2Config
+
     from pagebrain.config import PageBrainConfig
 
 WARMUP_SEED_OFFSET = 1_000_003
@@ -96,14 +98,22 @@ def model_limits(config: "PageBrainConfig") -> tuple[int, int]:
 
     Raises ``ModelLoadError`` if there is no such model or it is not a GPT-2.
     """
+    hf_config = read_model_config(config)
+    return int(hf_config.vocab_size), int(hf_config.n_positions)
+
+
+def read_model_config(config: "PageBrainConfig") -> "GPT2Config":
+    """Hugging Face's config of the model that ``config`` names. Raises ``ModelLoadError`` as :func:`model_limits` does."""
     from transformers import AutoConfig, GPT2Config
 
     from pagebrain.assets import BUNDLED_MODEL
     from pagebrain.loading import GPT2_SIZES
 
     name = str(BUNDLED_MODEL) if config.model is None else os.path.expanduser(config.model)
-    if config.load_format == "dummy" and name.removeprefix("openai-community/") in GPT2_SIZES:
-        hf_config = GPT2Config()  # all published sizes have the same vocabulary and positions
+    size = name.removeprefix("openai-community/")
+    if config.load_format == "dummy" and size in GPT2_SIZES:
+        n_embd, n_layer, n_head = GPT2_SIZES[size]
+        hf_config = GPT2Config(n_embd=n_embd, n_layer=n_layer, n_head=n_head)
     else:
         try:
             hf_config = AutoConfig.from_pretrained(name)
@@ -112,4 +122,4 @@ def model_limits(config: "PageBrainConfig") -> tuple[int, int]:
             raise ModelLoadError(f"the config of {name!r} could not be read: {reason}") from error
     if not isinstance(hf_config, GPT2Config):
         raise ModelLoadError(f"{name!r} is a {hf_config.model_type} model, and PageBrain serves GPT-2 only")
-    return int(hf_config.vocab_size), int(hf_config.n_positions)
+    return hf_config

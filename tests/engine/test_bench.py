@@ -1,6 +1,7 @@
 """``pagebrain bench offline``: the workload, the arithmetic, what it refuses, the engines on a tiny model. No timings."""
 
 import argparse
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,13 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from pagebrain.bench import offline
+from pagebrain.bench.child import run_in_child
 from pagebrain.bench.report import compare, engine_report, summarize
 from pagebrain.bench.runners import RUNNERS
+from pagebrain.bench.sampled import Sampling
 from pagebrain.bench.settings import ENGINES, candidates
 from pagebrain.bench.spec import RunResult, RunSpec
+from pagebrain.bench.totals import Totals
 from pagebrain.bench.workload import BenchRequest, LengthRange, make_warmup, make_workload
 from pagebrain.errors import ConfigError, ModelLoadError, PageBrainError
 
@@ -145,6 +149,12 @@ def test_no_engine_runs_more_sequences_at_once_than_was_said(engine: str) -> Non
         (["--threads", "0"], "--threads must be at least 1, got 0"),
         (["--max-num-seqs", "0"], "--max-num-seqs must be at least 1, got 0"),
         (["--json", "no/such/folder/out.json"], "cannot be written"),
+        (["--temperature", "-1"], "--temperature, --top-p or --top-k: temperature must be at least 0"),
+        (["--top-p", "0"], "--top-p or --top-k: top_p must be greater than 0"),
+        (["--request-rate", "0"], "--request-rate must be greater than 0 and finite, got 0"),
+        (["--request-rate", "inf"], "leave it out for all at once"),
+        (["--compare", "hf-static", "--temperature", "0.5"], "--temperature is for PageBrain alone"),
+        (["--compare", "hf-static", "--request-rate", "5"], "--request-rate is for PageBrain alone"),
         (["--dtype", "int8"], "dtype must be one of"),
         (["--input-len", "32:60", "--output-len", "2:8"], r"60 \+ 8 = 68 tokens, but the model has 64 positions"),
     ],
@@ -200,20 +210,50 @@ def test_end_of_sequence_is_ignored_by_every_engine(
         assert RUNNERS[engine](spec(engine, str(tmp_path), settings)).token_ids == greedy_tokens, engine
 
 
+def test_sampled_runs_repeat_whenever_their_requests_come(model_folder: str, greedy_tokens: list[list[int]]) -> None:
+    asked = dataclasses.replace(spec("pagebrain", model_folder, {"num_blocks": 32}), sampling=Sampling(1.0, 0.9, 50))
+    at_once, again = RUNNERS["pagebrain"](asked), RUNNERS["pagebrain"](asked)
+    arriving = RUNNERS["pagebrain"](dataclasses.replace(asked, request_rate=2000.0))
+    assert at_once.token_ids == again.token_ids == arriving.token_ids != greedy_tokens
+    assert at_once.totals is not None and arriving.totals is not None
+    decodes = sum(request.output_len - 1 for request in requests())
+    assert at_once.totals["num_decode_tokens"] >= decodes <= arriving.totals["num_decode_tokens"]
+    assert at_once.totals["num_graph_decode_tokens"] == 0 < at_once.totals["launch_s"]
+
+
+def test_the_child_tells_when_it_was_ready_and_what_a_closer_look_shows(model_folder: str) -> None:
+    asked = dataclasses.replace(spec("pagebrain", model_folder, {"num_blocks": 32}), request_rate=500.0, look_closer=True)
+    run = run_in_child(asked)
+    assert run.start is not None and run.closer is not None
+    assert 0 < run.start["imported_s"] < run.start["ready_s"] and run.start["warmup_s"] > 0
+    assert run.closer["window"]["host"]["compute"] > 0 and run.closer["decode"]["copy_bytes_per_s"] > 0
+
+
+def test_the_share_of_tokens_from_graphs_is_that_of_the_decode_tokens() -> None:
+    totals = {"num_decode_tokens": 40.0, "num_graph_decode_tokens": 30.0, "num_prefill_tokens": 500.0}
+    run = dataclasses.replace(result(1.0, [[1]]), totals=totals, start={"imported_s": 1.0, "ready_s": 4.0, "warmup_s": 0.5})
+    report = engine_report([BenchRequest((1,), 1)], [run, run])
+    assert report["graph_decode_share"]["median"] == 0.75
+    assert report["start"]["ready_s"]["median"] == 4.0
+    assert Totals().graph_share == 0.0
+
+
 def test_spec_survives_the_way_to_the_child(model_folder: str) -> None:
-    sent = spec("pagebrain", model_folder, {"max_num_seqs": 3})
+    sent = dataclasses.replace(
+        spec("pagebrain", model_folder, {"max_num_seqs": 3}), sampling=Sampling(0.5), request_rate=2.0
+    )
     assert RunSpec.from_json(sent.to_json()) == sent
 
 
 def test_an_error_in_the_child_comes_back_as_itself(tmp_path: Path) -> None:
     with pytest.raises(ModelLoadError, match="gone"):
-        offline.run_in_child(spec("pagebrain", str(tmp_path / "gone"), {}))
+        run_in_child(spec("pagebrain", str(tmp_path / "gone"), {}))
 
 
 def test_a_crash_in_the_child_is_one_line(model_folder: str) -> None:
     broken = {"attn_implementation": "sdpa", "batch_size": 2, "sort_by": "colour", "cache": "dynamic"}
     with pytest.raises(PageBrainError, match="the hf-static run failed: KeyError: 'colour'"):
-        offline.run_in_child(spec("hf-static", model_folder, broken))
+        run_in_child(spec("hf-static", model_folder, broken))
 
 
 def test_all_engines_end_to_end(model_folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -230,6 +270,11 @@ def test_all_engines_end_to_end(model_folder: str, tmp_path: Path, capsys: pytes
         assert 0 < engine["ttft_s"]["median"] <= engine["ttft_s"]["max"] <= engine["elapsed_s"]["max"]
         assert engine["peak_memory_mb"] > 50
         assert engine["sampling"].startswith("greedy") and engine["detokenization"]
+        assert engine["start"]["ready_s"]["median"] > engine["start"]["imported_s"]["median"] > 0
+    closer = report["engines"]["pagebrain"]["closer"]
+    assert 0 < closer["decode"]["share"] and closer["decode"]["num_steps"] > 0
+    assert list(closer["window"]["host"]) == ["schedule", "prepare", "compute", "detokenize", "rest"]
+    assert report["engines"]["hf-static"]["closer"] is None and report["command"] and report["date"]
     for name in ("hf-static", "hf-continuous"):
         assert report["comparison"][name]["requests_with_equal_tokens"] == 6
         assert report["comparison"][name]["speedup"]["median"] > 0
@@ -239,7 +284,13 @@ def test_all_engines_end_to_end(model_folder: str, tmp_path: Path, capsys: pytes
     assert {"pagebrain", "torch", "transformers", "python", "processor"} <= set(report["versions"])
 
     printed = capsys.readouterr().out
-    for expected in ("hf-continuous: attn_implementation=", "max_requests_per_batch=6", "batch_size=6", "detokenization"):
+    for expected in (
+        "hf-continuous: attn_implementation=",
+        "max_requests_per_batch=6",
+        "batch_size=6",
+        "detokenization",
+        "memory roof",
+    ):
         assert expected in printed
 
 

@@ -13,7 +13,8 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from pagebrain.bench.offline import available_cores, run_in_child, versions
+from pagebrain.bench.child import run_in_child
+from pagebrain.bench.machine import available_cores, versions
 from pagebrain.bench.serve.load import Load, parse_loads
 from pagebrain.bench.serve.metrics import measure, parse_slo
 from pagebrain.bench.serve.options import DEFAULT_CONCURRENCY, add_serve_arguments, check_options

@@ -1,0 +1,46 @@
+"""What the numbers were measured on and with."""
+
+import os
+import platform
+
+from pagebrain import __version__
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def versions(device: str) -> dict[str, str]:
+    """Versions of what computes, and the machine; ``device`` as torch names it."""
+    import torch
+    import transformers
+
+    found = {
+        "pagebrain": __version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": _processor(),
+    }
+    if not device.startswith("cuda"):
+        return found
+    return found | {"gpu": torch.cuda.get_device_name(device), "cuda": str(torch.version.cuda), "triton": triton_version()}
+
+
+def triton_version() -> str:
+    """Its version, or ``none``."""
+    try:
+        import triton
+    except ImportError:
+        return "none"
+    return str(triton.__version__)
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as cpuinfo:
+            return next(line.partition(":")[2].strip() for line in cpuinfo if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
