@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 MIN_TEMPERATURE = 1e-10
 """Smaller positive temperatures are taken as this: next to greedy, and still a float32 that can divide."""
 
+MAX_TEMPERATURE = 1e30
+"""Larger temperatures are taken as this: as flat as can be, and no infinity that makes NaN of a token that is ruled out."""
+
 
 @dataclass(frozen=True, eq=False)
 class SamplerOutput:
@@ -123,7 +126,8 @@ class Sampler:
 
 def _apply_temperature(scores: Tensor, rows: Sequence[SampleRow]) -> Tensor:
     """Scores divided by temperature, shifted so that each row's maximum is 0: nothing overflows, however low it is."""
-    temperatures = per_row([max(row.params.temperature, MIN_TEMPERATURE) for row in rows], scores.dtype, scores.device)
+    clamped = [min(max(row.params.temperature, MIN_TEMPERATURE), MAX_TEMPERATURE) for row in rows]
+    temperatures = per_row(clamped, scores.dtype, scores.device)
     return (scores - scores.amax(dim=1, keepdim=True)) / temperatures.unsqueeze(1)
 
 

@@ -18,9 +18,9 @@ from pagebrain.attention.triton_common import is_interpreted
 from pagebrain.attention.triton_decode import num_multiprocessors
 from pagebrain.errors import KernelError
 from pagebrain.sampling.random_bits import stream_key
-from pagebrain.sampling.sampler import MIN_TEMPERATURE
+from pagebrain.sampling.sampler import MAX_TEMPERATURE, MIN_TEMPERATURE
 from pagebrain.sampling.triton_sample_kernels import best_kernel, choose_kernel, deliver_best_kernel, draw_kernel
-from pagebrain.sampling.triton_sample_row import MAX_SPLITS, MAX_TEMPERATURE
+from pagebrain.sampling.triton_sample_row import MAX_SPLITS
 from pagebrain.sampling_params import SamplingParams
 
 SPLIT_TILE, SPLIT_WARPS = 1024, 4

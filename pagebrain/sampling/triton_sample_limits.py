@@ -19,6 +19,7 @@ from pagebrain.sampling.triton_sample_row import (
 )
 
 _INFINITY_BITS = tl.constexpr(0x7F80_0000)
+_NO_RANK = tl.constexpr(2**63 - 1)
 
 
 @triton.jit
@@ -101,34 +102,37 @@ def is_dropped(count, before, total, top_k, top_p):
 
 @triton.jit
 def count_before(logits_ptr, vocab_size, num_readable, best, temperature, rank, TILE: tl.constexpr):
-    """How many tokens come before ``rank``, and the rank of the last of them."""
+    """How many tokens come before ``rank``, the rank of the last of them, and the next one's."""
     counts = tl.zeros([TILE], tl.int32)
     last = tl.zeros([TILE], tl.int64)
+    following = tl.full([TILE], _NO_RANK, tl.int64)
     for tile in range(0, vocab_size, TILE):
         tokens = tile + tl.arange(0, TILE)
         logits = load_logits(logits_ptr, tokens, vocab_size, num_readable)
         ranks = ranks_of(distances_from(best, logits, temperature), tokens)
         counts += (ranks < rank).to(tl.int32)
         last = tl.maximum(last, tl.where(ranks < rank, ranks, 0))
-    return tl.sum(counts, axis=0), tl.max(last, axis=0)
+        following = tl.minimum(following, tl.where(ranks < rank, _NO_RANK, ranks))
+    return tl.sum(counts, axis=0), tl.max(last, axis=0), tl.min(following, axis=0)
 
 
 @triton.jit
 def end_of_best(logits_ptr, vocab_size, num_readable, best, temperature, end, top_k, TILE: tl.constexpr):
     """A rank that exactly ``top_k`` tokens come before, or ``end`` if no more than so many come before that: by bisection.
 
-    Ranks are unique, so there always is one.
+    Ranks are unique, so there always is one. After each step the bounds move on to tokens that exist: bfloat16 logits have
+    few values with much room between them, and where tokens are equal, only their ids are left to search.
     """
     low = tl.zeros([], tl.int64)  # at most top_k tokens come before it
     high = end  # more than top_k do, unless end is the answer
     rank = end
     is_searching = True
     while is_searching:
-        count, last = count_before(logits_ptr, vocab_size, num_readable, best, temperature, rank, TILE)
+        count, last, following = count_before(logits_ptr, vocab_size, num_readable, best, temperature, rank, TILE)
         if count > top_k:
-            high = last + 1  # just behind a token: where many are equal, nothing but their ids is left to search
+            high = last + 1
         else:
-            low = rank
+            low = following
         is_searching = (count != top_k) & (low + 1 < high)
         if is_searching:
             rank = halfway(low, high)

@@ -8,11 +8,8 @@ import triton.language as tl
 
 from pagebrain.attention.triton_common import LOG2_E
 from pagebrain.sampling import random_bits
-from pagebrain.sampling.sampler import MIN_TEMPERATURE
+from pagebrain.sampling.sampler import MAX_TEMPERATURE, MIN_TEMPERATURE
 from pagebrain.sampling.truncation import WEIGHT_UNIT
-
-MAX_TEMPERATURE = 1e30
-"""Higher temperatures are taken as this: in float32 all tokens are equally probable long before, and 1 over it is not 0."""
 
 _LOG2_E = tl.constexpr(LOG2_E)
 _MIN_TEMPERATURE = tl.constexpr(MIN_TEMPERATURE)

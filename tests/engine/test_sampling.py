@@ -46,6 +46,15 @@ def random_logits(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64
 # Greedy ---------------------------------------------------------------------------------------------------------------
 
 
+def test_a_temperature_beyond_float32_draws_evenly_from_what_is_left() -> None:
+    """Tokens that ``min_tokens`` rules out stay ruled out, and no NaN decides."""
+    params = [SamplingParams(temperature=1e300, seed=seed, min_tokens=9, max_tokens=10) for seed in range(300)]
+    logits = random_logits(1, 4, dtype=torch.float32).expand(300, 4).contiguous()
+    drawn = make_sampler(4).sample(logits, [make_row(each, seed=seed) for seed, each in enumerate(params)]).token_ids
+    counts = Counter(drawn.tolist())
+    assert set(counts) == {1, 2, 3} and min(counts.values()) > 60  # 0 ends a text
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_greedy_takes_the_best_token_and_the_lower_id_of_equal_ones(dtype: torch.dtype) -> None:
     logits = torch.tensor([[1, 5, 5, 2], [7, 0, 7, 7], [-3, -2, -1, -1]], dtype=dtype)

@@ -20,9 +20,9 @@ pytestmark = pytest.mark.gpu
 
 SHAPE: dict[str, Any] = {"n_positions": 256, "n_embd": 192, "n_head": 3, "n_layer": 4, "vocab_size": 1003}
 PROMPTS = [[int(i * 7919 % 1000) for i in range(length)] for length in (5, 40, 1, 100, 17, 63)]
-GREEDY = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)
+GREEDY = SamplingParams(temperature=0, max_tokens=48, ignore_eos=True)
 ROOMY: dict[str, Any] = {"num_blocks": 80, "max_num_seqs": 8, "max_num_batched_tokens": 64}
-TIGHT: dict[str, Any] = {"num_blocks": 16, "max_num_seqs": 4, "max_num_batched_tokens": 32, "max_model_len": 160}
+TIGHT: dict[str, Any] = {"num_blocks": 11, "max_num_seqs": 4, "max_num_batched_tokens": 32, "max_model_len": 160}
 
 
 @pytest.fixture(autouse=True)
@@ -142,7 +142,7 @@ def test_a_seed_gives_the_same_tokens_in_any_batch_with_and_without_graphs() -> 
     from tests.support.full_speed import FullSpeed, num_preemptions, token_lists
 
     params = [
-        SamplingParams(temperature=0.9, top_p=0.9, seed=number, max_tokens=24, ignore_eos=True)
+        SamplingParams(temperature=0.9, top_p=0.9, seed=number, max_tokens=48, ignore_eos=True)
         for number in range(len(PROMPTS))
     ]
     alone = FullSpeed(on_gpu(random_gpt2(torch.float32, seed=3, **SHAPE)), num_blocks=80, max_num_seqs=1)

@@ -46,6 +46,15 @@ def test_decode_reads_sixteen_bytes_a_lane_and_leaves_room_for_32_warps(compiled
         assert kernel["registers"] <= 64, name
 
 
+def test_sampling_reads_sixteen_bytes_a_lane_and_rounds_ranks_as_torch_does(compiled: dict[str, dict[str, Any]]) -> None:
+    for name in ("sample best", "sample draw", "sample choose"):
+        loads = re.findall(r"ld\.global\S*\.v4\.b32", compiled[name]["ptx"])
+        assert len(loads) == (4 if name == "sample choose" else 1), name
+        assert ("div.rn.f32" in compiled[name]["ptx"]) == (name != "sample best"), name
+    for name, warps in (("sample best", 32), ("sample draw", 32), ("sample choose", 16)):
+        assert compiled[name]["registers"] * 32 * warps <= 65_536, name
+
+
 def test_prefill_computes_on_the_tensor_cores(compiled: dict[str, dict[str, Any]]) -> None:
     for name in ("prefill", "prefill head of 128"):
         assert "wgmma.mma_async" in compiled[name]["ptx"], name

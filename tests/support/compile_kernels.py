@@ -21,16 +21,35 @@ from pagebrain.attention.triton_decode import decode_kernel, merge_kernel
 from pagebrain.attention.triton_grouped import grouped_decode_kernel
 from pagebrain.attention.triton_prefill import PrefillTiling, prefill_kernel
 from pagebrain.attention.triton_write import write_kernel
+from pagebrain.sampling.triton_sample import ROW_TILE, ROW_WARPS, SPLIT_TILE, SPLIT_WARPS
+from pagebrain.sampling.triton_sample_kernels import best_kernel, choose_kernel, deliver_best_kernel, draw_kernel
 
 _ITEM_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
 _INTEGERS = {"active_rows_ptr": "*i32", "scale_log2e": "fp32"} | {
     name: "*i64" for name in ("block_tables_ptr", "context_lens_ptr", "query_starts_ptr", "slot_mapping_ptr")
 }
+_SAMPLING = {"active_rows_ptr": "*i32", "out_ptr": "*i32", "token_ids_ptr": "*i32", "context_lens_ptr": "*i32"} | {
+    "temperature_ptr": "*fp32",
+    "top_k_ptr": "*i32",
+    "top_p_ptr": "*fp64",
+    "log_min_p_ptr": "*fp32",
+    "stream_key_ptr": "*i64",
+    "num_prompt_tokens_ptr": "*i32",
+    "best_values_ptr": "*fp32",
+    "best_tokens_ptr": "*i32",
+    "drawn_values_ptr": "*fp32",
+    "drawn_tokens_ptr": "*i32",
+}
 _PARTIALS = ("partial_acc_ptr", "partial_max_ptr", "partial_sum_ptr")
 
 
-def compile_for(capability: int, kernel: Any, dtype: str, constants: dict[str, Any], **options: int) -> dict[str, Any]:
-    """One kernel as a launch would compile it, with strides that are multiples of 16; pointers in ``constants`` are None."""
+def compile_for(
+    capability: int, kernel: Any, dtype: str, constants: dict[str, Any], types: dict[str, str] = _INTEGERS, **options: int
+) -> dict[str, Any]:
+    """One kernel as a launch would compile it, with strides that are multiples of 16; pointers in ``constants`` are None.
+
+    ``types`` are those of arguments that are neither pointers to ``dtype`` nor 32-bit integers.
+    """
     signature, hints = {}, {}
     for index, name in enumerate(kernel.arg_names):
         if name in constants:
@@ -38,8 +57,8 @@ def compile_for(capability: int, kernel: Any, dtype: str, constants: dict[str, A
         elif name in _PARTIALS:
             signature[name] = "*fp32"
         else:
-            signature[name] = _INTEGERS.get(name, f"*{dtype}" if name.endswith("_ptr") else "i32")
-        if signature[name].startswith("*") or re.match("(query|key|value|pool)_stride", name):
+            signature[name] = types.get(name, f"*{dtype}" if name.endswith("_ptr") else "i32")
+        if signature[name].startswith("*") or re.match("(query|key|value|pool|logits)_stride|num_readable", name):
             hints[(index,)] = [["tt.divisibility", 16]]
     source = ASTSource(
         kernel, signature, {(kernel.arg_names.index(name),): value for name, value in constants.items()}, hints
@@ -102,14 +121,25 @@ def prefill(capability: int, dtype: str, head_dim: int, block_size: int, group: 
         "BLOCK_N": tiling.block_n,
         "SKIP_DECODES": True,
     }
-    options = {"num_warps": tiling.num_warps, "num_stages": tiling.num_stages}
-    return compile_for(capability, prefill_kernel, dtype, constants, **options)
+    stages = tiling.num_stages
+    return compile_for(capability, prefill_kernel, dtype, constants, num_warps=tiling.num_warps, num_stages=stages)
 
 
 def write(capability: int, dtype: str) -> dict[str, Any]:
     """The write kernel, for GPT-2 small."""
     constants = {"HEAD_DIM": 64, "PADDED_HEADS": 16, "PADDED_DIM": 64, "BLOCK_SIZE": 16}
     return compile_for(capability, write_kernel, dtype, constants, num_warps=4)
+
+
+def sampling(capability: int, dtype: str, kernel: Any) -> dict[str, Any]:
+    """A sampling kernel."""
+    constants: dict[str, Any] = {}
+    num_warps = 1
+    if kernel is choose_kernel:
+        constants, num_warps = {"TILE": ROW_TILE}, ROW_WARPS
+    elif kernel is not deliver_best_kernel:
+        constants, num_warps = {"TILE": SPLIT_TILE}, SPLIT_WARPS
+    return compile_for(capability, kernel, dtype, constants, _SAMPLING, num_warps=num_warps)
 
 
 def main() -> None:
@@ -130,6 +160,13 @@ def main() -> None:
         "prefill float32": prefill(capability, "fp32", 64, 16),
         "prefill float32 head of 128": prefill(capability, "fp32", 128, 16),
         "write": write(capability, "bf16"),
+        "sample best": sampling(capability, "bf16", best_kernel),
+        "sample best float32": sampling(capability, "fp32", best_kernel),
+        "sample deliver best": sampling(capability, "bf16", deliver_best_kernel),
+        "sample draw": sampling(capability, "bf16", draw_kernel),
+        "sample draw float32": sampling(capability, "fp32", draw_kernel),
+        "sample choose": sampling(capability, "bf16", choose_kernel),
+        "sample choose float32": sampling(capability, "fp32", choose_kernel),
     }
     print(json.dumps(compiled))
 

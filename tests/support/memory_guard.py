@@ -1,0 +1,108 @@
+"""Kernels in Triton's interpreter, watched: an address that no tensor of the launch has is an error, not a crash.
+
+The interpreter follows any address. On a GPU a wrong one ends the process or, worse, goes unnoticed; here it is a failure
+that says which tensor was left, and by how much. A tensor can also be *spread*: its blocks are told to lie so far apart that
+32 bits cannot count to them, and what is read there is read from the tensor itself.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy
+import pytest
+from torch import Tensor
+
+
+class MemoryGuard:
+    """What the kernel that runs may touch: ``regions`` of its tensors, as ``(name, first byte, byte after the last)``."""
+
+    def __init__(self) -> None:
+        self.regions: list[tuple[str, int, int]] = []
+        self._spread: list[tuple[int, int, int, int]] = []
+
+    @contextmanager
+    def spread(self, pool: Tensor, stride: int) -> Iterator[None]:
+        """Until the end of the block, ``pool`` ``[num_blocks, ...]``, contiguous, has blocks ``stride`` numbers apart."""
+        block_bytes = pool[0].numel() * pool.element_size()
+        self._spread.append((pool.data_ptr(), len(pool), block_bytes, stride * pool.element_size()))
+        try:
+            yield
+        finally:
+            self._spread.pop()
+
+    def start(self, names: list[str], values: tuple[Any, ...]) -> None:
+        """A launch begins."""
+        self.regions = [
+            (name, value.data_ptr(), value.data_ptr() + _num_bytes(value))
+            for name, value in zip(names, values)
+            if isinstance(value, Tensor)
+        ]
+
+    def place(self, addresses: Any, is_used: Any, itemsize: int, verb: str) -> Any:
+        """Where the numbers at ``addresses`` really are. Fails if one that is used is in no tensor of the launch."""
+        addresses = addresses.copy()
+        for base, num_blocks, block_bytes, far in self._spread:
+            for block in range(num_blocks):
+                inside = (addresses >= base + block * far) & (addresses < base + block * far + block_bytes)
+                addresses[inside] -= numpy.uint64(block * (far - block_bytes))
+        is_right = ~is_used.astype(bool)
+        for _, first, end in self.regions:
+            is_right |= (addresses >= first) & (addresses + numpy.uint64(itemsize) <= end)
+        if not is_right.all():
+            self._fail(int(addresses[~is_right].flat[0]), itemsize, verb)
+        return addresses
+
+    def _fail(self, address: int, itemsize: int, verb: str) -> None:
+        def distance(region: tuple[str, int, int]) -> int:
+            return max(region[1] - address, address - region[2])
+
+        name, first, end = min(self.regions, key=distance)
+        far = (first - address if address < first else address - end) // itemsize + 1
+        side = "before the beginning" if address < first else "past the end"
+        where = f"{far} {'number' if far == 1 else 'numbers'} {side} of {name}"
+        if far > 2**28:
+            where = "far away from them (did an offset go over 32 bits, or was an entry followed that means nothing?)"
+        text = f"the kernel {verb} memory that is in none of its tensors, {where}: a GPU might not even tell you"
+        pytest.fail(text, pytrace=False)
+
+
+@pytest.fixture
+def memory_guard(monkeypatch: pytest.MonkeyPatch) -> MemoryGuard | None:
+    """The guard of all kernels that this test interprets; ``None`` where they are compiled."""
+    from chapters.triton_anywhere import INTERPRETED
+
+    if not INTERPRETED:
+        return None
+    from triton.runtime import interpreter
+
+    guard = MemoryGuard()
+    builder = interpreter.InterpreterBuilder
+    load, store, run = builder.create_masked_load, builder.create_masked_store, interpreter.InterpretedFunction.run
+
+    def guarded_load(self: Any, ptrs: Any, mask: Any, *args: Any) -> Any:
+        return load(self, _placed(guard, interpreter, ptrs, mask, "reads"), mask, *args)
+
+    def guarded_store(self: Any, ptrs: Any, value: Any, mask: Any, *args: Any) -> Any:
+        return store(self, _placed(guard, interpreter, ptrs, mask, "writes"), value, mask, *args)
+
+    def watched_run(self: Any, *args: Any, **kwargs: Any) -> Any:
+        guard.start(self.arg_names, args)
+        return run(self, *args, **kwargs)
+
+    monkeypatch.setattr(builder, "create_masked_load", guarded_load)
+    monkeypatch.setattr(builder, "create_masked_store", guarded_store)
+    monkeypatch.setattr(interpreter.InterpretedFunction, "run", watched_run)
+    return guard
+
+
+def _placed(guard: MemoryGuard, interpreter: Any, ptrs: Any, mask: Any, verb: str) -> Any:
+    itemsize = max(1, ptrs.get_element_ty().primitive_bitwidth // 8)
+    return interpreter.TensorHandle(guard.place(ptrs.data, mask.data, itemsize, verb), ptrs.dtype)
+
+
+def _num_bytes(tensor: Tensor) -> int:
+    if tensor.numel() == 0:
+        return 0
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return (last + 1) * tensor.element_size()
