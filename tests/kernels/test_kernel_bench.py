@@ -81,7 +81,7 @@ def test_every_measured_row_is_in_the_table_and_in_the_picture() -> None:
 
 def small_bench(monkeypatch: pytest.MonkeyPatch, device: str) -> KernelBench:
     """A bench of tiny shapes whose clock says that every launch takes a microsecond."""
-    monkeypatch.setattr(kernels, "_COPY_BYTES", 1024)
+    monkeypatch.setattr(kernels, "measure_copy", lambda device: 2048 / 1e-6)
     monkeypatch.setattr(kernels, "_PRODUCT_SIZE", 8)
     monkeypatch.setattr(kernels, "_PREFILLS", ((2, 9),))
     bench = object.__new__(KernelBench)
