@@ -31,6 +31,8 @@ from pagebrain.trace import EngineStats, Observer, StepCounter, StepTrace, trace
 
 logger = logging.getLogger(__name__)
 
+_RUNNING, _FINISHED = SequenceStatus.RUNNING, SequenceStatus.FINISHED  # asked for once for every token
+
 
 @dataclasses.dataclass
 class _Launched:
@@ -215,8 +217,8 @@ class Engine:
             seq.num_scheduled = start + num_tokens
             seq.num_unread_steps += 1
             seq.num_unread_tokens += samples
-            if seq.status is not SequenceStatus.RUNNING:
-                seq.status = SequenceStatus.RUNNING
+            if seq.status is not _RUNNING:
+                seq.status = _RUNNING
                 state = self._requests[seq.request.request_id]
                 state.first_scheduled_s = state.first_scheduled_s or began
         launched = time.monotonic()
@@ -256,17 +258,18 @@ class Engine:
     def _apply(self, group: SequenceGroup, result: StepResult, now: float) -> tuple[int, ...]:
         """Give each sequence what the step brought it. Returns the ids of those that ended with it."""
         finished: list[int] = []
+        logprobs, of_prompts = result.logprobs, result.prompt_logprobs
         for index, ((seq, start, num_tokens, _), token_id) in enumerate(zip(group.scheduled, result.token_ids, strict=True)):
-            if seq.status is SequenceStatus.FINISHED:
+            if seq.status is _FINISHED:
                 continue  # it ended while this step was in flight: what it sampled is past the end
-            if index in result.prompt_logprobs:
-                self._keep_prompt_logprobs(seq, *result.prompt_logprobs[index])
+            if of_prompts and index in of_prompts:
+                self._keep_prompt_logprobs(seq, *of_prompts[index])
             if token_id is not None:
-                self._append(seq, token_id, result.logprobs.get(index), now)
-            if seq.is_finished:
-                finished.append(seq.seq_id)
-            elif seq.status is SequenceStatus.RUNNING:  # otherwise preempted: the token counts, the cache is gone
+                self._append(seq, token_id, logprobs.get(index) if logprobs else None, now)
+            if seq.status is _RUNNING:  # otherwise preempted: the token counts, the cache is gone
                 seq.num_computed = start + num_tokens
+            elif seq.is_finished:
+                finished.append(seq.seq_id)
         return tuple(finished)
 
     def _mark_read(self, group: SequenceGroup) -> None:
@@ -309,7 +312,8 @@ class Engine:
         text = ""
         if stream is not None and (not is_stop_token or seq.params.include_stop_str_in_output):
             text = stream.append(token_id)
-        seq.token_ids.append(token_id)
+        token_ids = seq.token_ids
+        token_ids.append(token_id)
         if scores is not None:
             seq.logprobs.append(scores)
         if state.first_token_s is None:
@@ -319,10 +323,10 @@ class Engine:
             self._end(seq, "stop", token_id if token_id in seq.params.stop_token_ids else None)
         elif stream is not None and stream.stopped_by is not None:
             self._end(seq, "stop", stream.stopped_by)
-        elif len(seq.token_ids) >= seq.max_num_tokens:
+        elif len(token_ids) >= seq.max_num_tokens:
             self._end(seq, "length", None)
         request_ended = False
-        if seq.status is SequenceStatus.FINISHED:
+        if seq.status is _FINISHED:
             text += "" if stream is None else stream.finish()
             request_ended = state.is_finished
             if request_ended:

@@ -8,6 +8,7 @@ sampling kernels do not do (penalties, logit bias, ``min_tokens`` not reached ye
 :class:`~pagebrain.sampling.Sampler`, which is slower.
 """
 
+import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -44,6 +45,17 @@ class _Chunk:
 
 
 @dataclass(frozen=True)
+class _Sorted:
+    """A step sorted into what a graph computes, ``decodes`` with their ``rows``, and the rest."""
+
+    seqs: tuple[Sequence, ...]
+    decodes: list[int]  # indices of scheduled sequences
+    rows: list[int]
+    sampled: bool  # some row is not greedy
+    chunks: list[_Chunk]
+
+
+@dataclass(frozen=True)
 class _ChunkOutput:
     """What chunks brought, on the device. ``plain`` and ``special`` sampled, by the kernels and by the sampler."""
 
@@ -73,6 +85,7 @@ class GpuExecutor:
         self.rows = BatchRows(cache_manager, config)
         self.decodes = DecodeGraphs(self._decode, self.rows, config.max_num_seqs)
         self._query_starts = torch.arange(config.max_num_seqs + 1, dtype=torch.int32, device=self.rows.device)
+        self._last: _Sorted | None = None  # the last step, if all of it were decodes and all of them have their rows still
         self.capture_s: float | None = None
         if config.cuda_graphs:
             self.capture()
@@ -88,34 +101,40 @@ class GpuExecutor:
     @torch.inference_mode()
     def launch(self, group: SequenceGroup) -> InFlight:
         """Put a step into the GPU's queue."""
-        decoding: list[int] = []  # indices of scheduled sequences
-        decode_rows: list[int] = []
-        chunks: list[_Chunk] = []
-        sampled = False
-        row_of = self.rows.row_of
-        for index, entry in enumerate(group.scheduled):
-            seq, start, num_tokens, samples = entry
-            row = row_of(seq)
-            if num_tokens == 1 and samples and start + 1 >= row.plain_from:
-                decoding.append(index)
-                decode_rows.append(row.index)
-                sampled = sampled or not row.is_greedy
-            else:
-                chunks.append(_Chunk(index, entry, row))
-                self.rows.set_context_len(row, start + num_tokens)
+        step = self._sort(group)
         self.rows.upload()
-        tokens = [self.decodes.run(decode_rows, sampled)] if decode_rows else []
-        output = self._run_chunks(chunks) if chunks else None
-        if output is not None:
+        tokens = [self.decodes.run(step.rows, step.sampled)] if step.rows else []
+        indices, output = step.decodes, None
+        if step.chunks:
+            output = self._run_chunks(step.chunks)
             tokens.append(output.token_ids)
-            decoding.extend(chunk.index for chunk in (*output.plain, *output.special))
+            indices = indices + [chunk.index for chunk in (*output.plain, *output.special)]
         read = to_host(tokens)
-        num_graph_decodes = len(decode_rows) if self.decodes.is_captured else 0
-        return InFlight(group, lambda: self._result(group, decoding, read(), output), num_graph_decodes)
+        num_graph_decodes = len(step.rows) if self.decodes.is_captured else 0
+        return InFlight(group, lambda: self._result(group, indices, read(), output), num_graph_decodes)
 
     def release(self, seq: Sequence) -> None:
         """Give the sequence's batch row back."""
         self.rows.release(seq)
+        self._last = None
+
+    def _sort(self, group: SequenceGroup) -> _Sorted:
+        seqs, _, lengths, samples = zip(*group.scheduled)
+        if self._last is not None and seqs == self._last.seqs and lengths.count(1) == len(seqs) and all(samples):
+            return self._last  # the same sequences with one more token each: as a rule, and looked at one by one no more
+        step = _Sorted(seqs, [], [], False, [])
+        for index, entry in enumerate(group.scheduled):
+            row = self.rows.row_of(entry.seq)
+            if entry.num_tokens == 1 and entry.samples and entry.context_len >= row.plain_from:
+                step.decodes.append(index)
+                step.rows.append(row.index)
+            else:
+                step.chunks.append(_Chunk(index, entry, row))
+                self.rows.set_context_len(row, entry.context_len)
+        sampled = any(not self.rows.row_of(seqs[index]).is_greedy for index in step.decodes)
+        step = dataclasses.replace(step, sampled=sampled)
+        self._last = None if step.chunks else step
+        return step
 
     def _decode(self, active_rows: Tensor, out: Tensor, sampled: bool) -> None:
         """A decode step from embedding to sampled token: what a graph records."""
