@@ -9,9 +9,11 @@ size that a CUDA graph was captured with, and no kernel has to know.
 
 import struct
 from collections.abc import Iterable
+from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -23,6 +25,8 @@ from pagebrain.sampling.rows import SampleRow
 from pagebrain.sampling.triton_sample import SamplingRows
 from pagebrain.sequence import Sequence
 from pagebrain.triton_locate import locate
+
+IntArray = npt.NDArray[np.int64]
 
 _SAMPLING_CODES = {
     "temperature": "f",
@@ -100,12 +104,12 @@ class BatchRows:
         self._words = torch.zeros(first + first % 2, dtype=torch.int32, device=self.device)
 
         def view(name: str, dtype: torch.dtype = torch.int32) -> Tensor:
+            """The numbers of all rows, one after the other."""
             start, width = self._columns[name]
-            numbers = self._words[start : start + self.num_rows * width].view(dtype)
-            return numbers if numbers.shape[0] == self.num_rows else numbers.view(self.num_rows, width)
+            return self._words[start : start + self.num_rows * width].view(dtype)
 
-        self.token_ids = view("token_ids")  # [num_rows, max_model_len]
-        self.block_tables = view("block_tables")  # [num_rows, max_blocks]
+        self.token_ids = view("token_ids").view(self.num_rows, -1)  # [num_rows, max_model_len]
+        self.block_tables = view("block_tables").view(self.num_rows, -1)  # [num_rows, max_blocks]
         self.context_lens = view("context_lens")  # [num_rows]
         self.growth = view("growth")  # [num_rows]
         self.sampling = SamplingRows(
@@ -144,9 +148,9 @@ class BatchRows:
             self._set(name, index, 0, _words(code, value))
         return row
 
-    def set_context_len(self, row: BatchRow, context_len: int) -> None:
-        """Say how many tokens the row has in the cache once this step is computed, where no graph counts them."""
-        self._changes[self._columns["context_lens"][0] + row.index] = context_len
+    def set_context_len(self, row: int, context_len: int) -> None:
+        """Say how many tokens a row has in the cache once this step is computed, where no graph counts them."""
+        self._set("context_lens", row, 0, [context_len])
 
     # What has changed -------------------------------------------------------------------------------------------------
 
@@ -227,10 +231,23 @@ class BatchRows:
         )
 
 
-def to_device(numbers: "np.ndarray[tuple[int, ...], np.dtype[np.int64]]", device: torch.device) -> Tensor:
+def to_device(numbers: IntArray, device: torch.device) -> Tensor:
     """Numbers on the device, or on their way there: from pinned memory, which torch keeps until they have arrived."""
     host = torch.from_numpy(numbers)
     return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)
+
+
+def send_together(arrays: SequenceOf[IntArray], device: torch.device) -> list[Tensor]:
+    """Several arrays on the device by one copy.
+
+    Each begins at a multiple of 16 bytes: Triton compiles a kernel anew for addresses that do not.
+    """
+    begins = np.cumsum([0, *(len(array) + len(array) % 2 for array in arrays)]).tolist()  # 8 bytes each
+    together = np.zeros(begins[-1], dtype=np.int64)
+    for begin, array in zip(begins, arrays):
+        together[begin : begin + len(array)] = array
+    sent = to_device(together, device)
+    return [sent[begin : begin + len(array)] for begin, array in zip(begins, arrays)]
 
 
 def _words(code: str, value: float) -> tuple[int, ...]:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from pagebrain.attention import ForwardBatch
-from pagebrain.batch_rows import BatchRow, BatchRows, to_device
+from pagebrain.batch_rows import BatchRow, BatchRows, IntArray, send_together, to_device
 from pagebrain.cache import CacheManager
 from pagebrain.config import PageBrainConfig
 from pagebrain.executor import InFlight, PromptScores, StepResult, check_sampled, prompt_scores
@@ -87,8 +87,31 @@ class GpuExecutor:
         self._query_starts = torch.arange(config.max_num_seqs + 1, dtype=torch.int32, device=self.rows.device)
         self._last: _Sorted | None = None  # the last step, if all of it were decodes and all of them have their rows still
         self.capture_s: float | None = None
+        self.warm_up(with_decodes=not config.cuda_graphs)
         if config.cuda_graphs:
             self.capture()
+
+    @torch.inference_mode()
+    def warm_up(self, with_decodes: bool) -> None:
+        """Compute chunks of every kind once, and decodes if asked, so that no request waits for a compiler.
+
+        All on the dummy row: what comes out means nothing, and what is left in the dummy block nobody reads.
+        """
+        dummy = self.rows.dummy_row
+        self.rows.set_context_len(dummy, 2)  # a context that a prompt of two tokens fills
+        self.rows.upload()
+        for lengths in ([2], [1, 2], [1]):  # a prompt, a prompt beside a decode, a decode
+            places = np.zeros(sum(lengths), dtype=np.int64)
+            logits_rows = np.cumsum(lengths) - 1
+            batch = self._send_batch(np.full(len(lengths), dummy), np.array(lengths), places, logits_rows)
+            logits = self.model.forward_tokens(batch)
+            rows = to_device(np.full(len(lengths), dummy), logits.device).int()
+            for sampled in (False, True):
+                self._choose(logits, rows, torch.empty_like(rows), sampled)
+        self.rows.set_context_len(dummy, 1)
+        self.rows.upload()
+        if with_decodes:
+            self.decodes.warm_up()
 
     @torch.inference_mode()
     def capture(self) -> None:
@@ -130,7 +153,7 @@ class GpuExecutor:
                 step.rows.append(row.index)
             else:
                 step.chunks.append(_Chunk(index, entry, row))
-                self.rows.set_context_len(row, entry.context_len)
+                self.rows.set_context_len(row.index, entry.context_len)
         sampled = any(not self.rows.row_of(seqs[index]).is_greedy for index in step.decodes)
         step = dataclasses.replace(step, sampled=sampled)
         self._last = None if step.chunks else step
@@ -189,12 +212,17 @@ class GpuExecutor:
             if score is not None:
                 scores.append(score)
                 logits_rows.extend(score.flat_rows)
-        pieces = (row_numbers.repeat(lengths), positions, row_numbers, query_starts, np.array(logits_rows, dtype=np.int64))
-        sent = torch.split(to_device(np.concatenate(pieces), self.rows.device), [len(piece) for piece in pieces])
-        token_rows, token_positions, active_rows, starts, wanted = sent
+        return self._send_batch(row_numbers, lengths, positions, np.array(logits_rows, dtype=np.int64)), scores
+
+    def _send_batch(
+        self, row_numbers: IntArray, lengths: IntArray, positions: IntArray, logits_rows: IntArray
+    ) -> ForwardBatch:
+        """A batch on the device: of row ``row_numbers[i]`` its ``lengths[i]`` tokens, with the ``positions`` of them all."""
+        starts = np.concatenate(([0], lengths.cumsum()))
+        pieces = (row_numbers.repeat(lengths), positions, row_numbers, starts, logits_rows)
+        token_rows, places, active_rows, query_starts, wanted = send_together(pieces, self.rows.device)
         num_decodes = int((lengths == 1).sum())
-        batch = self.rows.chunk_batch(token_rows, token_positions, active_rows, starts, wanted, num_decodes)
-        return batch, scores
+        return self.rows.chunk_batch(token_rows, places, active_rows, query_starts, wanted, num_decodes)
 
     def _sample(self, logits: Tensor, chunks: list[_Chunk]) -> SamplerOutput:
         sample_rows = [self.rows.sample_row(chunk.entry.seq, chunk.row, chunk.entry.context_len) for chunk in chunks]

@@ -52,6 +52,12 @@ class DecodeGraphs:
         self._graphs: dict[tuple[int, bool], torch.cuda.CUDAGraph] = {}
         self._uploaded: list[int] = []
 
+    def warm_up(self) -> None:
+        """Compute a step of each size without recording it, on the dummy row, so that no request waits for a compiler."""
+        for size in self.sizes:
+            for sampled in (False, True):
+                self._compute(size, sampled)
+
     def capture(self) -> None:
         """Record a greedy and a sampled graph for each size; the rows must have been uploaded."""
         pool, stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]

@@ -13,7 +13,7 @@ from transformers import GPT2LMHeadModel
 from pagebrain import LLM, SamplingParams
 from pagebrain.errors import StepError
 from tests.support.kernels import require_kernels
-from tests.support.models import hf_greedy, random_gpt2
+from tests.support.models import POISON, hf_greedy, random_gpt2
 
 PROMPTS = [[1, 2, 3, 4, 5], [7] * 7, [40], [9, 8, 7]]
 GREEDY = SamplingParams(temperature=0, max_tokens=7, ignore_eos=True)
@@ -92,6 +92,8 @@ def test_padding_touches_nobodys_blocks(device: str) -> None:
     """Three sequences in a bucket of four: beside their own slots only the dummy block is written."""
     engine = full_speed(device, block_size=8, num_blocks=16, max_num_seqs=6)
     cache = engine.llm.engine.cache_manager
+    for pool in (*cache.key_pools, *cache.value_pools):
+        pool[cache.dummy_block].fill_(POISON)  # again: the warm-up has been there
     before = [pool.clone() for pool in (*cache.key_pools, *cache.value_pools)]
     assert engine.executor.decodes.sizes == (1, 2, 4, 6)
     engine.generate(PROMPTS[:3], GREEDY)
@@ -137,6 +139,39 @@ def test_a_step_that_cannot_be_launched_is_tried_again(lookahead: bool, device: 
     assert tokens == [hf_greedy(base, prompt, 7) for prompt in PROMPTS]
     # On a GPU decodes are replayed and call nothing, so that fewer calls are seen.
     assert failures >= 1 and inner.cache_manager.num_free_blocks == 3
+
+
+def test_every_array_that_is_sent_begins_where_the_kernels_were_compiled_for(device: str) -> None:
+    """An address that is no multiple of 16 would be another kernel to Triton, compiled while a request waits for it."""
+    require_kernels(device)
+    import numpy as np
+
+    from pagebrain.batch_rows import send_together
+
+    arrays = [np.arange(length) + 10 * length for length in (3, 1, 4, 0, 5, 2)]
+    sent = send_together(arrays, torch.device(device))
+    assert [tensor.tolist() for tensor in sent] == [array.tolist() for array in arrays]
+    assert all((tensor.data_ptr() - sent[0].data_ptr()) % 16 == 0 for tensor in sent if len(tensor))
+
+
+def test_nothing_of_a_request_is_compiled_late(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels that requests of every kind launch have been launched before, with arguments of the same kinds."""
+    from tests.support.launches import noted_launches
+
+    with noted_launches(monkeypatch) as before:
+        engine = full_speed(device, lookahead=True, **ROOMY)
+    with noted_launches(monkeypatch) as after:
+        engine.generate(PROMPTS, SAMPLED)
+        engine.generate(PROMPTS, SPECIAL)
+    assert after and after <= before, f"compiled late: {sorted(after - before)}"
+
+
+def test_a_sequence_may_fit_into_one_block(device: str) -> None:
+    from tests.support.full_speed import token_lists
+
+    engine = full_speed(device, block_size=64, num_blocks=4, max_num_seqs=4)
+    assert engine.executor.rows.block_tables.shape == (2 * 4 + 1, 1)
+    assert token_lists(engine.generate(PROMPTS, GREEDY)) == [hf_greedy(small("cpu"), prompt, 7) for prompt in PROMPTS]
 
 
 def test_rows_are_used_again_and_tell_of_what_the_sampling_kernels_cannot_do(device: str) -> None:
