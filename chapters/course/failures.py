@@ -40,6 +40,8 @@ def explain(error: BaseException, own_files: Collection[Path]) -> tuple[str, str
 
 def _root(error: BaseException, own_files: Collection[Path]) -> BaseException:
     """The exception to tell about: a stub that was reached, or what the learner's code raised and others wrapped."""
+    while type(error).__name__ == "InterpreterError" and error.__cause__ is not None:
+        error = error.__cause__  # Triton's interpreter wraps what a kernel raises, and hides the line
     chain = [error]
     while (before := chain[-1].__cause__ or chain[-1].__context__) is not None and before not in chain:
         chain.append(before)

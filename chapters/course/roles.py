@@ -67,5 +67,33 @@ ROLES: dict[str, dict[str, Role]] = {
         "generate": Role("loop", ("04.generate",)),
         "main": Role("HTTP"),
     },
+    "06": {
+        "write_kernel": Role("kernels"),
+        "attend_tokens": Role("kernels"),
+        "decode_kernel": Role("kernels"),
+        "merge_kernel": Role("kernels"),
+        "Work": Role("roofline"),
+        "decode_work": Role("roofline"),
+        "floor_seconds": Role("roofline"),
+        "choose_num_splits": Role("kernels"),
+        "num_wanted_programs": Role("kernels"),
+        "write_kv": Role("cache"),
+        "paged_decode": Role("attention"),
+        "paged_attention": Role("attention", ("03.paged_attention",)),
+        "attend_by_kernels": Role("attention", ("03.attend_paged",)),
+        "generate": Role("loop"),  # around the loop of chapter 02, as chapter 03's
+    },
+    "07": {
+        "bucket_for": Role("batch"),
+        "BatchRows": Role("batch"),
+        "decode_step": Role("forward pass"),
+        "attend_rows": Role("attention"),
+        "InFlight": Role("loop"),
+        "Executor": Role("forward pass"),
+        "LateRetirement": Role("cache"),
+        "Scheduler": Role("scheduler"),
+        "Engine": Role("loop"),  # the engine of chapter 04, with steps in flight
+        "generate": Role("loop", ("04.generate",)),
+    },
 }
 """Chapter -> public top-level function or class -> its role."""

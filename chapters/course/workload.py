@@ -35,12 +35,15 @@ class Record:
         seconds: the time for all.
         traces: of every step, if whoever ran makes any.
         token_times: prompt -> when each of its tokens was there, in seconds since the start.
+        spans: where single tokens were not timed: seconds from the first token of an answer to its last, and how many came
+            after the first.
     """
 
     answers: list[list[int]] = field(default_factory=list)
     seconds: float = 0.0
     traces: list[StepTrace] = field(default_factory=list)
     token_times: dict[int, list[float]] = field(default_factory=dict)
+    spans: list[tuple[float, int]] = field(default_factory=list)
 
     @property
     def num_tokens(self) -> int:
@@ -50,7 +53,8 @@ class Record:
     @property
     def seconds_per_token(self) -> float | None:
         """From one token of an answer to its next, on average; ``None`` if no answer has two."""
-        spans = [(times[-1] - times[0], len(times) - 1) for times in self.token_times.values() if len(times) > 1]
+        spans = self.spans or [(times[-1] - times[0], len(times) - 1) for times in self.token_times.values()]
+        spans = [(span, count) for span, count in spans if count > 0]
         return sum(span for span, _ in spans) / sum(count for _, count in spans) if spans else None
 
     @property
@@ -76,8 +80,12 @@ def run_chapter(
     return record
 
 
-def run_engine(llm: LLM, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Record:
-    """Run the engine, greedily as the chapters do."""
+def run_engine(llm: LLM, prompts: Sequence[Sequence[int]], max_new_tokens: int, *, watch: bool = True) -> Record:
+    """Run the engine, greedily as the chapters do.
+
+    With ``watch`` every step is traced and every token timed, which costs a fast engine a good part of its speed; without,
+    the record has no traces, and times of first and last tokens only.
+    """
     record = Record()
     number_of: dict[int, int] = {}
     started = time.perf_counter()
@@ -89,12 +97,18 @@ def run_engine(llm: LLM, prompts: Sequence[Sequence[int]], max_new_tokens: int) 
             if row.samples:
                 record.token_times.setdefault(number, []).append(time.perf_counter() - started)
 
-    llm.engine.observers.append(observe)
+    if watch:
+        llm.engine.observers.append(observe)
     try:
         params = SamplingParams(temperature=0, max_tokens=max_new_tokens)
         outputs = llm.generate([list(prompt) for prompt in prompts], params, use_tqdm=False)
     finally:
-        llm.engine.observers.remove(observe)
-    record.answers = [list(output.outputs[0].token_ids) for output in outputs]
+        if watch:
+            llm.engine.observers.remove(observe)
     record.seconds = time.perf_counter() - started
+    record.answers = [list(output.outputs[0].token_ids) for output in outputs]
+    for output, answer in zip(outputs, record.answers):
+        first, last = output.metrics.first_token_s, output.metrics.finished_s
+        if not watch and first is not None and last is not None:
+            record.spans.append((last - first, len(answer) - 1))
     return record

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from pagebrain.viz.charts import staircase as staircase
     from pagebrain.viz.clients import Visit as Visit
     from pagebrain.viz.clients import lanes as lanes
+    from pagebrain.viz.kernels import context_parts as context_parts
+    from pagebrain.viz.kernels import roofline as roofline
     from pagebrain.viz.picture import Picture as Picture
     from pagebrain.viz.picture import alt_to_cells as alt_to_cells
     from pagebrain.viz.picture import show as show
@@ -36,12 +38,14 @@ _HOMES = {
     "attention_by_page": "attention",
     "block_tables": "pool",
     "cached_lengths": "state",
+    "context_parts": "kernels",
     "fragmentation_bars": "charts",
     "lanes": "clients",
     "latency_by_context": "charts",
     "latency_throughput": "charts",
     "memory_over_time": "steps",
     "pool_map": "pool",
+    "roofline": "kernels",
     "show": "picture",
     "show_source": "source",
     "show_task": "source",

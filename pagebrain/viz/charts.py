@@ -12,6 +12,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from pagebrain.viz.picture import Picture
 from pagebrain.viz.style import (
     BLUE,
+    GREY,
     INK,
     LINES,
     MARKERS,
@@ -175,13 +176,13 @@ def _fragmentation_alt(shares: Mapping[str, Mapping[str, float]], paper: Mapping
 
 
 @styled
-def staircase(rows: Sequence[Mapping[str, Any]]) -> Picture:
+def staircase(rows: Sequence[Mapping[str, Any]], note: str = "") -> Picture:
     """The ladder of stages: throughput, time per token, and memory of the KV cache, three panels that share the stages.
 
     Each row has ``stage`` (its label), ``tokens_per_s``, ``ms_per_token`` and ``kv_bytes``; ``None`` or a missing key means
-    that there is nothing to show.
+    that there is nothing to show. ``note`` is a line below: the work, the machine, the date.
     """
-    figure = new_figure(1.0 + 0.36 * max(2, len(rows)))
+    figure = new_figure(1.0 + 0.36 * max(2, len(rows)) + 0.3 * bool(note))
     panels = figure.subplots(1, 3, sharey=True)
     columns = (("tokens_per_s", "tokens/s", 1.0), ("ms_per_token", "ms per token", 1.0), ("kv_bytes", "KV cache (MB)", 1e6))
     for axes, (key, title, unit), colour in zip(panels, columns, (BLUE, ORANGE, SKY)):
@@ -189,7 +190,9 @@ def staircase(rows: Sequence[Mapping[str, Any]]) -> Picture:
         _bars(axes, values, title, colour)
     panels[0].set_yticks(range(len(rows)), [str(row["stage"]) for row in rows])
     panels[0].set_ylim(len(rows) - 0.45, -0.55)
-    return Picture(figure, "The ladder. " + " ".join(_rung(row) for row in rows))
+    if note:
+        figure.supxlabel(note, fontsize=8.5, color=GREY, x=0.01, ha="left")
+    return Picture(figure, " ".join(["The ladder.", *(_rung(row) for row in rows), note]))
 
 
 def _bars(axes: Axes, values: Sequence[float | None], title: str, colour: str) -> None:
@@ -206,7 +209,7 @@ def _bars(axes: Axes, values: Sequence[float | None], title: str, colour: str) -
         axes.annotate(text, (max(value or 0, floor), row), (4, 0), textcoords="offset points", va="center", fontsize=9)
     top = max(known, default=1.0)
     axes.set_xlim(floor, floor * (top / floor) ** 1.45 if is_log else top * 1.4)
-    axes.set_title(title + (" (log scale)" if is_log else ""))
+    axes.set_title(title + (" (log)" if is_log else ""))
     axes.set_xticks([])
     axes.minorticks_off()
     axes.tick_params(axis="y", length=0)

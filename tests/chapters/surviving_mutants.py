@@ -8,4 +8,20 @@ SURVIVORS: dict[str, dict[str, str]] = {
             "the lane reads one page more, all of it masked"
         ),
     },
+    "06": {
+        "attend_tokens: 0 -> -1 (4)": "a tile with one axis has it at 0 and at -1",
+        "attend_tokens: 0 -> -1 (6)": "a tile with one axis has it at 0 and at -1",
+        "attend_tokens: 0 -> -1 (7)": "what stands for a block id that is not loaded is never used",
+        "attend_tokens: 0 -> 1 (7)": "what stands for a block id that is not loaded is never used",
+        "merge_kernel: 0 -> -1 (4)": "a tile with one axis has it at 0 and at -1",
+        "merge_kernel: 0 -> -1 (5)": "a tile with one axis has it at 0 and at -1",
+    },
+    "07": {
+        "bucket_for: raise ValueError(f'{num_rows ... e buckets {list(buckets)}') -> pass": (
+            "min of an empty list raises ValueError too, with less to say"
+        ),
+        "BatchRows.release: del self.num_sent[seq_id] -> pass": "update starts the count of a new row at 0",
+        "decode_step: 0 -> -1": "of a tensor [bucket, 1] the first column is the last",
+        "decode_step: -1 -> 1": "of a tensor [bucket, vocab_size] dimension 1 is the last",
+    },
 }

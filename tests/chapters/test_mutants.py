@@ -7,6 +7,7 @@ import pytest
 from chapters.course.catalog import Chapter, find_chapters
 from tests.chapters.surviving_mutants import SURVIVORS
 from tests.support.judging import judge
+from tests.support.kernels import kernel_device, require_kernels
 from tests.support.mutants import mutants
 
 CHAPTERS = find_chapters()
@@ -15,6 +16,8 @@ CHAPTERS = find_chapters()
 @pytest.mark.slow
 @pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda chapter: chapter.name)
 def test_mutants_are_caught(chapter: Chapter, tmp_path: Path) -> None:
+    if chapter.number == "06":
+        require_kernels(kernel_device())
     found = {tmp_path / f"mutant_{index}.py": mutant for index, mutant in enumerate(mutants(chapter.source))}
     for path, mutant in found.items():
         path.write_text(mutant.source, encoding="utf-8")

@@ -7,12 +7,14 @@ tests. A wrong one counts only if it passes a smoke test, as code does that seem
 import ast
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from chapters.course.catalog import Chapter, find_chapters
 from chapters.course.loading import load_file
 from tests.support.judging import Verdict, judge
+from tests.support.kernels import kernel_device, require_kernels
 from tests.support.models import hf_greedy, random_gpt2
 from tests.support.overlay import compose, read_overlay
 
@@ -28,6 +30,14 @@ def number_of(overlay: Path) -> str:
 
 def name_of(overlay: Path) -> str:
     return f"{overlay.parent.name}/{overlay.stem}"
+
+
+def device_for(number: str) -> str:
+    """Where a chapter's code runs in this process; skips the test if that is nowhere."""
+    if number != "06":
+        return "cpu"
+    require_kernels(kernel_device())
+    return kernel_device()
 
 
 @pytest.fixture(scope="module")
@@ -81,13 +91,16 @@ def test_every_task_has_a_test_that_varies_with_the_seed(chapter: Chapter) -> No
 @pytest.mark.parametrize("overlay", WRONG, ids=name_of)
 def test_a_wrong_solution_passes_the_smoke_test(overlay: Path, composed: dict[Path, Path]) -> None:
     """One sequence, shorter than a block, nothing freed before it ends."""
-    base = random_gpt2(seed=5)
+    base: Any = random_gpt2(seed=5)
+    expected = [hf_greedy(base, [1, 2, 3], 3, 96)]
+    base.to(device_for(number_of(overlay)))
     stage = load_file(composed[overlay], f"smoke_{overlay.parent.name}_{overlay.stem}")
-    assert stage.generate(base, [[1, 2, 3]], 3) == [hf_greedy(base, [1, 2, 3], 3, 96)]
+    assert stage.generate(base, [[1, 2, 3]], 3) == expected
 
 
 @pytest.mark.parametrize("overlay", WRONG, ids=name_of)
 def test_a_wrong_solution_is_caught_by_its_task(overlay: Path, verdicts: dict[Path, Verdict]) -> None:
+    device_for(number_of(overlay))
     assert verdicts[overlay].failures, read_overlay(overlay).summary
     first = verdicts[overlay].failures[0]
     assert first["message"] and first["hint"], f"{first['nodeid']} tells a learner nothing"
@@ -95,5 +108,6 @@ def test_a_wrong_solution_is_caught_by_its_task(overlay: Path, verdicts: dict[Pa
 
 @pytest.mark.parametrize("overlay", RIGHT, ids=name_of)
 def test_a_right_solution_passes_whatever_it_is_built_of(overlay: Path, verdicts: dict[Path, Verdict]) -> None:
+    device_for(number_of(overlay))
     assert verdicts[overlay].num_ran > 10
     assert verdicts[overlay].failures == []

@@ -35,6 +35,11 @@ def why_no_kernels(device: str) -> str | None:
     return None
 
 
+def kernel_device() -> str:
+    """Where this process runs kernels, if anywhere."""
+    return "cuda" if torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1" else "cpu"
+
+
 def require_kernels(device: str) -> None:
     """Skip the test that runs, with a line that says why, unless the kernels can run on ``device``."""
     reason = why_no_kernels(device)

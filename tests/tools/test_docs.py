@@ -38,7 +38,9 @@ def resolve(name: str) -> object:
     for size in range(len(parts), 0, -1):
         try:
             module = importlib.import_module(".".join(parts[:size]))
-        except ModuleNotFoundError:
+        except ImportError as error:
+            if not isinstance(error, ModuleNotFoundError):
+                pytest.skip(str(error))  # there is no Triton here
             continue
         return functools.reduce(getattr, parts[size:], module)
     raise AttributeError(name)
@@ -119,7 +121,8 @@ def test_the_map_to_vllm_has_a_row_for_each_task_that_names_its_function() -> No
         names = re.findall(r"`~([\w.]+)`", rows[task_id][1])
         assert names and all(name.startswith(f"chapters.{chapter.name}.") for name in names)
         for name in names:
-            assert f"Task {task_id}:" in (resolve(name).__doc__ or ""), name
+            found = resolve(name)
+            assert f"Task {task_id}:" in (getattr(found, "fn", found).__doc__ or ""), name  # of a kernel: its function
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))

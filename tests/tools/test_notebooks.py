@@ -13,6 +13,7 @@ import pytest
 from chapters.course import load_stage
 from chapters.course.catalog import Chapter, find_chapters
 from pagebrain import viz
+from pagebrain.attention.choice import available
 from tools.notebooks import NOTEBOOKS, SOURCES, differences, notebook_path, source_paths, tags
 
 CHAPTERS = find_chapters()
@@ -132,9 +133,12 @@ def test_a_notebook_is_small_enough_for_a_code_host(source: Path) -> None:
 
 def test_the_code_that_is_shown_is_the_code_that_is_there(notebook: Any) -> None:
     """A chapter that changes after its notebook was executed leaves old code, or old line numbers, in the page."""
-    names: dict[str, Any] = {f"ch{chapter.number}": load_stage(chapter.number) for chapter in CHAPTERS}
+    stages = [chapter.number for chapter in CHAPTERS if chapter.number != "06" or available()]  # 06 needs Triton
+    names: dict[str, Any] = {f"ch{number}": load_stage(number) for number in stages}
     shown = [cell for cell in code_cells(notebook) if re.fullmatch(r"viz\.show_(source|task)\(.*\)", cell.source, re.DOTALL)]
     assert shown
+    if "ch06" not in names and "(ch06." in shown[0].source:
+        pytest.skip("there is no Triton here")
     for cell in shown:
         [output] = cell.outputs
         there = eval(cell.source, {"viz": viz, **names})._repr_mimebundle_()

@@ -26,7 +26,12 @@ from pagebrain.loading import load_model
 from pagebrain.viz import terminal
 from pagebrain.viz.state import letter
 
-PARTS = {"02": ("block_manager", "BlockManager"), "03": ("attention", "paged_attention"), "04": ("scheduler", "Scheduler")}
+PARTS = {
+    "02": ("block_manager", "BlockManager"),
+    "03": ("attention", "paged_attention"),
+    "04": ("scheduler", "Scheduler"),
+    "06": ("attention", "paged_attention"),
+}
 """Chapter -> the engine's part that it can stand for, and its name there. Others run their own ``generate``."""
 
 SETTINGS: dict[str, Any] = {"block_size": 8, "num_blocks": 32, "max_num_seqs": 4}

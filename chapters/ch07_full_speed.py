@@ -1,0 +1,414 @@
+"""Chapter 07: where the CPU's time goes, and how to get it back.
+
+A decode step is a few hundred kernels of a few microseconds each. The GPU is through with one before Python has launched the
+next, so what sets the pace is the CPU, which also plans, makes tensors, and waits in between. Four habits change that:
+
+- state lives on the GPU in *batch rows*: each running sequence has a fixed place there, and only what changed travels;
+- one *CUDA graph* for each size of batch, the *bucket*, holds all launches of a decode step, from embedding to sampled
+  token. It is captured once, over buffers that never move, and replayed with one call;
+- a batch smaller than its bucket is padded by a *dummy sequence* with a block of its own, so that no kernel has to ask;
+- step N+1 is *launched ahead*, before step N is read: its input, the sampled token, is in its batch row already.
+
+What changes from chapter 04: who computes, and when results are looked at. Prompts are computed as before, beside the graph.
+
+Tasks (35 points, about 7 hours):
+
+- 7.1 (8 points) ``BatchRows.update`` and ``release``: a row for each sequence at work; only what changed travels.
+- 7.2 (6 points) ``bucket_for`` and ``BatchRows.activate``: the rows that a step computes, padded to a bucket.
+- 7.3 (8 points) ``decode_step``: from batch row to batch row, and nothing is read by the host.
+- 7.4 (7 points) ``Engine.step`` and ``apply``: launch first, read later, discard what is past the end.
+- 7.5 (6 points) ``LateRetirement.collect`` and ``Scheduler.make_room``: blocks that come back late.
+
+Know first: chapter 04; that a GPU works through what was launched in order, while the CPU goes on.
+In the engine: :mod:`pagebrain.batch_rows`, :mod:`pagebrain.graphs`, :mod:`pagebrain.gpu_executor`,
+:mod:`pagebrain.retirement` and :meth:`pagebrain.engine.Engine.step`. In vLLM: ``vllm/v1/worker/gpu_model_runner.py``,
+``vllm/compilation/cuda_graph.py`` and ``AsyncScheduler``.
+From pagebrain: ``PageBrainConfig``, ``models.gpt2.attention_scale``, the data classes of ``pagebrain.sequence`` and the
+records of ``pagebrain.trace``.
+"""
+
+import dataclasses
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+from transformers import GPT2LMHeadModel
+
+from chapters import ch04_scheduler
+from chapters.capture import Download, capture, upload
+from chapters.ch00_baseline import OnLogits, check_prompts
+from chapters.ch01_naive_kv_cache import Attend, forward, masked_attention
+from chapters.ch02_block_table import PagedCache, Rows
+from chapters.ch03_paged_attention import attend_paged
+from chapters.ch04_scheduler import FreeAtOnce, half_the_room
+from pagebrain import PageBrainConfig
+from pagebrain import sequence as data
+from pagebrain.models.gpt2 import attention_scale
+from pagebrain.sequence import ScheduledSequence, SequenceGroup, SequenceStatus
+from pagebrain.trace import Observer, StepTrace, trace_step
+
+TOKEN, CONTEXT, BLOCKS = 0, 1, 2
+"""Columns of ``BatchRows.state``; the block table begins at the last."""
+
+
+def bucket_for(num_rows: int, buckets: Sequence[int]) -> int:
+    """Task 7.2: the smallest of ``buckets``, in whatever order they come, that holds ``num_rows``; else ``ValueError``."""
+    # BEGIN SOLUTION 7.2
+    fitting = [bucket for bucket in buckets if bucket >= num_rows]
+    if not fitting:
+        raise ValueError(f"{num_rows} rows fit into none of the buckets {list(buckets)}")
+    return min(fitting)
+    # END SOLUTION
+
+
+class BatchRows:
+    """What the GPU keeps about each sequence at work: a row of numbers, in the same place for as long as it runs.
+
+    Attributes:
+        state: int64 ``[num_rows + 1, 2 + max_blocks]``. Views of its columns are ``token_ids``, the next token to compute;
+            ``context_lens``, the tokens cached before it; and ``block_tables``, whose entries past a sequence's blocks may
+            be any block. The last row, ``dummy_row``, is the dummy sequence's.
+        active_rows: int64 ``[max_num_seqs]``; the first of them are the rows that a step computes. Like ``state``, this is
+            written to and never bound to another tensor: a graph knows addresses, not names.
+        free: rows that nobody holds.
+        row_of, num_sent: sequence id -> its row, and how many blocks of its table are there.
+    """
+
+    def __init__(self, config: PageBrainConfig, dummy_block: int) -> None:
+        assert config.max_model_len is not None
+        self.device = torch.device(config.device)
+        # Twice the seats: one that ended keeps its row until the last step with it was read, while another takes its seat.
+        self.dummy_row = 2 * config.max_num_seqs
+        self.free = list(range(self.dummy_row))
+        self.row_of: dict[int, int] = {}
+        self.num_sent: dict[int, int] = {}
+        shape = self.dummy_row + 1, BLOCKS + config.blocks_for(config.max_model_len)
+        self.state = torch.zeros(shape, dtype=torch.int64, device=self.device)
+        self.token_ids, self.context_lens = self.state[:, TOKEN], self.state[:, CONTEXT]
+        self.block_tables = self.state[:, BLOCKS:]
+        self.block_tables[self.dummy_row].fill_(dummy_block)
+        self.active_rows = torch.full((config.max_num_seqs,), self.dummy_row, device=self.device)
+
+    def send(self, changes: Sequence[tuple[int, int, int]]) -> None:
+        """Write numbers into ``state``, given as ``(row, column, number)``. All of them travel in one piece."""
+        if changes:
+            rows, columns, numbers = upload(list(zip(*changes)), self.device)
+            self.state[rows, columns] = numbers
+
+    def update(self, group: SequenceGroup, cache: PagedCache) -> list[int]:
+        """Task 7.1: ``send``, in one call, what a step needs and the GPU does not know. Returns the row of each entry.
+
+        A sequence without a row takes one that is free, and all about it travels: the token at ``entry.start``, which is
+        also how many tokens are cached before it, and its block table. Of whoever has a row, only blocks travel that the
+        table has grown by: the steps themselves keep token and context length up to date.
+        """
+        # BEGIN SOLUTION 7.1
+        changes = []
+        for entry in group:
+            seq_id = entry.seq.seq_id
+            if seq_id not in self.row_of:
+                row = self.row_of[seq_id] = self.free.pop()
+                self.num_sent[seq_id] = 0
+                changes += [(row, TOKEN, entry.seq.token_ids[entry.start]), (row, CONTEXT, entry.start)]
+            table, row = cache.block_table(seq_id), self.row_of[seq_id]
+            changes += [(row, BLOCKS + page, table[page]) for page in range(self.num_sent[seq_id], len(table))]
+            self.num_sent[seq_id] = len(table)
+        self.send(changes)
+        return [self.row_of[entry.seq.seq_id] for entry in group]
+        # END SOLUTION
+
+    def release(self, seq_id: int) -> None:
+        """Task 7.1: take a sequence's row back; one that has none is left alone. If it comes again, it is a new one."""
+        # BEGIN SOLUTION 7.1
+        if seq_id in self.row_of:
+            self.free.append(self.row_of.pop(seq_id))
+            del self.num_sent[seq_id]
+        # END SOLUTION
+
+    def activate(self, rows: Sequence[int], bucket: int) -> None:
+        """Task 7.2: name ``rows`` in the first ``bucket`` entries of ``active_rows``, ``dummy_row`` in those left over."""
+        # BEGIN SOLUTION 7.2
+        padded = [*rows, *[self.dummy_row] * (bucket - len(rows))]
+        self.active_rows[:bucket].copy_(upload(padded, self.device))
+        # END SOLUTION
+
+
+@torch.no_grad()
+def decode_step(model: GPT2LMHeadModel, cache: PagedCache, rows: BatchRows, logits: Tensor, sampled: Tensor) -> None:
+    """Task 7.3: compute one token of each of the first ``len(sampled)`` active rows.
+
+    ``rows.token_ids`` says which token, ``context_lens`` its position. K and V go to its slot, the scores into ``logits``
+    ``[bucket, vocab_size]``, the best next token into ``sampled`` ``[bucket]`` and into the row, and the row's context grows
+    by one. That of the dummy sequence does not: it stays at position 0, and in its block, however often it is computed.
+
+    This runs in Python once, to be captured. So what differs from step to step is read from ``rows`` on the GPU, results go
+    into tensors that were there before, no shape depends on a value, and no value comes to the host (``item``, ``if``).
+    """
+    # BEGIN SOLUTION 7.3
+    active = rows.active_rows[: len(sampled)]  # [bucket]
+    positions, tables = rows.context_lens[active], rows.block_tables[active]  # [bucket], [bucket, max_blocks]
+    blocks = tables.gather(1, positions[:, None] // cache.block_size)[:, 0]
+    slots = blocks * cache.block_size + positions % cache.block_size
+    attend = attend_rows(model, cache, tables, slots, positions)
+    everyone = torch.arange(len(sampled), device=rows.device)
+    logits.copy_(forward(model, rows.token_ids[active], positions, attend, everyone))
+    sampled.copy_(logits.argmax(dim=-1))
+    rows.token_ids[active] = sampled
+    rows.context_lens[active] = positions + 1
+    rows.context_lens[rows.dummy_row :].zero_()
+    # END SOLUTION
+
+
+def attend_rows(model: GPT2LMHeadModel, cache: PagedCache, tables: Tensor, slots: Tensor, positions: Tensor) -> Attend:
+    """Attention of one query a row, ``[num_rows]`` of them, with shapes that no length changes.
+
+    Chapter 03's loop ends with the longest context, which the host has to read for it. So here the whole table is gathered,
+    and what lies past a row's position is masked. (A kernel need not: each of its programs reads on the GPU where to end.)
+    """
+
+    def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        cache.write(layer, slots, key, value)
+        keys, values = (pools[layer][tables].flatten(1, 2) for pools in (cache.key_pools, cache.value_pools))
+        scale = attention_scale(model.config, layer)  # keys and values: [num_rows, max_len, num_heads, head_dim]
+        return masked_attention(query[:, None], keys, values, positions[:, None], scale)[:, 0]
+
+    return attend
+
+
+@dataclasses.dataclass
+class InFlight:
+    """A step that was launched. ``sampling`` are those of its group that sample, in the order of tokens and logits."""
+
+    group: SequenceGroup
+    sampling: list[ScheduledSequence]
+    tokens: Download
+    logits: Tensor | None
+    trace: StepTrace | None = None
+
+
+class Executor:
+    """Computes steps: decodes with a graph (without ``use_graphs``, launch by launch), chunks of prompts as chapter 04."""
+
+    def __init__(
+        self, model: GPT2LMHeadModel, config: PageBrainConfig, cache: PagedCache, use_graphs: bool, keep_logits: bool
+    ) -> None:
+        self.model, self.cache, self.keep_logits = model, cache, keep_logits
+        (dummy_block,) = cache.block_manager.allocate(1)  # the dummy sequence's, for good
+        self.rows = BatchRows(config, dummy_block)
+        self.active: list[int] = []  # the rows that ``active_rows`` names
+        device, seats = self.rows.device, config.max_num_seqs
+        self.logits = torch.zeros(seats, model.config.vocab_size, dtype=model.dtype, device=device)
+        self.sampled = torch.zeros(seats, dtype=torch.int64, device=device)
+        self.steps: dict[int, Callable[[], None]] = {}  # bucket -> the step of that many rows
+        pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+        for bucket in sorted({seats, *(2**power for power in range(seats.bit_length()))}, reverse=True):
+            # Captured now, when all active rows are the dummy's: nobody has to wait for it, and nobody is written over.
+            step = partial(decode_step, model, cache, self.rows, self.logits[:bucket], self.sampled[:bucket])
+            self.steps[bucket] = capture(step, device, pool) if use_graphs else step
+
+    def launch(self, group: SequenceGroup) -> InFlight:
+        """Start a step whose blocks are there. Nothing here waits for the GPU, unless there are prompts in the step."""
+        rows = dict(zip(group, self.rows.update(group, self.cache)))
+        # A prompt's chunk of one token with more to come is no decode: what follows is the prompt's, not what is sampled.
+        decodes = [entry for entry in group if entry.num_tokens == 1 and entry.samples]
+        chunks = [entry for entry in group if entry.num_tokens > 1 or not entry.samples]
+        if decodes:
+            bucket = bucket_for(len(decodes), list(self.steps))
+            if (active := [rows[entry] for entry in decodes]) != self.active:
+                self.rows.activate(active, bucket)
+                self.active = active
+            self.steps[bucket]()
+        logits, sampled = self.logits[: len(decodes)], self.sampled[: len(decodes)]
+        ends = [entry for entry in chunks if entry.samples]
+        if chunks:
+            scores = self.prefill(chunks)
+            self.rows.send([(rows[entry], CONTEXT, entry.context_len) for entry in chunks])
+            self.rows.send([(rows[e], TOKEN, e.seq.token_ids[e.context_len]) for e in chunks if not e.samples])
+            self.rows.token_ids[upload([rows[entry] for entry in ends], self.rows.device)] = scores.argmax(dim=-1)
+            logits, sampled = torch.cat([logits, scores]), torch.cat([sampled, scores.argmax(dim=-1)])
+        # Copies, because the buffers are the next step's too, and that may be launched before this one is read.
+        return InFlight(group, decodes + ends, Download(sampled), logits.clone() if self.keep_logits else None)
+
+    def prefill(self, chunks: Sequence[ScheduledSequence]) -> Tensor:
+        """Compute chunks of prompts, whose tokens the host knows. Returns the scores of those that sample."""
+        flat = Rows(self.cache, [(e.seq.seq_id, e.start, e.seq.token_ids[e.start : e.context_len]) for e in chunks])
+        last_rows = flat.last_rows[[index for index, entry in enumerate(chunks) if entry.samples]]
+        return forward(self.model, flat.token_ids, flat.positions, attend_paged(self.model, self.cache, flat), last_rows)
+
+
+class LateRetirement(FreeAtOnce):
+    """Blocks and batch rows come back when no step in flight uses them; until then their sequences are ``pending``."""
+
+    def __init__(self, cache: PagedCache, rows: BatchRows) -> None:
+        super().__init__(cache)
+        self.rows = rows
+        self.pending: dict[int, data.Sequence] = {}
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks that are on their way back."""
+        return sum(len(self.cache.block_table(seq_id)) for seq_id in self.pending)
+
+    def retire(self, seq: data.Sequence) -> None:
+        """Free the sequence's blocks and row, now or when the last step with it has been read."""
+        self.pending[seq.seq_id] = seq
+        self.collect()
+
+    def collect(self) -> None:
+        """Task 7.5: free blocks and row of each pending sequence that is in no step in flight, which then is not pending.
+
+        ``seq.num_unread_steps`` counts the steps with it that were launched and not read. Called after each step was read.
+        """
+        # BEGIN SOLUTION 7.5
+        for seq in [seq for seq in self.pending.values() if seq.num_unread_steps == 0]:
+            del self.pending[seq.seq_id]
+            self.cache.free(seq.seq_id)
+            self.rows.release(seq.seq_id)
+        # END SOLUTION
+
+
+class Scheduler(ch04_scheduler.Scheduler):
+    """Chapter 04's, for blocks that come late. It decides from counts alone, so it can plan before tokens are read."""
+
+    supports = frozenset({"lookahead"})
+    retirement: LateRetirement
+
+    def make_room(self, seq: data.Sequence, num_tokens: int) -> bool:
+        """Task 7.5: see to it that ``seq`` can grow to ``num_tokens`` tokens. Returns whether it can now.
+
+        As in chapter 04, but a victim's blocks may come late. While any are on their way back (``retirement.num_blocks``),
+        nobody is preempted: the answer is no, ``seq`` keeps what it has, and asks again in the next step.
+        """
+        # BEGIN SOLUTION 7.5
+        while not self.cache_manager.can_grow(seq.seq_id, num_tokens):
+            if self.retirement.num_blocks > 0:
+                return False
+            victim = self.running.pop()
+            victim.preempt()
+            self.retirement.retire(victim)
+            self.preempted.append(victim)
+            self.waiting.appendleft(victim)
+            if victim is seq:
+                return False
+        return True
+        # END SOLUTION
+
+
+class Engine(ch04_scheduler.Engine):
+    """The loop with steps in flight: with ``config.lookahead`` one while the next is planned (depth 1), else none."""
+
+    def __init__(
+        self,
+        model: GPT2LMHeadModel,
+        config: PageBrainConfig,
+        on_logits: OnLogits | None = None,
+        *,
+        on_step: Observer | None = None,
+        keep_history: bool = True,
+        use_graphs: bool = True,
+    ) -> None:
+        assert config.num_blocks is not None
+        one_more = dataclasses.replace(config, num_blocks=config.num_blocks + 1)  # the dummy sequence's
+        super().__init__(model, one_more, on_logits, on_step=on_step, keep_history=keep_history)
+        self.executor = Executor(model, config, self.cache, use_graphs, keep_logits=on_logits is not None)
+        self.retirement: LateRetirement = LateRetirement(self.cache, self.executor.rows)
+        self.scheduler = Scheduler(config, self.cache, self.retirement)
+        self.depth = 1 if config.lookahead else 0
+        self.in_flight: deque[InFlight] = deque()
+
+    def check_request(self, prompt: Sequence[int], max_new_tokens: int) -> None:
+        """Raise ``ValueError`` for a request that could never be served."""
+        check_prompts(self.model, [prompt], max_new_tokens)
+        if len(prompt) + max_new_tokens > (most := self.config.max_model_len or 0):
+            raise ValueError(f"{len(prompt) + max_new_tokens} tokens never fit, max_model_len is {most}: ask for fewer")
+
+    def step(self) -> SequenceGroup | None:
+        """Task 7.4: plan a step and ``launch`` it; then, if more than ``depth`` are in flight, ``read`` the oldest.
+
+        When nothing can be planned, the oldest is read all the same, for what it brings may change that. Returns what was
+        read, an empty group if nothing was, and ``None`` if nothing was planned and nothing is in flight: all is done.
+        """
+        # BEGIN SOLUTION 7.4
+        if (group := self.scheduler.schedule()) is not None:
+            self.launch(group)
+        if self.in_flight and (group is None or len(self.in_flight) > self.depth):
+            return self.read(self.in_flight.popleft())
+        return None if group is None else SequenceGroup(())
+        # END SOLUTION
+
+    def launch(self, group: SequenceGroup) -> None:
+        """Start a step and count what it will bring, so that the next can be planned before it is read."""
+        is_watched = self.keep_history or self.on_step is not None
+        trace = trace_step(self._num_steps, group, self.cache, self.scheduler) if is_watched else None
+        self._num_steps += 1
+        self.in_flight.append(dataclasses.replace(self.executor.launch(group), trace=trace))
+        for entry in group:
+            entry.seq.status = SequenceStatus.RUNNING
+            entry.seq.num_scheduled = entry.context_len
+            entry.seq.num_unread_steps += 1
+            entry.seq.num_unread_tokens += entry.samples
+
+    def read(self, step: InFlight) -> SequenceGroup:
+        """Wait for a step's tokens and give them out. Returns the group without those who had ended before."""
+        kept = self.apply(step, step.tokens.wait())
+        self.retirement.collect()
+        if step.trace is not None:
+            trace = step.trace.read(entry.seq.seq_id for entry in kept if entry.seq.is_finished)
+            if self.keep_history:
+                self.history.append(trace)
+            if self.on_step is not None:
+                self.on_step(trace)
+        return kept
+
+    def apply(self, step: InFlight, tokens: list[int]) -> SequenceGroup:
+        """Task 7.4: ``give`` each sequence what a step brought. Returns the group without those who got nothing more.
+
+        ``tokens``, and ``step.logits`` if there are any, are those of ``step.sampling``, in its order. Who ended while the
+        step was in flight gets nothing, since the token is past the end; who was preempted meanwhile keeps the token. For
+        all of the group the step is not unread any more: take back what :meth:`launch` counted.
+        """
+        # BEGIN SOLUTION 7.4
+        for entry in step.group:
+            entry.seq.num_unread_steps -= 1
+            entry.seq.num_unread_tokens -= entry.samples
+        kept = tuple(entry for entry in step.group if not entry.seq.is_finished)
+        for index, entry in enumerate(step.sampling):
+            if not entry.seq.is_finished:
+                self.give(entry.seq, tokens[index], None if step.logits is None else step.logits[index])
+        return SequenceGroup(kept, step.group.preempted)
+        # END SOLUTION
+
+    def give(self, seq: data.Sequence, token_id: int, scores: Tensor | None) -> None:
+        """Append a sequence's token, and see whether the sequence ends with it."""
+        if self.on_logits is not None and scores is not None:
+            self.on_logits(seq.seq_id, scores)
+        seq.token_ids.append(token_id)
+        if token_id == self.model.config.eos_token_id or len(seq.token_ids) == seq.max_num_tokens:
+            self.finish(seq)
+
+
+def generate(
+    model: GPT2LMHeadModel,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    on_logits: OnLogits | None = None,
+    *,
+    config: PageBrainConfig | None = None,
+    on_step: Observer | None = None,
+    use_graphs: bool = True,
+) -> list[list[int]]:
+    """The greedy continuation of each prompt; without a ``config``, launched ahead and with :func:`half_the_room`."""
+    check_prompts(model, prompts, max_new_tokens)
+    if config is None:
+        longest = (
+            max(map(len, prompts), default=1) + max_new_tokens
+        )  # block tables, and what is gathered, no longer than that
+        config = half_the_room(model, prompts, max_new_tokens)
+        config = dataclasses.replace(config, lookahead=True, max_model_len=longest)
+    engine = Engine(model, config, on_logits, on_step=on_step, use_graphs=use_graphs)
+    sequences = [engine.add_request(prompt, max_new_tokens) for prompt in prompts]
+    while engine.step() is not None:
+        pass
+    return [seq.output_token_ids for seq in sequences]

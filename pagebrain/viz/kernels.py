@@ -1,0 +1,124 @@
+"""Kernels: which program reads which part of a context, and how near they come to what a machine can do."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.lines import Line2D
+
+from pagebrain.viz.picture import Picture
+from pagebrain.viz.style import (
+    GREY,
+    INK,
+    LINES,
+    MARKERS,
+    SEQUENCE_COLOURS,
+    grid,
+    legend_below,
+    luminance,
+    new_figure,
+    sequence_colour,
+    styled,
+    text_colour,
+)
+
+_MARK_COLOURS = tuple(colour for colour in SEQUENCE_COLOURS if luminance(colour) < 0.8)
+
+
+@styled
+def roofline(
+    series: Mapping[str, Sequence[tuple[float, float]]], bytes_per_s: float, operations_per_s: float, title: str = ""
+) -> Picture:
+    """Measured kernels under the roof of their machine, on logarithmic axes.
+
+    ``series`` maps a label to points ``(operations per byte, operations per second)``. Below the ridge the roof is
+    ``bytes_per_s`` times the intensity, beyond it ``operations_per_s``.
+    """
+    points = [point for group in series.values() for point in group]
+    if not points:
+        raise ValueError("roofline needs at least one point")
+    ridge = operations_per_s / bytes_per_s
+    left = min([x for x, _ in points] + [1.0]) / 2
+    right = max([x for x, _ in points] + [ridge]) * 3
+    figure = new_figure(3.9)
+    axes = figure.subplots()
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.plot([left, ridge, right], [left * bytes_per_s, operations_per_s, operations_per_s], color=INK, linewidth=2.2)
+    axes.axvline(ridge, color=GREY, linewidth=1, linestyle=LINES[1])
+    axes.annotate(
+        f"memory: {bytes_per_s / 1e12:.2f} TB/s",
+        (math.sqrt(left * ridge), math.sqrt(left * ridge) * bytes_per_s),
+        (-8, 6),
+        textcoords="offset points",
+        ha="right",
+    )
+    axes.annotate(
+        f"arithmetic: {operations_per_s / 1e12:,.0f} T operations/s",
+        (ridge, operations_per_s),
+        (-8, 5),
+        textcoords="offset points",
+        ha="right",
+    )
+    axes.annotate(
+        f"ridge: {ridge:.0f}", (ridge, left * bytes_per_s), (5, 3), textcoords="offset points", color=GREY, va="bottom"
+    )
+    handles = []
+    for index, (label, group) in enumerate(series.items()):
+        look: dict[str, Any] = {"marker": MARKERS[index % len(MARKERS)], "color": _MARK_COLOURS[index % len(_MARK_COLOURS)]}
+        axes.plot([x for x, _ in group], [y for _, y in group], linestyle="", markeredgecolor=INK, markersize=7, **look)
+        handles.append(Line2D([], [], linestyle="", markeredgecolor=INK, markersize=7, label=label, **look))
+    lowest = min([y for _, y in points] + [left * bytes_per_s])
+    axes.set_ylim(lowest / 2, max([y for _, y in points] + [operations_per_s]) * 4)
+    axes.set_xlim(left, right)
+    axes.set_xlabel("arithmetic intensity (operations for each byte)")
+    axes.set_ylabel("operations per second")
+    if title:
+        axes.set_title(title)
+    grid(axes, "both")
+    legend_below(figure, handles, columns=min(5, len(handles)))
+    reached = []
+    for label, group in series.items():
+        shares = [y / min(x * bytes_per_s, operations_per_s) for x, y in group]
+        reached.append(f"{label}: {min(shares):.0%} to {max(shares):.0%} of the roof")
+    return Picture(
+        figure,
+        f"Roofline: memory gives {bytes_per_s / 1e12:.2f} TB/s, arithmetic {operations_per_s / 1e12:,.0f} T operations/s, "
+        f"with the ridge at {ridge:.0f} operations for each byte. {'; '.join(reached)}.",
+    )
+
+
+@styled
+def context_parts(contexts: Mapping[str, Sequence[int]], tile: int) -> Picture:
+    """Contexts and who reads them: a bar for each, cut where one program's part ends and the next one's begins.
+
+    ``contexts`` maps a label to the tokens of each part, in order; an empty part has 0. Marks are ``tile`` tokens apart.
+    """
+    figure = new_figure(1.0 + 0.42 * len(contexts))
+    axes = figure.subplots()
+    longest = max(sum(parts) for parts in contexts.values())
+    told = []
+    for row, (label, parts) in enumerate(contexts.items()):
+        start = 0
+        for number, count in enumerate(parts):
+            if not count:
+                continue
+            colour = sequence_colour(number)
+            axes.barh(row, count, left=start, height=0.6, color=colour, edgecolor=INK, linewidth=0.6)
+            if count > 0.03 * longest:
+                axes.text(
+                    start + count / 2, row, str(number), ha="center", va="center", color=text_colour(colour), fontsize=9
+                )
+            start += count
+        axes.plot(range(0, start, tile), [row + 0.36] * len(range(0, start, tile)), "|", color=INK, markersize=4)
+        empty = sum(count == 0 for count in parts)
+        note = f"{start} tokens" + (f", {empty} empty" if empty else "")
+        axes.annotate(note, (start, row), (5, 0), textcoords="offset points", va="center", fontsize=9)
+        told.append(f"{label}: parts of {', '.join(map(str, parts))} tokens")
+    axes.set_yticks(range(len(contexts)), list(contexts))
+    axes.set_ylim(len(contexts) - 0.5, -0.6)
+    axes.set_xlim(0, longest * 1.22)
+    axes.set_xlabel(f"tokens of the context (a mark every {tile})")
+    axes.set_title("Which part reads which tokens")
+    axes.tick_params(axis="y", length=0)
+    return Picture(figure, f"Contexts cut into parts, each read by a program of its own. {'; '.join(told)}.")

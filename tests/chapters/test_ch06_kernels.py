@@ -1,0 +1,617 @@
+"""Chapter 06: kernels that write K and V, attend to tokens, split a context, merge its parts; and what is possible at best.
+
+Without a GPU they run in Triton's interpreter, on shapes that are small because it is slow, and with their memory watched:
+an address outside of a kernel's tensors is a failure. What a result must be is computed in float64, all tokens in one piece.
+Slots that a query must not see hold a large value.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.support.departures import assert_same, assert_same_tokens
+from tests.support.kernels import kernel_device, why_no_kernels
+from tests.support.memory_guard import memory_guard as memory_guard
+from tests.support.models import POISON, hf_greedy, hf_logits, random_gpt2
+
+CHAPTER = "06"
+DEVICE = kernel_device()
+REASON = why_no_kernels(DEVICE)
+pytestmark = [pytest.mark.skipif(REASON is not None, reason=str(REASON)), pytest.mark.usefixtures("memory_guard")]
+
+TILE = 16
+ATOL = 2e-5
+FAR = 2**30
+"""Numbers from block to block in a pool that is told to be large: block 2 begins where 32 bits end."""
+
+
+def random(seed: int, *shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def sizes(head_dim: int, block_size: int) -> dict[str, int]:
+    return {"HEAD_DIM": head_dim, "PADDED_DIM": 16 if head_dim <= 16 else 64, "BLOCK_SIZE": block_size}
+
+
+def empty_pool(shape: tuple[int, ...], heads_first: bool, dtype: torch.dtype = torch.float32) -> Tensor:
+    """A poisoned pool ``[num_blocks, block_size, num_heads, head_dim]``; a block's heads may come before its slots."""
+    if heads_first:
+        return torch.full((shape[0], shape[2], shape[1], shape[3]), POISON, dtype=dtype).to(DEVICE).transpose(1, 2)
+    return torch.full(shape, POISON, dtype=dtype).to(DEVICE)
+
+
+@contextmanager
+def far_pool(pool: Tensor, guard: Any) -> Iterator[tuple[Tensor, int]]:
+    """``pool`` with its blocks ``FAR`` numbers apart, and the stride that a kernel has to be told.
+
+    The interpreter's guard pretends that they are. On a GPU they really are, if it has that much memory to spare.
+    """
+    if guard is not None:
+        with guard.spread(pool, FAR):
+            yield pool, FAR
+    elif torch.cuda.mem_get_info()[0] > 16e9:
+        space = torch.empty((len(pool) - 1) * FAR + pool[0].numel(), dtype=pool.dtype, device=pool.device)
+        yield space.as_strided(pool.shape, (FAR, *pool.stride()[1:])).copy_(pool), FAR
+    else:
+        yield pool, pool.stride(0)
+
+
+class Scene:
+    """Sequences whose tokens lie in blocks handed out in random order; ``spare`` is one that nobody holds.
+
+    Everything but ``keys`` and ``values``, each sequence's own in float64, is on the device that runs the kernels.
+    """
+
+    scale = 0.3  # not 1 / sqrt(head_dim), which a layer need not use
+
+    def __init__(
+        self,
+        seed: int,
+        contexts: list[int],
+        block_size: int = 4,
+        num_heads: int = 2,
+        head_dim: int = 16,
+        *,
+        heads_first: bool = False,
+        dtype: torch.dtype = torch.float32,
+        index_dtype: torch.dtype = torch.int64,
+        spread: float = 2.0,
+    ) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.contexts, self.block_size, self.num_heads, self.head_dim = contexts, block_size, num_heads, head_dim
+        num_pages = [-(-length // block_size) for length in contexts]
+        order = torch.randperm(sum(num_pages) + 1, generator=generator).tolist()
+        self.spare = order.pop()
+        self.tables = [[order.pop() for _ in range(count)] for count in num_pages]
+        shape = (sum(num_pages) + 1, block_size, num_heads, head_dim)
+        self.key_pool, self.value_pool = (empty_pool(shape, heads_first, dtype) for _ in range(2))
+        self.query = (torch.randn(len(contexts), num_heads, head_dim, generator=generator) * spread).to(dtype).to(DEVICE)
+        self.keys, self.values = [], []
+        for length, table in zip(contexts, self.tables, strict=True):
+            shape_of_one = (length, num_heads, head_dim)
+            key, value = (torch.randn(shape_of_one, generator=generator).to(dtype) for _ in range(2))
+            blocks = torch.tensor(table).repeat_interleave(block_size)[:length]
+            offsets = torch.arange(length) % block_size
+            self.key_pool[blocks, offsets], self.value_pool[blocks, offsets] = key.to(DEVICE), value.to(DEVICE)
+            self.keys.append(key.double())
+            self.values.append(value.double())
+        # Rows further apart than they are long; entries past a sequence's pages name a block that nobody holds.
+        wide = torch.full((len(contexts), max(num_pages) + 3), self.spare, dtype=index_dtype)
+        for index, table in enumerate(self.tables):
+            wide[index, : len(table)] = torch.tensor(table)
+        self.block_tables = wide.to(DEVICE)[:, : max(num_pages)]
+        self.context_lens = torch.tensor(contexts, dtype=index_dtype, device=DEVICE)
+
+    def scores(self, index: int, scale: float | None = None) -> Tensor:
+        """``[num_heads, context_len]`` of a sequence's query, in float64."""
+        query = self.query[index].cpu().double()
+        return torch.einsum("hd,khd->hk", query, self.keys[index]) * (self.scale if scale is None else scale)
+
+    def out(self, scale: float | None = None) -> Tensor:
+        """``[num_seqs, num_heads, head_dim]``: attention of each query over its whole context."""
+        weights = [self.scores(index, scale).softmax(-1) for index in range(len(self.contexts))]
+        return torch.stack([torch.einsum("hk,khd->hd", w, v) for w, v in zip(weights, self.values, strict=True)])
+
+    def explain(self, got: Tensor) -> Callable[[tuple[int, ...]], str]:
+        """Whose query a place is about, and what was computed there instead, if that can be told."""
+
+        def where(place: tuple[int, ...]) -> str:
+            index, head = place[:2]
+            said = f"context of {self.contexts[index]} tokens, block size {self.block_size}, table {self.tables[index]}"
+            found = got[index, head].cpu().double()
+            if found.isnan().any():
+                return f"{said}; nan comes of 0 / 0, of inf - inf and of inf * 0"
+            for other in range(self.num_heads):
+                if other != head and torch.allclose(found, self.out()[index, other], atol=1e-3):
+                    return f"{said}; this is what head {other} should give"
+            for other in range(len(self.contexts)):
+                if other != index and torch.allclose(found, self.out()[other, head], atol=1e-3):
+                    return f"{said}; this is what sequence {other} should give"
+            for name, scale in (("1", 1.0), ("scale twice", self.scale**2)):
+                if torch.allclose(found, self.out(scale)[index, head], atol=1e-3):
+                    return f"{said}; this is what {'a scale of 1' if name == '1' else name} gives"
+            return said
+
+        return where
+
+
+# Task 6.1
+
+
+def check_write(
+    chapter: Any, seed: int, key: Tensor, value: Tensor, slots: list[int], shape: tuple[int, ...], **layout: Any
+) -> None:
+    """After the launch the slots hold what was written, and all others what they held."""
+    heads_first, index_dtype = layout.get("heads_first", False), layout.get("index_dtype", torch.int64)
+    pools = [empty_pool(shape, heads_first, key.dtype) for _ in range(2)]
+    expected = [pool.cpu().clone() for pool in pools]
+    for pool, rows in zip(expected, (key, value), strict=True):
+        for token, slot in enumerate(slots):
+            pool[slot // shape[1], slot % shape[1]] = rows[token].cpu()
+    strides = key.stride()[:2], pools[0].stride()[:3]
+    tensors = key, value, *pools, torch.tensor(slots, dtype=index_dtype, device=DEVICE)
+    chapter.write_kernel[key.shape[:2]](*tensors, *strides, **sizes(shape[3], shape[1]), num_warps=1)
+
+    def where(place: tuple[int, ...]) -> str:
+        slot = place[0] * shape[1] + place[1]
+        return (
+            f"slot {slot}, that of token {slots.index(slot)}" if slot in slots else f"slot {slot}, which nobody was to write"
+        )
+
+    for name, pool, wanted in zip(("key_pool", "value_pool"), pools, expected, strict=True):
+        axes = ("block", "offset", "head", "dim")
+        assert_same(pool.cpu(), wanted, what=f"the numbers of {name}", axes=axes, atol=0, where=where)
+
+
+def rows(seed: int, num_tokens: int, num_heads: int, head_dim: int) -> tuple[Tensor, Tensor]:
+    """K and V as the model has them: of each token query, key and value lie side by side."""
+    qkv = random(seed, num_tokens, 3, num_heads, head_dim).to(DEVICE)
+    return qkv[:, 1], qkv[:, 2]
+
+
+@pytest.mark.task("6.1", hint="slot // BLOCK_SIZE is the block, slot % BLOCK_SIZE the place in it; each has its own stride.")
+@pytest.mark.parametrize(("block_size", "num_heads"), [(4, 1), (4, 2), (8, 3)])
+def test_each_token_goes_to_its_slot(chapter: Any, seed: int, block_size: int, num_heads: int) -> None:
+    slots = torch.randperm(4 * block_size, generator=torch.Generator().manual_seed(seed))[:5].tolist()
+    key, value = (random(seed + turn, 5, num_heads, 16).to(DEVICE) for turn in range(2))
+    check_write(chapter, seed, key, value, slots, (4, block_size, num_heads, 16))
+
+
+@pytest.mark.task("6.1", hint="Take the strides that you are given: in the model, a token's key is followed by its value.")
+def test_keys_and_values_may_be_views(chapter: Any, seed: int) -> None:
+    check_write(chapter, seed, *rows(seed, 3, 2, 16), [9, 2, 4], (3, 4, 2, 16))
+    key, value = (random(seed + turn, 2, 3, 16).to(DEVICE).transpose(0, 1) for turn in range(2))  # heads are far apart
+    check_write(chapter, seed, key, value, [9, 2, 4], (3, 4, 2, 16))
+
+
+@pytest.mark.task(
+    "6.1", hint="In the engine's pools, the slots of a head lie side by side: head and slot strides change places."
+)
+@pytest.mark.parametrize("index_dtype", [torch.int32, torch.int64], ids=str)
+def test_a_pool_may_have_any_strides(chapter: Any, seed: int, index_dtype: torch.dtype) -> None:
+    layout: dict[str, Any] = {"heads_first": True, "index_dtype": index_dtype}
+    check_write(chapter, seed, *rows(seed, 3, 3, 16), [7, 0, 11], (3, 4, 3, 16), **layout)
+
+
+@pytest.mark.task(
+    "6.1", hint="A tile has PADDED_DIM places and a head HEAD_DIM numbers: mask both the loads and the stores."
+)
+def test_padding_is_neither_read_nor_written(chapter: Any, seed: int) -> None:
+    check_write(chapter, seed, *rows(seed, 3, 2, 20), [5, 11, 0], (3, 4, 2, 20))
+    check_write(chapter, seed, *rows(seed, 1, 1, 20), [11], (3, 4, 1, 20), heads_first=True)
+
+
+@pytest.mark.task(
+    "6.1", hint="Slots may come as 32-bit numbers. Make them 64 bits wide (.to(tl.int64)) before you multiply."
+)
+def test_a_slot_may_lie_more_than_32_bits_into_the_pool(chapter: Any, seed: int, memory_guard: Any) -> None:
+    key, value = (random(seed + turn, 2, 1, 16).half().to(DEVICE) for turn in range(2))
+    slots = torch.tensor([2 * 4 + 2, 1], dtype=torch.int32, device=DEVICE)
+    near = [empty_pool((3, 4, 1, 16), False, torch.float16) for _ in range(2)]
+    with far_pool(near[0], memory_guard) as (key_pool, stride), far_pool(near[1], memory_guard) as (value_pool, _):
+        strides = key.stride()[:2], (stride, *near[0].stride()[1:3])
+        chapter.write_kernel[2, 1](key, value, key_pool, value_pool, slots, *strides, **sizes(16, 4), num_warps=1)
+        for name, pool, new in (("key_pool", key_pool, key), ("value_pool", value_pool, value)):
+            written = torch.stack([pool[2, 2], pool[0, 1]])
+            what = f"the written slots of {name}"
+            assert_same(written.cpu(), new.cpu(), what=what, axes=("token", "head", "dim"), atol=0)
+
+
+# Task 6.2
+
+
+def run_attend(attend: Any, scene: Scene, head: int, first: int, last: int, *, pool_strides: Any = None) -> list[Tensor]:
+    """``acc``, ``maximum`` and ``total`` that ``attend`` returns for sequence 0's query, on the CPU."""
+    from tests.support.kernel_parts import one_program
+
+    query = (scene.query[0, head].float() * scene.scale).contiguous()
+    outs = [torch.full((size,), math.nan, device=DEVICE) for size in (scene.head_dim, 1, 1)]
+    pools = scene.key_pool[:, :, head], scene.value_pool[:, :, head]
+    table = scene.block_tables[0, : max(1, -(-last // scene.block_size))].clone()  # nothing follows the entries in use
+    strides = pool_strides or scene.key_pool.stride()[:3]
+    constants = sizes(scene.head_dim, scene.block_size) | {"ATTEND": attend}
+    one_program[1,](*outs, query, *pools, table, first, last, strides, **constants, num_warps=1)
+    return [out.cpu() for out in outs]
+
+
+def check_attend(attend: Any, scene: Scene, head: int, first: int, last: int, **options: Any) -> None:
+    """The three numbers must be those of tokens ``first .. last - 1`` taken together."""
+    got = run_attend(attend, scene, head, first, last, **options)
+    scores = scene.scores(0)[head, first:last]
+    maximum = scores.max() if len(scores) else torch.tensor(-math.inf).double()
+    weights = (scores - maximum).exp()
+    rounded = max(
+        (abs(score) for score in scores.tolist()), default=0.0
+    )  # what is rounded in a score is factors in a weight
+    expected = [weights @ scene.values[0][first:last, head], maximum[None], weights.sum()[None]]
+    place = f"tokens {first} to {last - 1}" if last > first else "no tokens"
+    place += f", block size {scene.block_size}, block table {scene.tables[0]}, head {head}"
+    for name, mine, theirs in zip(
+        ("maximum", "total", "acc"), (*got[1:], got[0]), (*expected[1:], expected[0]), strict=True
+    ):
+        size = max(1.0, float(theirs.abs().max())) if theirs.isfinite().all() else 1.0
+        tolerance = (ATOL + 5e-7 * rounded) * size
+        assert_same(mine, theirs, what=f"the numbers of `{name}` for {place}", axes=("dim",), atol=tolerance)
+
+
+@pytest.mark.task(
+    "6.2", hint="A whole tile: scores are sums over the dims, one for each token; max and sum run over tokens."
+)
+@pytest.mark.parametrize("block_size", [16, 4, 32])
+def test_a_single_full_tile(chapter: Any, seed: int, block_size: int) -> None:
+    check_attend(chapter.attend_tokens, Scene(seed, [TILE], block_size), 1, 0, TILE)
+
+
+@pytest.mark.task(
+    "6.2", hint="A later tile may bring a larger maximum: what was summed before shrinks. Chapter 03, task 3.1."
+)
+@pytest.mark.parametrize("spread", [2.0, 300.0])
+def test_several_full_tiles(chapter: Any, seed: int, spread: float) -> None:
+    scene = Scene(seed, [4 * TILE], 8, spread=spread)
+    for head in range(2):
+        check_attend(chapter.attend_tokens, scene, head, 0, 4 * TILE)
+
+
+@pytest.mark.task("6.2", hint="Tokens from `last` on score minus infinity; and the table says nothing about them.")
+@pytest.mark.parametrize(("block_size", "lasts"), [(4, (1, 3, 4, 5, 15, 17)), (32, (1, 31, 33)), (1, (2, 18))], ids=str)
+def test_the_last_tile_may_be_cut_short(chapter: Any, seed: int, block_size: int, lasts: tuple[int, ...]) -> None:
+    scene = Scene(seed, [40], block_size)
+    for last in lasts:
+        check_attend(chapter.attend_tokens, scene, 0, 0, last)
+
+
+@pytest.mark.task(
+    "6.2", hint="The tile that begins at token `start` holds tokens start, start + 1, ...: where does yours begin?"
+)
+def test_a_range_may_begin_later(chapter: Any, seed: int) -> None:
+    scene = Scene(seed, [70], 8)
+    for first, last in ((16, 32), (32, 70), (64, 67)):
+        check_attend(chapter.attend_tokens, scene, 1, first, last)
+
+
+@pytest.mark.task(
+    "6.2", hint="No tokens: the loop is not entered, and what you start with is returned. Nothing divides here."
+)
+def test_an_empty_range_gives_nothing(chapter: Any, seed: int) -> None:
+    scene = Scene(seed, [20], 4)
+    check_attend(chapter.attend_tokens, scene, 0, 16, 16)
+    check_attend(chapter.attend_tokens, scene, 0, 32, 20)  # a part that would begin past the end
+
+
+@pytest.mark.task("6.2", hint="pool_strides[0] leads to the next block, pool_strides[1] to the next slot: in any layout.")
+@pytest.mark.parametrize("num_heads", [1, 3])
+def test_pages_may_be_laid_out_in_any_way(chapter: Any, seed: int, num_heads: int) -> None:
+    scene = Scene(seed, [21], 4, num_heads, heads_first=True)
+    check_attend(chapter.attend_tokens, scene, num_heads - 1, 0, 21)
+
+
+@pytest.mark.task("6.2", hint="Of PADDED_DIM places HEAD_DIM hold numbers of this head; the rest belong to somebody else.")
+def test_a_head_may_have_fewer_numbers_than_the_tile(chapter: Any, seed: int) -> None:
+    check_attend(chapter.attend_tokens, Scene(seed, [19], 4, 2, 20), 1, 0, 19)
+
+
+@pytest.mark.task("6.2", hint="Convert what you load to float32 before you compute with it; sums are float32, too.")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_pools_of_another_dtype(chapter: Any, seed: int, dtype: torch.dtype) -> None:
+    check_attend(chapter.attend_tokens, Scene(seed, [21], 4, dtype=dtype), 0, 0, 21)
+
+
+@pytest.mark.task("6.2", hint="Block ids may be 32-bit numbers. Make them 64 bits wide (.to(tl.int64)) before you multiply.")
+def test_a_block_may_lie_more_than_32_bits_into_the_pool(chapter: Any, seed: int, memory_guard: Any) -> None:
+    scene = Scene(seed, [9], 4, 1, dtype=torch.float16, index_dtype=torch.int32)  # 4 blocks, of which one is spare
+    pools = scene.key_pool, scene.value_pool
+    with far_pool(pools[0], memory_guard) as (scene.key_pool, stride), far_pool(pools[1], memory_guard) as (value_pool, _):
+        scene.value_pool = value_pool
+        check_attend(chapter.attend_tokens, scene, 0, 0, 9, pool_strides=(stride, *pools[0].stride()[1:3]))
+
+
+# Task 6.3
+
+
+@pytest.fixture
+def sound(chapter: Any, seed: int, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The chapter with an ``attend_tokens`` that works: if its own does not, later tasks are judged with another."""
+    from tests.support.kernel_parts import attend_twice
+
+    try:
+        for scene, first, last in ((Scene(seed, [37], 4), 0, 37), (Scene(seed, [20], 4, 1, 20), 16, 20)):
+            check_attend(chapter.attend_tokens, scene, 0, first, last)
+        check_attend(chapter.attend_tokens, scene, 0, 16, 16)
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        monkeypatch.setattr(chapter, "attend_tokens", attend_twice)
+    return chapter
+
+
+Parts = tuple[Tensor, Tensor, Tensor]
+"""``acc``, ``maximum`` and ``total`` of all parts, in float64."""
+
+
+def run_decode(chapter: Any, scene: Scene, num_splits: int) -> Parts:
+    """What ``decode_kernel`` writes for all queries of a scene."""
+    shape = (len(scene.contexts), scene.num_heads, num_splits)
+    outs = [torch.full(size, math.nan, device=DEVICE) for size in ((*shape, scene.head_dim), shape, shape)]
+    inputs = scene.query, scene.key_pool, scene.value_pool, scene.block_tables, scene.context_lens, scene.scale
+    strides = scene.query.stride()[:2], scene.key_pool.stride()[:3], scene.block_tables.stride(0)
+    chapter.decode_kernel[shape](*outs, *inputs, *strides, **sizes(scene.head_dim, scene.block_size), num_warps=1)
+    acc, maximum, total = (out.cpu().double() for out in outs)
+    return acc, maximum, total
+
+
+def merged(parts: Parts) -> Tensor:
+    """The parts put together in the textbook way."""
+    acc, maximum, total = parts
+    weights = (maximum - maximum.amax(-1, keepdim=True)).exp()
+    return (weights[..., None] * acc).sum(-2) / (weights * total).sum(-1, keepdim=True)
+
+
+def check_decode(chapter: Any, scene: Scene, num_splits: int) -> None:
+    """The parts together are attention over the whole context."""
+    parts = run_decode(chapter, scene, num_splits)
+    names = "acc", "maximum", "total"
+    for name, numbers in zip(names, parts, strict=True):
+        seq, head, split, *_ = (*torch.nonzero(numbers.isnan())[:1].flatten().tolist(), 0, 0, 0)
+        place = f"for part {split} of head {head} of sequence {seq}, which has {scene.contexts[seq]} tokens"
+        assert not numbers.isnan().any(), f"`{name}` was not written, or is nan, {place}, with {num_splits} parts"
+    got = merged(parts)
+    what = f"the outputs of {num_splits} part{'s' * (num_splits > 1)} put together"
+    assert_same(got, scene.out(), what=what, axes=("sequence", "head", "dim"), atol=1e-4, where=scene.explain(got))
+
+
+@pytest.mark.task("6.3", hint="One part is the whole context: 0 to the context's length. The query is multiplied by scale.")
+@pytest.mark.parametrize("context", [16, 5])
+def test_one_sequence_with_one_head_in_one_part(sound: Any, seed: int, context: int) -> None:
+    check_decode(sound, Scene(seed, [context], 4, 1), 1)
+
+
+@pytest.mark.task("6.3", hint="Each head has its own query and its own place in the pools: which stride leads to it?")
+@pytest.mark.parametrize("heads_first", [False, True], ids=["slots first", "heads first"])
+def test_each_head_reads_its_own_numbers(sound: Any, seed: int, heads_first: bool) -> None:
+    check_decode(sound, Scene(seed, [21], 4, 3, heads_first=heads_first), 1)
+
+
+@pytest.mark.task("6.3", hint="Each sequence has its own query, length and row of the table; rows are table_stride apart.")
+def test_each_sequence_has_its_own_table_and_length(sound: Any, seed: int) -> None:
+    check_decode(sound, Scene(seed, [9, 33, 1, 20], 4), 1)
+
+
+@pytest.mark.task("6.3", hint="Take the query's strides as they are given, and mask what lies past HEAD_DIM.")
+def test_queries_may_be_views_and_heads_of_any_size(sound: Any, seed: int) -> None:
+    scene = Scene(seed, [6, 18], 4, 2, 20)
+    query = scene.query
+    for scene.query in (torch.stack([query, -query], 1)[:, 0], query.transpose(0, 1).contiguous().transpose(0, 1)):
+        check_decode(sound, scene, 1)
+
+
+@pytest.mark.task(
+    "6.3", hint="Together the parts must see every token once: where does part i begin, and where does it end?"
+)
+@pytest.mark.parametrize("num_splits", [2, 3, 4])
+def test_parts_together_give_the_whole(sound: Any, seed: int, num_splits: int) -> None:
+    check_decode(sound, Scene(seed, [64, 37, 80], 8), num_splits)
+
+
+@pytest.mark.task(
+    "6.3", hint="An empty part writes what attend_tokens gives for no tokens. No part goes past the context's end."
+)
+@pytest.mark.parametrize("num_splits", [4, 7])
+def test_there_may_be_more_parts_than_tiles(sound: Any, seed: int, num_splits: int) -> None:
+    check_decode(sound, Scene(seed, [70, 17, 3], 8), num_splits)
+
+
+@pytest.mark.task(
+    "6.3", hint="Count in tiles: divide their number by num_splits, round up, and only then go back to tokens."
+)
+@pytest.mark.parametrize(("context", "num_splits"), [(80, 2), (65, 4), (96, 4), (33, 3), (150, 5)])
+def test_tiles_are_shared_out_evenly(sound: Any, seed: int, context: int, num_splits: int) -> None:
+    """With keys of zero each token weighs 1; a token's value says in which tile it is. So ``acc`` counts tokens by tile."""
+    scene = Scene(seed, [context], 8, 1)
+    scene.key_pool.zero_()
+    for position in range(context):
+        block, offset = scene.tables[0][position // 8], position % 8
+        scene.value_pool[block, offset] = 0
+        scene.value_pool[block, offset, 0, position // TILE] = 1
+    counts = run_decode(sound, scene, num_splits)[0][0, 0]  # [num_splits, tile]
+    num_tiles = -(-context // TILE)
+    for tile in range(num_tiles):
+        whole = min(TILE, context - tile * TILE)
+        seen = [int(count) if float(count).is_integer() else float(count) for count in counts[:, tile].tolist()]
+        parts = f"{num_splits} parts of {context} tokens see {seen} tokens of tile {tile}"
+        assert sum(count > 0 for count in seen) == 1 and sum(seen) == whole, f"{parts}: one part should see all {whole}"
+    most, fair = int((counts > 0).sum(1).max()), -(-num_tiles // num_splits)
+    got = f"of {num_tiles} tiles in {num_splits} parts, one has {most}"
+    assert most <= fair, f"{got}: no part should have more than {fair}, since all wait for the slowest"
+
+
+@pytest.mark.task("6.3", hint="The row of a part: first all parts of a head, then the next head, then the next sequence.")
+def test_entries_past_the_pages_are_not_followed(sound: Any, seed: int, memory_guard: Any) -> None:
+    scene = Scene(seed, [9, 33, 20], 4)
+    if memory_guard is not None:  # on a GPU, whoever follows one takes all that runs there down
+        for index, table in enumerate(scene.tables):
+            scene.block_tables[index, len(table) :] = 10**9
+    check_decode(sound, scene, 3)
+
+
+# Task 6.4
+
+
+def random_parts(seed: int, shape: tuple[int, int, int], head_dim: int, shifts: list[float]) -> Parts:
+    """Parts of two tokens each; a shift is added to a part's scores, minus infinity makes it empty."""
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.randn(*shape, 2, generator=generator, dtype=torch.float64)
+    values = torch.randn(*shape, 2, head_dim, generator=generator, dtype=torch.float64)
+    scores = scores + torch.tensor(shifts, dtype=torch.float64)[:, None]
+    maximum = scores.amax(-1)
+    weights = torch.where(maximum[..., None] > -math.inf, (scores - maximum[..., None]).exp(), 0.0)
+    acc = (weights[..., None] * values).sum(-2)
+    return acc, maximum, weights.sum(-1)
+
+
+def check_merge(chapter: Any, parts: Parts, where: str = "") -> None:
+    acc, maximum, total = (part.float().contiguous().to(DEVICE) for part in parts)
+    num_seqs, num_heads, num_splits, head_dim = acc.shape
+    out = torch.full((num_seqs, num_heads, head_dim), math.nan, device=DEVICE)
+    constants = {"HEAD_DIM": head_dim, "PADDED_DIM": sizes(head_dim, 1)["PADDED_DIM"]}
+    constants["PADDED_SPLITS"] = 1 << (num_splits - 1).bit_length()
+    chapter.merge_kernel[num_seqs, num_heads](out, acc, maximum, total, num_splits, **constants, num_warps=1)
+
+    def parts_of(place: tuple[int, ...]) -> str:
+        seq, head, _ = place
+        numbers = ", ".join(
+            f"({m:.4g}, {s:.4g})" for m, s in zip(parts[1][seq, head].tolist(), parts[2][seq, head].tolist())
+        )
+        return f"(maximum, total) of its parts: {numbers}"
+
+    what = f"the merged outputs of {num_splits} part{'s' * (num_splits > 1)}"
+    largest = max(abs(number) for number in parts[1].flatten().tolist() if math.isfinite(number))
+    atol = 1e-5 + 5e-7 * largest  # float32 rounds a maximum of 900 to 3e-5
+    assert_same(out.cpu(), merged(parts), what=what, axes=("sequence", "head", "dim"), atol=atol, where=parts_of)
+
+
+@pytest.mark.task("6.4", hint="Of one part: acc divided by total. Which row of the parts belongs to this sequence and head?")
+def test_a_single_part_is_divided_by_its_total(chapter: Any, seed: int) -> None:
+    check_merge(chapter, random_parts(seed, (2, 3, 1), 16, [0.0]))
+
+
+@pytest.mark.task("6.4", hint="Each part counts from its own maximum: bring all to the largest before you add them.")
+@pytest.mark.parametrize("shifts", [[0.0, 3.0], [2.0, 0.0, 1.0, 5.0]], ids=str)
+def test_parts_with_different_maxima(chapter: Any, seed: int, shifts: list[float]) -> None:
+    check_merge(chapter, random_parts(seed, (2, 2, len(shifts)), 16, shifts))
+
+
+@pytest.mark.task(
+    "6.4", hint="Places from num_splits on are padding: nothing of theirs may be read, and they weigh nothing."
+)
+def test_the_number_of_parts_may_be_no_power_of_two(chapter: Any, seed: int) -> None:
+    check_merge(chapter, random_parts(seed, (2, 2, 3), 16, [0.0, 1.0, -1.0]))
+    check_merge(chapter, random_parts(seed, (1, 3, 5), 20, [0.0, 1.0, -1.0, 2.0, -30.0]))
+
+
+@pytest.mark.task(
+    "6.4", hint="An empty part has maximum minus infinity and total 0: divide once, at the end, not part by part."
+)
+@pytest.mark.parametrize("shifts", [[0.0, -math.inf], [-math.inf, -math.inf, -20.0]], ids=str)
+def test_empty_parts_count_for_nothing(chapter: Any, seed: int, shifts: list[float]) -> None:
+    check_merge(chapter, random_parts(seed, (1, 2, len(shifts)), 16, shifts))
+
+
+@pytest.mark.task("6.4", hint="exp of a large number is infinite: take the largest maximum off first, then exp.")
+@pytest.mark.parametrize("shifts", [[900.0, 899.0], [-900.0, -902.0, 900.0], [-500.0, -501.0, -502.0]], ids=str)
+def test_maxima_of_any_size(chapter: Any, seed: int, shifts: list[float]) -> None:
+    check_merge(chapter, random_parts(seed, (1, 2, len(shifts)), 16, shifts))
+
+
+@pytest.fixture
+def complete(sound: Any, seed: int, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A sound chapter whose contexts are cut into two parts, whatever its own choice is."""
+    monkeypatch.setattr(sound, "choose_num_splits", lambda *_: 2)
+    return sound
+
+
+@pytest.mark.task("6.4", hint="Here all kernels work together, on prompts, chunks and decodes: do those of 6.1 to 6.3 pass?")
+def test_generation_equals_hugging_face(complete: Any, seed: int) -> None:
+    model: Any = random_gpt2(torch.float32, seed=seed)
+    prompts = [[1, 2, 3], list(range(18)), [95]]
+    logits: dict[int, list[Tensor]] = {index: [] for index in range(len(prompts))}
+
+    def keep(index: int, scores: Tensor) -> None:
+        logits[index].append(scores.cpu())
+
+    answers = complete.generate(model.to(DEVICE), prompts, 4, keep, block_size=4)
+    model.to("cpu")
+    for index, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        expected = hf_logits(model, prompt + answer)[len(prompt) - 1 : -1]
+        assert_same(
+            torch.stack(logits[index]), expected, what=f"logits of prompt {index}", axes=("token", "score"), atol=1e-4
+        )
+        assert_same_tokens(answer, hf_greedy(model, prompt, 4, 96), what=f"the answer to prompt {index}")
+
+
+# Task 6.5
+
+
+def shapes(seed: int) -> Iterator[tuple[int, int, int, int, int]]:
+    """Sequences, context, heads, head_dim, bytes of a number."""
+    yield 1, 1, 1, 1, 1
+    yield 256, 512, 12, 64, 2
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(20):
+        counts = [int(torch.randint(1, most, (), generator=generator)) for most in (300, 1025, 20, 129, 9)]
+        yield counts[0], counts[1], counts[2], counts[3], counts[4]
+
+
+@pytest.mark.task(
+    "6.5", hint="Each token has K and V, in each head head_dim numbers. Each query is read, each result written."
+)
+def test_the_bytes_of_a_decode(chapter: Any, seed: int) -> None:
+    for num_seqs, context, num_heads, head_dim, itemsize in shapes(seed):
+        tokens = num_seqs * context + num_seqs  # K and V of the context; and a query and a result for each sequence
+        expected = 2 * tokens * num_heads * head_dim * itemsize
+        got = chapter.decode_work(num_seqs, context, num_heads, head_dim, itemsize).num_bytes
+        shape = f"{num_seqs} sequences of {context} tokens, {num_heads} heads of {head_dim} numbers of {itemsize} bytes"
+        assert got == expected, f"num_bytes for {shape}: got {got}, expected {expected}"
+
+
+@pytest.mark.task(
+    "6.5", hint="For each token and head: query times key, weight times value; head_dim products and sums each."
+)
+def test_the_operations_of_a_decode(chapter: Any, seed: int) -> None:
+    for num_seqs, context, num_heads, head_dim, itemsize in shapes(seed):
+        expected = sum((2 * head_dim) * 2 for _ in range(num_heads)) * num_seqs * context
+        got = chapter.decode_work(num_seqs, context, num_heads, head_dim, itemsize).num_operations
+        shape = f"{num_seqs} sequences of {context} tokens, {num_heads} heads of {head_dim}"
+        assert got == expected, f"num_operations for {shape}: got {got}, expected {expected}"
+
+
+@pytest.mark.task("6.5", hint="Bytes take their time and operations theirs. They overlap, so the longer of the two remains.")
+def test_the_floor_is_what_the_slower_resource_needs(chapter: Any, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(30):
+        moved, computed = (int(number) for number in torch.randint(1, 10**9, (2,), generator=generator))
+        bytes_per_s, operations_per_s = (float(10 ** (12 * x)) for x in torch.rand(2, generator=generator))
+        got = chapter.floor_seconds(chapter.Work(moved, computed), bytes_per_s, operations_per_s)
+        expected = sorted([moved / bytes_per_s, computed / operations_per_s])[1]
+        said = f"{moved} bytes at {bytes_per_s:.3g}/s, {computed} operations at {operations_per_s:.3g}/s"
+        assert math.isclose(got, expected), f"floor_seconds for {said}: got {got:.6g}, expected {expected:.6g}"
+
+
+@pytest.mark.task(
+    "6.5", hint="Round up: too few programs leave the GPU idle. A split needs a tile; and there is at least one."
+)
+def test_as_few_splits_as_give_enough_programs(chapter: Any, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    cases = [(12, 64, 3168), (12 * 256, 64, 3168), (3168, 64, 3168), (3167, 64, 3168), (12, 1, 3168), (1, 5, 5)]
+    for _ in range(60):
+        cases.append((*(int(torch.randint(1, most, (), generator=generator)) for most in (400, 40, 900)),))  # type: ignore[arg-type]
+    for num_queries, num_tiles, num_wanted in cases:
+        enough = (count for count in range(1, num_tiles + 1) if count * num_queries >= num_wanted)
+        expected = next(enough, num_tiles)
+        got = chapter.choose_num_splits(num_queries, num_tiles, num_wanted)
+        said = f"{num_queries} queries, {num_tiles} tiles, {num_wanted} programs wanted"
+        assert type(got) is int and got == expected, f"choose_num_splits for {said}: got {got!r}, expected {expected}"

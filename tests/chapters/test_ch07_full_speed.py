@@ -1,0 +1,1149 @@
+"""Chapter 07: batch rows, buckets, the captured step, the loop with a step in flight, blocks that come late; then all of it.
+
+What a GPU would do is done here on the CPU: a captured step is a recording, and replaying it reads and writes the memory
+that it was recorded over. So a buffer that was bound anew, a value read too early and a padding row that writes into
+somebody's block are found out without a GPU.
+"""
+
+import random
+from collections.abc import Iterable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from chapters import ch02_block_table
+from chapters.capture import CaptureError, capture
+from pagebrain import PageBrainConfig, SamplingParams
+from pagebrain.sequence import Request, ScheduledSequence, Sequence, SequenceGroup, SequenceStatus
+from tests.support.departures import assert_same, assert_same_tokens
+from tests.support.hashing import next_token
+from tests.support.models import POISON, hf_cache, hf_greedy, hf_logits, poison, random_gpt2
+
+CHAPTER = "07"
+CPU = torch.device("cpu")
+END = 96
+"""The end-of-sequence token of the small models."""
+
+
+def make_sequence(number: int, num_tokens: int, max_new_tokens: int = 20, first: int = 0) -> Sequence:
+    """A sequence of which no two tokens are the same, and none is another sequence's."""
+    prompt = tuple(1000 * number + first + place for place in range(num_tokens))
+    request = Request(str(number), None, prompt, SamplingParams(temperature=0), number, number, 0.0)
+    return Sequence(number, request, 0, num_tokens + max_new_tokens)
+
+
+# Task 7.1 -----------------------------------------------------------------------------------------------------------------
+
+
+class Place:
+    """Batch rows and a cache with blocks of four slots; ``step`` plays one step of the engine's, on counts alone."""
+
+    def __init__(self, chapter: Any, seats: int = 4, num_blocks: int = 60) -> None:
+        shape: dict[str, Any] = {"num_layers": 1, "num_heads": 1, "head_dim": 1, "dtype": "float64", "device": "cpu"}
+        shape |= {"block_size": 4, "num_blocks": num_blocks, "max_num_seqs": seats, "max_model_len": 40}
+        self.config = PageBrainConfig(max_num_batched_tokens=64, **shape)
+        self.cache = ch02_block_table.PagedCache(ch02_block_table.BlockManager(self.config), self.config)
+        (dummy_block,) = self.cache.block_manager.allocate(1)
+        self.rows = chapter.BatchRows(self.config, dummy_block)
+        self.state = self.rows.state
+        self.address = self.state.data_ptr()
+        self.sent: list[list[tuple[int, int, int]]] = []
+        send = self.rows.send
+
+        def watched(changes: Any) -> None:
+            changes = list(changes)
+            if changes:
+                self.sent.append(changes)
+            send(changes)
+
+        self.rows.send = watched
+        self.story: list[str] = []
+
+    def entry(self, seq: Sequence, count: int) -> ScheduledSequence:
+        """A part of the step, with blocks for it."""
+        start = seq.num_scheduled
+        self.cache.grow(seq.seq_id, start + count)
+        return ScheduledSequence(seq, start, count, samples=start + count == seq.num_tokens)
+
+    def update(self, *parts: tuple[Sequence, int]) -> list[int]:
+        """Call ``update`` for parts ``(sequence, tokens)``; then the step changes the rows, as a step does."""
+        group = SequenceGroup(tuple(self.entry(seq, count) for seq, count in parts))
+        self.sent.clear()
+        self.story.append("update for " + ", ".join(f"{e.seq.seq_id} from {e.start} to {e.context_len}" for e in group))
+        got = self.rows.update(group, self.cache)
+        assert len(self.sent) <= 1, (
+            f"update called send {len(self.sent)} times: each is a copy of its own, so collect the changes. {self.told}"
+        )
+        assert self.rows.state is self.state and self.state.data_ptr() == self.address, (
+            f"update bound `state` to another tensor: a graph still reads the old one. {self.told}"
+        )
+        assert isinstance(got, list) and len(got) == len(group), (
+            f"update returned {got} for {len(group)} entries. {self.told}"
+        )
+        return got
+
+    @property
+    def told(self) -> str:
+        return f"What happened: {'; '.join(self.story)}"
+
+    def check_row(self, row: int, seq: Sequence, token: int, context_len: int) -> None:
+        """What the row must say."""
+        table = list(self.cache.block_table(seq.seq_id))
+        for name, now, must in (
+            ("token_ids", int(self.rows.token_ids[row]), token),
+            ("context_lens", int(self.rows.context_lens[row]), context_len),
+            ("block_tables", self.rows.block_tables[row, : len(table)].tolist(), table),
+        ):
+            assert now == must, f"`{name}` of row {row}, sequence {seq.seq_id}'s, should be {must} but is {now}. {self.told}"
+
+
+@pytest.mark.task("7.1", hint="A new sequence: the token at entry.start, entry.start itself, and every block of its table.")
+def test_all_about_a_new_sequence_travels(chapter: Any, seed: int) -> None:
+    for start in (0, 3, random.Random(seed).randrange(4, 9)):  # chunks before it may have been computed elsewhere
+        place = Place(chapter)
+        seq = make_sequence(1, 14)
+        seq.num_scheduled = start
+        (row,) = place.update((seq, 5))
+        place.check_row(row, seq, seq.token_ids[start], start)
+
+
+@pytest.mark.task("7.1", hint="A row is taken from free, and is nobody else's. Return the rows in the order of the group.")
+def test_every_sequence_has_a_row_of_its_own(chapter: Any, seed: int) -> None:
+    place = Place(chapter)
+    seqs = [make_sequence(number, 5) for number in (9, 2, 30, 4)]
+    random.Random(seed).shuffle(seqs)
+    got = place.update(*((seq, 5) for seq in seqs))
+    assert len(set(got)) == 4, f"update gave the rows {got}: two sequences share one. {place.told}"
+    assert set(got) <= set(range(8)), f"update gave the rows {got}; {place.rows.dummy_row} is the dummy sequence's"
+    assert sorted(place.rows.free) == sorted(set(range(8)) - set(got)), f"rows {got} are held, but free is {place.rows.free}"
+    for row, seq in zip(got, seqs, strict=True):
+        place.check_row(row, seq, seq.token_ids[0], 0)
+        assert place.rows.row_of[seq.seq_id] == row, f"row_of is {place.rows.row_of}, but update returned {got}"
+    again = place.update(*((seq, 1) for seq in reversed(seqs)))
+    assert again == got[::-1], f"update gave {got}, then for the same sequences in reverse order {again}. {place.told}"
+
+
+class Lives:
+    """Two sequences at work, each after its prompt; the steps have changed the rows, as decodes do."""
+
+    def __init__(self, chapter: Any) -> None:
+        self.place = Place(chapter)
+        self.seqs = [make_sequence(number, 6) for number in (1, 2)]
+        self.rows = self.place.update(*((seq, 6) for seq in self.seqs))
+        for row, seq in zip(self.rows, self.seqs, strict=True):
+            seq.num_scheduled = 6
+            seq.token_ids.append(7)  # known to the host by now; the GPU is a step ahead of it
+            self.place.state[row] = 50_000 + torch.arange(self.place.state.shape[1])
+        self.place.story.append("all columns were then overwritten on the GPU with 50000 and more, to see what travels")
+        self.before = self.place.state.clone()
+
+    def check(self, expected: dict[tuple[int, int], int]) -> None:
+        """Exactly these columns were written, ``{(row, column): number}``."""
+        changed = torch.nonzero(self.place.state != self.before).tolist()
+        for row, column in changed:
+            assert (row, column) in expected, (
+                f"column {column} of row {row} was sent again: the GPU has it, and newer perhaps. Columns 0 and 1 are token "
+                f"and context length, 2 is the first block. {self.place.told}"
+            )
+        for (row, column), number in expected.items():
+            got = int(self.place.state[row, column])
+            assert got == number, f"column {column} of row {row} should be {number} but is {got}. {self.place.told}"
+
+
+@pytest.mark.task("7.1", hint="num_sent knows how many blocks the row has. If the table has not grown, nothing travels.")
+def test_what_the_gpu_knows_does_not_travel_again(chapter: Any) -> None:
+    lives = Lives(chapter)
+    lives.place.update(*((seq, 1) for seq in lives.seqs))
+    lives.check({})
+
+
+@pytest.mark.task("7.1", hint="Of a table that has grown, the blocks from num_sent on travel, into the columns that follow.")
+@pytest.mark.parametrize("count", [3, 4, 12])
+def test_only_the_blocks_that_a_table_has_grown_by_travel(chapter: Any, count: int) -> None:
+    lives = Lives(chapter)
+    first, second = lives.seqs
+    second.token_ids += range(count)
+    lives.place.update((first, 1), (second, count))
+    table = lives.place.cache.block_table(second.seq_id)
+    assert len(table) > 2
+    lives.check({(lives.rows[1], 2 + page): table[page] for page in range(2, len(table))})
+
+
+@pytest.mark.task("7.1", hint="The row goes back to free. Forget all about the sequence, num_sent too.")
+def test_a_row_comes_back_and_serves_another(chapter: Any) -> None:
+    place = Place(chapter, seats=1)  # two rows
+    old, other = make_sequence(1, 20), make_sequence(2, 3)
+    place.update((old, 20), (other, 3))
+    place.rows.release(1)
+    place.story.append("release(1)")
+    place.cache.free(1)
+    assert len(place.rows.free) == 1, f"one of two rows was released, but free is {place.rows.free}. {place.told}"
+    new = make_sequence(3, 7)
+    (row,) = place.update((new, 7))
+    place.check_row(row, new, new.token_ids[0], 0)
+    place.check_row(place.rows.row_of[2], other, other.token_ids[0], 0)
+
+
+@pytest.mark.task("7.1", hint="Whoever comes again after a release is as new: it may have other blocks, and all travels.")
+def test_a_sequence_that_comes_again_is_new(chapter: Any) -> None:
+    place = Place(chapter)
+    seq = make_sequence(1, 10)
+    place.update((seq, 10))
+    place.rows.release(1)
+    place.story.append("release(1)")
+    place.cache.free(1)
+    place.cache.grow(99, 8)  # somebody else has its old blocks now
+    (row,) = place.update((seq, 10))
+    place.check_row(row, seq, seq.token_ids[0], 0)
+
+
+@pytest.mark.task("7.1", hint="release is also called for sequences that never had a row, and then nothing happens.")
+def test_releasing_who_has_no_row_changes_nothing(chapter: Any) -> None:
+    place = Place(chapter)
+    place.rows.release(5)
+    place.update((make_sequence(1, 3), 3))
+    place.rows.release(1)
+    place.rows.release(1)
+    assert sorted(place.rows.free) == list(range(8)), f"all 8 rows are free again, but free is {place.rows.free}"
+
+
+@pytest.mark.task("7.1", hint="A long play of arrivals, steps and departures. Follow the sequence that is told.")
+def test_rows_follow_whoever_comes_and_goes(chapter: Any, seed: int) -> None:
+    choose = random.Random(seed)
+    place = Place(chapter)
+    at_work: dict[int, Sequence] = {}
+    known: dict[int, tuple[int, int]] = {}  # token and context length in the row
+    for number in range(60):
+        place.story[:-6] = []
+        if len(at_work) < 4 and choose.random() < 0.6:
+            at_work[number] = make_sequence(number, choose.randint(1, 15))
+        if at_work and choose.random() < 0.3:
+            gone = choose.choice(list(at_work))
+            del at_work[gone]
+            known.pop(gone, None)
+            place.rows.release(gone)
+            place.cache.free(gone)
+            place.story.append(f"release({gone})")
+        parts = [(seq, choose.randint(1, seq.num_tokens - seq.num_scheduled)) for seq in at_work.values()]
+        choose.shuffle(parts)
+        rows = place.update(*parts)
+        for row, (seq, count) in zip(rows, parts, strict=True):
+            place.check_row(row, seq, *known.get(seq.seq_id, (seq.token_ids[0], 0)))
+            seq.num_scheduled += count
+            if seq.num_scheduled == seq.num_tokens and seq.num_tokens < 40:
+                seq.token_ids.append(500 + number)
+            elif seq.num_scheduled == seq.num_tokens:
+                at_work.pop(seq.seq_id)
+                place.rows.release(seq.seq_id)
+                place.cache.free(seq.seq_id)
+                known.pop(seq.seq_id, None)
+                continue
+            known[seq.seq_id] = 9_000 + number, seq.num_scheduled  # not what the host would have sent
+            place.rows.token_ids[row], place.rows.context_lens[row] = known[seq.seq_id]
+        for seq_id in at_work.keys() & known.keys():
+            row = place.rows.row_of[seq_id]
+            place.check_row(row, at_work[seq_id], *known[seq_id])
+    assert len(place.rows.free) == 8 - len(known), f"{len(known)} sequences have rows, but free is {place.rows.free}"
+
+
+# Task 7.2 -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.task("7.2", hint="Of all buckets that are large enough, the smallest. One that is exactly as large is enough.")
+def test_the_smallest_bucket_that_is_large_enough(chapter: Any, seed: int) -> None:
+    choose = random.Random(seed)
+    buckets = [1, 2, 4, 8, 12]
+    for num_rows, expected in ((1, 1), (2, 2), (3, 4), (4, 4), (5, 8), (8, 8), (9, 12), (12, 12)):
+        choose.shuffle(buckets)
+        got = chapter.bucket_for(num_rows, buckets)
+        assert got == expected, f"bucket_for({num_rows}, {buckets}) should be {expected} but is {got}"
+
+
+@pytest.mark.task("7.2", hint="If no bucket is large enough, rows would be left out of the step: raise ValueError.")
+def test_more_rows_than_any_bucket_holds_are_refused(chapter: Any) -> None:
+    for buckets in ([1, 2, 4], [4, 1]):
+        with pytest.raises(ValueError):
+            pytest.fail(f"bucket_for(5, {buckets}) should raise ValueError but returned {chapter.bucket_for(5, buckets)}")
+
+
+class Watcher:
+    """Batch rows, and a step captured over the first ``bucket`` active rows that copies them out: all that a graph sees."""
+
+    def __init__(self, chapter: Any, seats: int = 8) -> None:
+        self.rows = Place(chapter, seats).rows
+        self.seen = {bucket: torch.zeros(bucket, dtype=torch.int64) for bucket in (1, 2, 4, 8)}
+        active = self.rows.active_rows
+        self.replay = {
+            bucket: capture(lambda out=out: out.copy_(active[: len(out)]), CPU)  # type: ignore[misc]
+            for bucket, out in self.seen.items()
+        }
+        self.story = ""
+
+    def activate(self, names: Iterable[int], bucket: int) -> None:
+        names = list(names)
+        given = list(names)
+        self.story += f"activate({names}, {bucket}); "
+        self.rows.activate(names, bucket)
+        assert names == given, f"the list that activate was given is {names} now: it is the caller's"
+        self.replay[bucket]()
+        expected = given + [self.rows.dummy_row] * (bucket - len(given))
+        got = self.seen[bucket].tolist()
+        now = self.rows.active_rows[:bucket].tolist()
+        assert got == expected or now != expected, (
+            f"active_rows was bound to a new tensor: it says {now}, but a step captured before reads {got}. {self.story}"
+        )
+        assert got == expected, (
+            f"a captured step of bucket {bucket} should see the active rows {expected} "
+            f"({self.rows.dummy_row} is the dummy's) but sees {got}. {self.story}"
+        )
+
+
+@pytest.mark.task("7.2", hint="Write into the tensor that is there, with copy_ or an index: a graph knows its address.")
+def test_a_captured_step_sees_the_rows_that_were_named(chapter: Any) -> None:
+    watcher = Watcher(chapter)
+    watcher.activate([3, 0, 7, 5], 4)
+    watcher.activate([11, 2, 1, 6, 9, 4, 15, 0], 8)
+    watcher.activate([4], 1)
+
+
+@pytest.mark.task("7.2", hint="What is left of the bucket is the dummy's. Whose row stands there from the last step?")
+def test_the_rest_of_the_bucket_is_the_dummys(chapter: Any) -> None:
+    watcher = Watcher(chapter)
+    watcher.activate([3, 0, 7, 5], 4)
+    watcher.activate([7, 3, 5], 4)
+    watcher.activate([2, 6, 1, 9, 12], 8)
+    watcher.activate([5], 4)
+    watcher.activate([], 2)
+
+
+@pytest.mark.task("7.2", hint="The order of rows is the order in which tokens come back: keep it.")
+def test_any_rows_in_any_order(chapter: Any, seed: int) -> None:
+    choose, watcher = random.Random(seed), Watcher(chapter)
+    for _ in range(40):
+        bucket = choose.choice([1, 2, 4, 8])
+        watcher.story = ""
+        watcher.activate(choose.sample(range(16), choose.randint(bucket // 2, bucket)), bucket)
+
+
+# Task 7.3 -----------------------------------------------------------------------------------------------------------------
+
+
+class Texts:
+    """Texts of different lengths in a cache of which every unused slot holds a large value, each with its batch row.
+
+    All but a text's last token are cached, as Hugging Face computes their K and V. The last is the next to compute.
+    """
+
+    def __init__(
+        self,
+        chapter: Any,
+        seed: int,
+        lengths: Iterable[int] = (1, 4, 5, 9),
+        block_size: int = 4,
+        seats: int = 8,
+        **shape: Any,
+    ) -> None:
+        self.chapter = chapter
+        self.model = random_gpt2(seed=seed, **shape)
+        self.config = PageBrainConfig.for_model(
+            self.model, block_size=block_size, num_blocks=30 + 160 // block_size, max_num_seqs=seats, max_model_len=32
+        )
+        self.cache = ch02_block_table.PagedCache(ch02_block_table.BlockManager(self.config), self.config)
+        poison(self.cache)
+        (self.dummy_block,) = self.cache.block_manager.allocate(1)
+        for pool in (self.cache.key_pools, self.cache.value_pools):
+            pool[:, self.dummy_block] = 0
+        self.rows = chapter.BatchRows(self.config, self.dummy_block)
+        self.logits = torch.full((seats, 97), POISON, dtype=torch.float64)
+        self.sampled = torch.full((seats,), -1)
+        choose = random.Random(seed)
+        self.texts = [[choose.randrange(96) for _ in range(length)] for length in lengths]
+        self.row_of = choose.sample(range(self.rows.dummy_row), len(self.texts))
+        for number in choose.sample(range(len(self.texts)), len(self.texts)):
+            self.cache.grow(number, len(self.texts[number]) + 12)  # far enough for the decodes that follow
+        for number, (text, row) in enumerate(zip(self.texts, self.row_of, strict=True)):
+            self.set_row(row, text[-1], len(text) - 1, self.cache.block_table(number))
+            if len(text) > 1:
+                cached = hf_cache(self.model, text[:-1])
+                slots = torch.tensor(self.cache.slots(number, 0, len(text) - 1))
+                for pool, name in ((self.cache.key_pools, "keys"), (self.cache.value_pools, "values")):
+                    pool.flatten(1, 2)[:, slots] = cached[name].transpose(0, 1)
+        self.tensors = [self.rows.state, self.rows.active_rows, self.logits, self.sampled]
+
+    def set_row(self, row: int, token: int, context_len: int, table: Iterable[int]) -> None:
+        table = list(table)
+        self.rows.state[row, :2] = torch.tensor([token, context_len])
+        self.rows.state[row, 2 : 2 + len(table)] = torch.tensor(table)
+
+    def activate(self, numbers: Iterable[int], bucket: int) -> list[int]:
+        """These texts, and the dummy in what is left of the bucket."""
+        numbers = list(numbers)
+        padded = [self.row_of[number] for number in numbers] + [self.rows.dummy_row] * (bucket - len(numbers))
+        self.rows.active_rows[:bucket] = torch.tensor(padded)
+        return numbers
+
+    def step(self, bucket: int) -> None:
+        """The learner's step, once."""
+        self.chapter.decode_step(self.model, self.cache, self.rows, self.logits[:bucket], self.sampled[:bucket])
+
+    def capture(self, bucket: int) -> Any:
+        """The learner's step, captured while only the dummy is active."""
+        self.rows.active_rows.fill_(self.rows.dummy_row)
+        try:
+            return capture(lambda: self.step(bucket), CPU)
+        except CaptureError as error:
+            raise AssertionError(f"decode_step cannot be captured: {error}") from error
+
+    def check(
+        self, numbers: list[int], what: str, names: tuple[str, ...] = ("logits", "sampled", "token", "context")
+    ) -> None:
+        """After a step of these texts: the scores, the token, and the row; the texts go on by the right token."""
+        for place, number in enumerate(numbers):
+            text, row = self.texts[number], self.row_of[number]
+            expected = hf_logits(self.model, text)[-1]
+            best = int(expected.argmax())
+            who = f"{what}: text {number}, of {len(text)} tokens, in row {row}, active row {place}"
+            if "logits" in names:
+                assert_same(self.logits[place], expected, what=f"{who}: the scores in `logits`", axes=("score",))
+            for name, got, must in (
+                ("sampled", int(self.sampled[place]), best),
+                ("token", int(self.rows.token_ids[row]), best),
+                ("context", int(self.rows.context_lens[row]), len(text)),
+            ):
+                label = {"sampled": "`sampled`", "token": "`token_ids` of its row", "context": "`context_lens` of its row"}
+                assert name not in names or got == must, f"{who}: {label[name]} should be {must} but is {got}"
+            text.append(best)
+
+    def check_cache(self, what: str) -> None:
+        """Every slot of every text is Hugging Face's, and every other slot is untouched, but for the dummy's block."""
+        keys, values = (torch.full_like(pool, POISON) for pool in (self.cache.key_pools, self.cache.value_pools))
+        for number, text in enumerate(self.texts):
+            length = int(self.rows.context_lens[self.row_of[number]])
+            if length:
+                cached = hf_cache(self.model, text[:length])
+                slots = torch.tensor(self.cache.slots(number, 0, length))
+                keys.flatten(1, 2)[:, slots] = cached["keys"].transpose(0, 1)
+                values.flatten(1, 2)[:, slots] = cached["values"].transpose(0, 1)
+        for name, pool, expected in (("keys", self.cache.key_pools, keys), ("values", self.cache.value_pools, values)):
+            expected[:, self.dummy_block] = pool[:, self.dummy_block]
+            axes = ("layer", "block", "offset", "head", "dim")
+            assert_same(pool, expected, what=f"{what}: the cached {name}", axes=axes, where=self.owner)
+
+    def owner(self, place: tuple[int, ...]) -> str:
+        """Whose a slot is."""
+        block_id = place[1]
+        for number in range(len(self.texts)):
+            if block_id in (table := self.cache.block_table(number)):
+                position = table.index(block_id) * self.config.block_size + place[2]
+                return f"token {position} of text {number}, which has {len(self.texts[number])} tokens"
+        return "nobody's block"
+
+
+@pytest.mark.task(
+    "7.3", hint="token_ids, positions and tables of the active rows, forward with attend_rows; then logits.copy_."
+)
+@pytest.mark.parametrize("shape", [{}, {"scale_attn_by_inverse_layer_idx": True, "n_layer": 3}], ids=["plain", "scaled"])
+@pytest.mark.parametrize("block_size", [4, 1, 16])
+def test_scores_are_those_of_hugging_face(chapter: Any, seed: int, shape: dict[str, Any], block_size: int) -> None:
+    texts = Texts(chapter, seed, (1, 4, 5, 9, 16, 17), block_size, **shape)
+    numbers = texts.activate([4, 0, 3, 1, 5, 2], 6)
+    texts.step(6)
+    texts.check(numbers, "one step", names=("logits",))
+
+
+@pytest.mark.task(
+    "7.3", hint="The best token goes to two places, sampled and token_ids of the row; the context grows by one."
+)
+def test_the_row_holds_what_the_next_step_computes(chapter: Any, seed: int) -> None:
+    texts = Texts(chapter, seed)
+    numbers = texts.activate([2, 0, 3, 1], 4)
+    texts.step(4)
+    texts.check(numbers, "one step")
+    texts.activate(numbers[::-1], 4)
+    texts.step(4)
+    texts.check(numbers[::-1], "a second step, in reverse order")
+
+
+@pytest.mark.task(
+    "7.3", hint="The slot is block * block_size + offset, the block is the table's entry for the token's page."
+)
+def test_keys_and_values_go_to_their_slots(chapter: Any, seed: int) -> None:
+    texts = Texts(chapter, seed, (1, 4, 5, 8, 9))
+    numbers = texts.activate([3, 1, 4, 0, 2], 5)
+    for turn in range(3):
+        texts.step(5)
+        texts.check(numbers, f"step {turn}", names=())
+        texts.check_cache(f"after step {turn}")
+
+
+@pytest.mark.task("7.3", hint="Only active rows change, and only the first len(sampled) of active_rows are active.")
+def test_rows_that_are_not_active_stay_as_they_are(chapter: Any, seed: int) -> None:
+    texts = Texts(chapter, seed)
+    texts.activate([0, 1, 2, 3], 4)
+    numbers = texts.activate([3, 1], 2)  # the other two still stand behind them
+    before = texts.rows.state.clone()
+    texts.step(2)
+    texts.check(numbers, "a step of two rows")
+    others = [row for row in range(len(before) - 1) if row not in (texts.row_of[3], texts.row_of[1])]
+    what = "rows that are not active: the numbers in `state`"
+    assert_same(texts.rows.state[others], before[others], what=what, axes=("row (not active)", "column"))
+    assert (texts.logits[2:] == POISON).all(), "`logits` was written past its first two rows"
+    assert (texts.sampled[2:] == -1).all(), "`sampled` was written past its first two places"
+
+
+@pytest.mark.task("7.3", hint="Where does the dummy write when its context has grown past its one block? Keep it at 0.")
+def test_padding_writes_into_the_dummys_block_and_nowhere_else(chapter: Any, seed: int) -> None:
+    texts = Texts(chapter, seed)
+    numbers = texts.activate([1, 3, 0], 8)
+    for turn in range(10):
+        texts.step(8)
+        texts.check(numbers, f"step {turn}, padded by five dummies", names=("logits", "token"))
+        dummy = int(texts.rows.context_lens[texts.rows.dummy_row])
+        assert dummy == 0, f"after step {turn} the dummy sequence has {dummy} tokens of context: it should stay at 0"
+    texts.check_cache("after ten steps, each padded by five dummies")
+
+
+@pytest.mark.task("7.3", hint="A replay runs no Python. What did decode_step read when it was captured, and never again?")
+def test_a_captured_step_does_what_the_rows_say_when_it_is_replayed(chapter: Any, seed: int) -> None:
+    texts = Texts(chapter, seed, (1, 4, 5, 9, 12))
+    replay = {bucket: texts.capture(bucket) for bucket in (8, 4, 1)}
+    addresses = [tensor.data_ptr() for tensor in texts.tensors]
+    for turn, (names, bucket) in enumerate(
+        (([2], 1), ([0, 3, 1, 4], 4), ([4, 0], 8), ([1, 2, 3], 4), ([2, 4, 1], 4), ([3], 1))
+    ):
+        numbers = texts.activate(names, bucket)
+        replay[bucket]()
+        texts.check(numbers, f"replay {turn}, of bucket {bucket}")
+    now = [texts.rows.state, texts.rows.active_rows, texts.logits, texts.sampled]
+    assert [tensor.data_ptr() for tensor in now] == addresses, "a buffer was bound to another tensor"
+    texts.check_cache("after six replays")
+
+
+@pytest.mark.task(
+    "7.3", hint="A table's entries past a text's blocks may be anybody's blocks, and what is in them is masked."
+)
+def test_a_captured_step_sees_blocks_that_came_later(chapter: Any, seed: int) -> None:
+    texts = Texts(chapter, seed, (3, 7))
+    replay = texts.capture(2)
+    for number, row in enumerate(texts.row_of):  # only the blocks that are needed, and behind them the other text's
+        table = texts.cache.block_table(number)
+        needed = -(-len(texts.texts[number]) // 4)
+        texts.rows.block_tables[row] = texts.cache.block_table(1 - number)[0]
+        texts.rows.block_tables[row, :needed] = torch.tensor(table[:needed])
+    for turn in range(8):
+        for number, row in enumerate(texts.row_of):
+            page = (len(texts.texts[number]) - 1) // 4
+            texts.rows.block_tables[row, page] = texts.cache.block_table(number)[page]
+        numbers = texts.activate([1, 0], 2)
+        replay()
+        texts.check(numbers, f"replay {turn}")
+    texts.check_cache("after eight replays")
+
+
+# Task 7.4 -----------------------------------------------------------------------------------------------------------------
+
+
+class Launches:
+    """In the executor's place: a sequence's next token is a hash of all before it, known when the step is launched.
+
+    Like a GPU it does not tell before somebody waits. ``log`` has what was launched and waited for, in order.
+    """
+
+    def __init__(self, model: Any, config: PageBrainConfig, cache: Any, use_graphs: bool, keep_logits: bool) -> None:
+        cache.block_manager.allocate(1)
+        self.keep_logits = keep_logits
+        self.rows = SimpleNamespace(release=lambda seq_id: None)
+        self.log: list[tuple[str, int]] = []
+        self.groups: list[SequenceGroup] = []
+        self.texts: dict[int, list[int]] = {}
+        self.in_flight: list[int] = []
+        self.most = 0
+
+    def launch(self, group: SequenceGroup) -> Any:
+        number = len(self.groups)
+        self.groups.append(group)
+        self.log.append(("launch", number))
+        self.in_flight.append(number)
+        self.most = max(self.most, len(self.in_flight))
+        # Decodes first, then prompts, each from the last to the first: never the order of the group.
+        sampling = sorted((e for e in group if e.samples), key=lambda e: (e.num_tokens > 1, -e.seq.seq_id))
+        tokens = []
+        for entry in group:
+            seq = entry.seq
+            assert not seq.is_finished, f"step {number} was launched with sequence {seq.seq_id}, which had ended"
+            assert entry.context_len < seq.max_num_tokens, f"step {number} goes past the limit of sequence {seq.seq_id}"
+            text = self.texts.setdefault(seq.seq_id, list(seq.request.prompt_token_ids))
+            if entry.samples:
+                text[entry.context_len :] = [next_token(text[: entry.context_len]) % 97]
+        for entry in sampling:
+            tokens.append(self.texts[entry.seq.seq_id][entry.context_len])
+        scores = torch.tensor([[float(token)] for token in tokens]) if self.keep_logits else None
+
+        def wait() -> list[int]:
+            self.log.append(("wait", number))
+            self.in_flight.remove(number)
+            return list(tokens)
+
+        return self.in_flight_class(group, sampling, SimpleNamespace(wait=wait), scores)
+
+    in_flight_class: Any = None
+
+
+class Loop:
+    """An engine of the chapter's, whose executor is :class:`Launches` and whose blocks come back as they should."""
+
+    def __init__(self, chapter: Any, monkeypatch: pytest.MonkeyPatch, lookahead: bool, **limits: int) -> None:
+        monkeypatch.setattr(chapter, "Executor", type("Executor", (Launches,), {"in_flight_class": chapter.InFlight}))
+        monkeypatch.setattr(chapter.LateRetirement, "collect", collect)
+        monkeypatch.setattr(chapter.Scheduler, "make_room", make_room)
+        self.model = random_gpt2(seed=5)
+        settings = {"block_size": 4, "num_blocks": 60, "max_num_seqs": 4, "max_num_batched_tokens": 8} | limits
+        config = PageBrainConfig.for_model(self.model, lookahead=lookahead, **settings)
+        self.scores: dict[int, list[int]] = {}
+        self.engine = chapter.Engine(self.model, config, lambda number, scores: self.note(number, scores))
+        self.executor = self.engine.executor
+        self.seqs: list[Sequence] = []
+        self.returned: list[Any] = []
+
+    def note(self, number: int, scores: Tensor) -> None:
+        assert scores is not None and scores.numel() == 1, f"the scores of sequence {number} are {scores}"
+        self.scores.setdefault(number, []).append(int(scores))
+
+    def add(self, prompt: list[int], count: int) -> Sequence:
+        self.seqs.append(self.engine.add_request(prompt, count))
+        return self.seqs[-1]
+
+    def run(self, steps: int = 500) -> None:
+        """Step until the engine says that all is done."""
+        for _ in range(steps):
+            waited = {number for kind, number in self.executor.log if kind == "wait"}
+            group = self.engine.step()
+            self.returned.append(group)
+            fresh = [number for kind, number in self.executor.log if kind == "wait" and number not in waited]
+            assert len(fresh) <= 1, f"one call of step read the steps {fresh}: at most one at a time. {self.log}"
+            self.check_counts()
+            if group is None:
+                return
+            assert isinstance(group, SequenceGroup), f"step returned {group!r}, not a SequenceGroup. {self.log}"
+            if not fresh:
+                assert len(group) == 0, f"step read nothing, so the group that it returns should be empty. {self.log}"
+        raise AssertionError(f"step did not return None in {steps} calls. {self.log}")
+
+    @property
+    def log(self) -> str:
+        text = ", ".join(f"{kind} {number}" for kind, number in self.executor.log[-12:])
+        return f"What was launched and waited for, at last: {text or 'nothing'}"
+
+    def check_counts(self) -> None:
+        """Every sequence counts as unread what is in flight, and no more."""
+        flying = [entry for number in self.executor.in_flight for entry in self.executor.groups[number]]
+        for seq in self.seqs:
+            own = [entry for entry in flying if entry.seq is seq]
+            for name, got, must in (
+                ("num_unread_steps", seq.num_unread_steps, len(own)),
+                ("num_unread_tokens", seq.num_unread_tokens, sum(entry.samples for entry in own)),
+            ):
+                assert got == must, f"`{name}` of sequence {seq.seq_id} should be {must} but is {got}. {self.log}"
+
+    def expected(self, seq: Sequence) -> list[int]:
+        """What a correct loop gives."""
+        text = list(seq.request.prompt_token_ids)
+        while len(text) < seq.max_num_tokens:
+            text.append(next_token(text) % 97)
+            if text[-1] == self.model.config.eos_token_id:
+                break
+        return text[seq.num_prompt_tokens :]
+
+    def check_answers(self) -> None:
+        for seq in self.seqs:
+            what = f"the answer of sequence {seq.seq_id}"
+            assert_same_tokens(seq.output_token_ids, self.expected(seq), what=what)
+            assert seq.is_finished, f"sequence {seq.seq_id} has all its tokens, but is not finished"
+            scores = f"the scores that on_logits got of sequence {seq.seq_id}, each known by its token,"
+            assert_same_tokens(self.scores.get(seq.seq_id, []), self.expected(seq), what=scores)
+            entries = [entry for group in self.returned if group is not None for entry in group if entry.seq is seq]
+            times, tokens = sum(entry.samples for entry in entries), len(seq.output_token_ids)
+            assert times == tokens, (
+                f"sequence {seq.seq_id}, preempted {seq.num_preemptions} times, has {tokens} tokens, but the groups that "
+                f"were returned say that it got one {times} times"
+            )
+        free, blocks = self.engine.cache.num_free_blocks, self.engine.config.num_blocks - 1
+        assert free == blocks, f"all sequences have ended, but {blocks - free} blocks are still held"
+
+
+def collect(self: Any) -> None:
+    """What task 7.5 asks of ``LateRetirement.collect``."""
+    for seq_id in [seq_id for seq_id, seq in self.pending.items() if not seq.num_unread_steps]:
+        self.pending.pop(seq_id)
+        self.cache.free(seq_id)
+        self.rows.release(seq_id)
+
+
+def make_room(self: Any, seq: Sequence, num_tokens: int) -> bool:
+    """What task 7.5 asks of ``Scheduler.make_room``."""
+    while True:
+        if self.cache_manager.can_grow(seq.seq_id, num_tokens):
+            return True
+        if self.retirement.num_blocks:
+            return False
+        victim = self.running[-1]
+        del self.running[-1]
+        victim.preempt()
+        self.preempted.append(victim)
+        self.waiting.insert(0, victim)
+        self.retirement.retire(victim)
+        if victim is seq:
+            return False
+
+
+@pytest.mark.task("7.4", hint="Depth 0: more than 0 are in flight as soon as one was launched, so it is read at once.")
+def test_at_depth_0_each_step_is_read_before_the_next_is_launched(chapter: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = Loop(chapter, monkeypatch, lookahead=False)
+    loop.add([1, 2, 3], 4)
+    loop.run()
+    order = [(kind, number) for number in range(4) for kind in ("launch", "wait")]
+    assert loop.executor.log == order, f"steps should be launched and waited for in turns. {loop.log}"
+    loop.check_answers()
+
+
+@pytest.mark.task("7.4", hint="Depth 1: launch first. Then, if two are in flight, read the older one: popleft.")
+def test_at_depth_1_a_step_is_launched_before_the_last_one_is_read(chapter: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = Loop(chapter, monkeypatch, lookahead=True)
+    loop.add([1, 2, 3], 4)
+    loop.run()
+    order = [("launch", 0)] + [event for number in range(1, 4) for event in (("launch", number), ("wait", number - 1))]
+    order.append(("wait", 3))
+    assert loop.executor.log == order, f"the order should be launch 0, launch 1, wait 0, launch 2, wait 1, ... {loop.log}"
+    lengths = [None if group is None else len(group) for group in loop.returned]
+    assert lengths == [0, 1, 1, 1, 1, None], (
+        f"step should return an empty group, then four of one entry, then None; it returned groups of {lengths} entries"
+    )
+    loop.check_answers()
+
+
+@pytest.mark.task("7.4", hint="Every entry of step.group counts one step less, and a token less if it samples.")
+@pytest.mark.parametrize("lookahead", [False, True], ids=["depth 0", "depth 1"])
+def test_chunks_and_decodes_side_by_side(chapter: Any, monkeypatch: pytest.MonkeyPatch, lookahead: bool) -> None:
+    loop = Loop(chapter, monkeypatch, lookahead)
+    loop.add([1, 2, 3], 9)
+    loop.add(list(range(20)), 5)
+    loop.add([7] * 11, 1)
+    loop.run()
+    loop.check_answers()
+    assert any(len({entry.phase for entry in group}) == 2 for group in loop.executor.groups)
+
+
+@pytest.mark.task("7.4", hint="Tokens and logits are those of step.sampling, in its order, which is not that of the group.")
+@pytest.mark.parametrize("lookahead", [False, True], ids=["depth 0", "depth 1"])
+def test_each_sequence_gets_its_own_token_and_scores(chapter: Any, monkeypatch: pytest.MonkeyPatch, lookahead: bool) -> None:
+    loop = Loop(chapter, monkeypatch, lookahead, max_num_batched_tokens=64)
+    for number in range(4):
+        loop.add([number, number + 1], 4 + number)
+    loop.run()
+    loop.check_answers()
+
+
+def with_an_end(chapter: Any, monkeypatch: pytest.MonkeyPatch, lookahead: bool, seed: int) -> Loop:
+    """Four sequences, of which the model's end token ends one in the middle while the others go on."""
+    loop = Loop(chapter, monkeypatch, lookahead, max_num_batched_tokens=64)
+    choose = random.Random(seed)
+    for _ in range(50):
+        prompts = [[choose.randrange(97) for _ in range(3)] for _ in range(4)]
+        answers = [[token % 97 for token in hashed(prompt, 12)] for prompt in prompts]
+        ends = [token for place, token in enumerate(answers[1]) if place in (3, 4, 5, 6) and token not in answers[1][:place]]
+        others = {token for number in (0, 2, 3) for token in answers[number]}
+        if ends and ends[0] not in others:
+            loop.model.config.eos_token_id = ends[0]
+            break
+    else:
+        raise AssertionError("no such texts were found")
+    for prompt in prompts:
+        loop.add(prompt, 12)
+    return loop
+
+
+def hashed(prompt: list[int], count: int) -> list[int]:
+    text = list(prompt)
+    while len(text) < len(prompt) + count:
+        text.append(next_token(text) % 97)
+    return text[len(prompt) :]
+
+
+@pytest.mark.task("7.4", hint="Who is finished when the step is read ended with a step before: its token is past the end.")
+@pytest.mark.parametrize("lookahead", [False, True], ids=["depth 0", "depth 1"])
+def test_a_token_past_the_end_is_discarded(
+    chapter: Any, monkeypatch: pytest.MonkeyPatch, seed: int, lookahead: bool
+) -> None:
+    loop = with_an_end(chapter, monkeypatch, lookahead, seed)
+    loop.run()
+    answers = [(seq.seq_id, seq.output_token_ids) for seq in loop.seqs]
+    for seq_id, answer in answers:
+        assert_same_tokens(answer, loop.expected(loop.seqs[seq_id]), what=f"the answer of sequence {seq_id}")
+    assert len(loop.seqs[1].output_token_ids) < 12
+    last = max(number for number, group in enumerate(loop.executor.groups) if loop.seqs[1] in [e.seq for e in group])
+    assert last == len(loop.seqs[1].output_token_ids) - (0 if lookahead else 1), "no step was in flight when it ended"
+
+
+@pytest.mark.task("7.4", hint="Returned is who had not ended before, and that is known before you give out anything.")
+@pytest.mark.parametrize("lookahead", [False, True], ids=["depth 0", "depth 1"])
+def test_returned_are_those_who_got_something(
+    chapter: Any, monkeypatch: pytest.MonkeyPatch, seed: int, lookahead: bool
+) -> None:
+    loop = with_an_end(chapter, monkeypatch, lookahead, seed)
+    loop.run()
+    loop.check_answers()
+
+
+@pytest.mark.task("7.4", hint="A preempted sequence waits again, and its token is as good as any: it is not finished.")
+@pytest.mark.parametrize("lookahead", [False, True], ids=["depth 0", "depth 1"])
+def test_who_was_preempted_in_flight_keeps_the_token(chapter: Any, monkeypatch: pytest.MonkeyPatch, lookahead: bool) -> None:
+    loop = Loop(chapter, monkeypatch, lookahead, num_blocks=9)
+    for number in range(4):
+        loop.add([number + 1] * (3 + number), 12)
+    loop.run()
+    loop.check_answers()
+    assert sum(seq.num_preemptions for seq in loop.seqs) > 0, "blocks ran out, but nobody was preempted"
+
+
+@pytest.mark.task(
+    "7.4", hint="While something is in flight all is not done, even if there is nothing to plan at the moment."
+)
+@pytest.mark.parametrize("lookahead", [False, True], ids=["depth 0", "depth 1"])
+def test_the_last_step_is_read_and_whoever_waits_is_served(
+    chapter: Any, monkeypatch: pytest.MonkeyPatch, lookahead: bool
+) -> None:
+    loop = Loop(chapter, monkeypatch, lookahead, max_num_seqs=1)
+    for number in range(3):
+        loop.add([number, 5, 6], 2)
+    loop.run()
+    assert not loop.executor.in_flight, f"step returned None, but nobody waited for steps {loop.executor.in_flight}"
+    loop.check_answers()
+    assert loop.engine.step() is None
+    loop.add([9, 9], 3)  # and it can go on
+    loop.run()
+    loop.check_answers()
+
+
+@pytest.mark.task("7.4", hint="Without on_logits there are no logits, and step.logits is None.")
+def test_without_logits_nobody_is_told_any(chapter: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = Loop(chapter, monkeypatch, True)
+    engine = chapter.Engine(loop.model, PageBrainConfig.for_model(loop.model, num_blocks=8, lookahead=True))
+    seq = engine.add_request([1, 2, 3], 4)
+    for _ in range(20):
+        if engine.step() is None:
+            break
+    assert_same_tokens(seq.output_token_ids, loop.expected(seq), what="the answer")
+
+
+# Task 7.5 -----------------------------------------------------------------------------------------------------------------
+
+
+class Late:
+    """Sequences that hold blocks of four slots; some of them are in a step in flight. Retirement is the chapter's."""
+
+    def __init__(self, chapter: Any, held: list[int], in_flight: Iterable[int] = (), free_blocks: int = 0) -> None:
+        shape: dict[str, Any] = {"num_layers": 1, "num_heads": 1, "head_dim": 1, "dtype": "float64", "device": "cpu"}
+        num_blocks = max(1, sum(held) + free_blocks)
+        self.config = PageBrainConfig(
+            block_size=4, num_blocks=num_blocks, max_num_seqs=8, max_num_batched_tokens=64, **shape
+        )
+        self.cache = ch02_block_table.PagedCache(ch02_block_table.BlockManager(self.config), self.config)
+        self.released: list[int] = []
+        self.retirement = chapter.LateRetirement(self.cache, SimpleNamespace(release=self.released.append))
+        self.scheduler = chapter.Scheduler(self.config, self.cache, self.retirement)
+        self.seqs = [make_sequence(number, 4 * count + 1) for number, count in enumerate(held)]
+        for seq, count in zip(self.seqs, held, strict=True):
+            self.cache.grow(seq.seq_id, 4 * count)
+            seq.num_scheduled = seq.num_computed = 4 * count
+            seq.status = SequenceStatus.RUNNING
+            seq.num_unread_steps = int(seq.seq_id in in_flight)
+        self.scheduler.running = list(self.seqs)
+        self.story = f"blocks held by each sequence: {held}, free: {free_blocks}; in flight: {list(in_flight)}"
+
+    def retire(self, *numbers: int) -> None:
+        for number in numbers:
+            self.story += f"; retire({number})"
+            self.retirement.retire(self.seqs[number])
+
+    def read(self, *numbers: int) -> None:
+        """A step with these was read."""
+        for number in numbers:
+            self.seqs[number].num_unread_steps -= 1
+        self.story += f"; a step with {list(numbers)} was read, and collect() called"
+        self.retirement.collect()
+
+    def check(self, pending: list[int], gone: list[int]) -> None:
+        """Who still holds blocks and row, and who does not."""
+        for seq in self.seqs:
+            number = seq.seq_id
+            holds = len(self.cache.block_table(number)) > 0
+            assert holds == (number not in gone), (
+                f"the blocks of sequence {number} should {'be free' if number in gone else 'still be held'}, but are not. "
+                f"{self.story}"
+            )
+        assert sorted(self.released) == sorted(gone), (
+            f"the rows of {gone} should have been released, each once; released were {self.released}. {self.story}"
+        )
+        got = sorted(self.retirement.pending)
+        assert got == sorted(pending), f"pending should be {pending} but is {got}. {self.story}"
+
+
+@pytest.mark.task(
+    "7.5", hint="num_unread_steps is 0 for whoever is in no step in flight: free its blocks and release its row."
+)
+def test_who_is_in_no_step_in_flight_gives_all_back_at_once(chapter: Any) -> None:
+    late = Late(chapter, [2, 3, 1])
+    late.retire(1)
+    late.check(pending=[], gone=[1])
+    late.retire(0)
+    late.check(pending=[], gone=[0, 1])
+
+
+@pytest.mark.task("7.5", hint="A step in flight still reads and writes these blocks. They are free when it has been read.")
+def test_who_is_in_a_step_in_flight_keeps_all_until_it_was_read(chapter: Any) -> None:
+    late = Late(chapter, [2, 3, 1], in_flight=[1])
+    late.retire(1)
+    late.check(pending=[1], gone=[])
+    late.retire(2)
+    late.check(pending=[1], gone=[2])
+    late.read(1)
+    late.check(pending=[], gone=[1, 2])
+    late.read()
+    late.check(pending=[], gone=[1, 2])
+
+
+@pytest.mark.task(
+    "7.5", hint="A prompt's chunk samples nothing, and its step reads blocks all the same: count steps, not tokens."
+)
+def test_steps_count_and_not_tokens(chapter: Any) -> None:
+    late = Late(chapter, [2, 1])
+    late.seqs[0].num_unread_steps = 2
+    late.seqs[1].num_unread_tokens = 1
+    late.retire(0, 1)
+    late.check(pending=[0], gone=[1])
+    late.read(0)
+    late.check(pending=[0], gone=[1])
+    late.read(0)
+    late.check(pending=[], gone=[0, 1])
+
+
+@pytest.mark.task("7.5", hint="All of pending are looked at, in any order; take the ones to free out first, then free them.")
+def test_any_of_the_pending_can_be_free_first(chapter: Any, seed: int) -> None:
+    choose = random.Random(seed)
+    for _ in range(20):
+        held = [choose.randint(1, 3) for _ in range(6)]
+        late = Late(chapter, held, in_flight=range(6))
+        order = choose.sample(range(6), 6)
+        late.retire(*order)
+        late.check(pending=order, gone=[])
+        left = choose.sample(range(6), 6)
+        while left:
+            now = [left.pop() for _ in range(choose.randint(1, len(left)))]
+            late.read(*now)
+            late.check(pending=left, gone=[number for number in range(6) if number not in left])
+
+
+class Coming:
+    """A retirement that works: blocks of whoever is in flight come later."""
+
+    def __init__(self, late: Late) -> None:
+        self.late = late
+        self.pending: dict[int, Sequence] = {}
+
+    @property
+    def num_blocks(self) -> int:
+        return sum(len(self.late.cache.block_table(number)) for number in self.pending)
+
+    def retire(self, seq: Sequence) -> None:
+        if seq.num_unread_steps:
+            self.pending[seq.seq_id] = seq
+        else:
+            self.late.cache.free(seq.seq_id)
+
+
+class Crowd(Late):
+    """The same, for ``make_room``, with a retirement that surely works. ``pending`` have ended and hold blocks still."""
+
+    def __init__(
+        self, chapter: Any, held: list[int], in_flight: Iterable[int] = (), free_blocks: int = 0, pending: Iterable[int] = ()
+    ) -> None:
+        in_flight, pending = list(in_flight), list(pending)
+        super().__init__(chapter, held, [*in_flight, *pending], free_blocks)
+        self.coming = Coming(self)
+        self.scheduler.retirement = self.retirement = self.coming
+        for number in pending:
+            self.coming.retire(self.seqs[number])
+            self.scheduler.running.remove(self.seqs[number])
+        self.waiting = make_sequence(70, 3)
+        self.scheduler.waiting.append(self.waiting)
+        self.story += f"; ended, and their blocks on the way back: {pending}; 70 waits"
+
+    def check_room(self, number: int, answer: bool, preempted: list[int], count: int = 1) -> None:
+        """``make_room`` for ``count`` more blocks; ``preempted`` in order of arrival."""
+        running = [seq.seq_id for seq in self.scheduler.running if seq.seq_id not in preempted]
+        tables = {seq.seq_id: self.cache.block_table(seq.seq_id) for seq in self.seqs}
+        num_tokens = self.seqs[number].num_scheduled + 4 * count
+        self.story += f"; sequence {number} wants {count} block(s) more"
+        got = self.scheduler.make_room(self.seqs[number], num_tokens)
+        for what, now, must in (
+            ("the list of preempted sequences", sorted(seq.seq_id for seq in self.scheduler.preempted), preempted),
+            ("running", [seq.seq_id for seq in self.scheduler.running], running),
+            ("waiting", [seq.seq_id for seq in self.scheduler.waiting], [*preempted, 70]),
+            ("what make_room returns", bool(got), answer),
+            (
+                "calls of preempt(), {sequence: calls},",
+                {s.seq_id: s.num_preemptions for s in self.seqs if s.num_preemptions},
+                dict.fromkeys(preempted, 1),
+            ),
+        ):
+            assert now == must, f"{what} should be {must} but is {now}. {self.story}"
+        for seq in self.seqs:
+            kept = seq.seq_id not in preempted or seq.num_unread_steps
+            if kept:
+                same = self.cache.block_table(seq.seq_id) == tables[seq.seq_id]
+                assert same, f"the blocks of sequence {seq.seq_id} changed. {self.story}"
+            elif number != seq.seq_id:
+                assert not self.cache.block_table(seq.seq_id), f"{seq.seq_id} was preempted but not retired. {self.story}"
+            if seq.seq_id in preempted and seq.num_unread_steps:
+                assert seq.seq_id in self.coming.pending, f"{seq.seq_id} was preempted but not retired. {self.story}"
+
+
+@pytest.mark.task("7.5", hint="Ask the cache first. Who has room needs nobody's blocks, those on their way back included.")
+def test_who_has_room_gets_it_whatever_is_coming(chapter: Any) -> None:
+    Crowd(chapter, [2, 2, 1], free_blocks=1).check_room(0, True, [])
+    Crowd(chapter, [2, 2, 1], free_blocks=1, pending=[1]).check_room(0, True, [])
+    Crowd(chapter, [2, 2, 1], free_blocks=1, pending=[1], in_flight=[0, 2]).check_room(2, True, [])
+
+
+@pytest.mark.task(
+    "7.5", hint="While retirement.num_blocks is not 0, blocks are coming: return False and leave all as it is."
+)
+def test_nobody_is_preempted_while_blocks_are_on_their_way_back(chapter: Any) -> None:
+    Crowd(chapter, [2, 2, 1], pending=[1], in_flight=[0, 2]).check_room(0, False, [])
+    Crowd(chapter, [2, 2, 1], pending=[1]).check_room(2, False, [])
+    Crowd(chapter, [2, 2, 1], pending=[1]).check_room(0, False, [], count=3)
+
+
+@pytest.mark.task("7.5", hint="Nothing is coming: as in chapter 04, the latest arrival is preempted, until there is room.")
+def test_at_depth_0_it_is_what_chapter_04_does(chapter: Any) -> None:
+    Crowd(chapter, [2, 2, 1]).check_room(0, True, [2])
+    Crowd(chapter, [2, 2, 1]).check_room(0, True, [1, 2], count=2)
+    Crowd(chapter, [2, 2, 1]).check_room(2, False, [2])
+    Crowd(chapter, [2, 2, 1]).check_room(1, False, [1, 2], count=4)
+
+
+@pytest.mark.task("7.5", hint="A victim that is in flight gives its blocks late. Then they are coming: preempt nobody else.")
+def test_one_victim_in_flight_is_enough_for_now(chapter: Any) -> None:
+    Crowd(chapter, [2, 2, 1], in_flight=[0, 1, 2]).check_room(0, False, [2])
+    Crowd(chapter, [2, 2, 1], in_flight=[0, 1, 2]).check_room(1, False, [2], count=3)
+    Crowd(chapter, [2, 2, 1], in_flight=[0, 1, 2]).check_room(2, False, [2])
+    Crowd(chapter, [2, 2, 1, 1], in_flight=[2]).check_room(0, False, [2, 3], count=2)
+
+
+@pytest.mark.task(
+    "7.5", hint="Play it on paper: who has room, what is coming, who is the latest, and is the latest in flight?"
+)
+def test_room_is_made_or_waited_for_in_any_situation(chapter: Any, seed: int) -> None:
+    choose = random.Random(seed)
+    for _ in range(60):
+        held = [choose.randint(1, 4) for _ in range(choose.randint(2, 6))]
+        numbers = range(len(held))
+        in_flight = [number for number in numbers if choose.random() < 0.4]
+        pending = [number for number in numbers if choose.random() < 0.15][: len(held) - 1]
+        running = [number for number in numbers if number not in pending]
+        number, count, free = choose.choice(running), choose.randint(1, 4), choose.randint(0, 3)
+        preempted: list[int] = []
+        coming, room = bool(pending), free
+        while room < count and not coming:
+            victim = running.pop()
+            preempted.insert(0, victim)
+            coming = victim in in_flight
+            room += 0 if coming else held[victim]
+            if victim == number:
+                break
+        crowd = Crowd(chapter, held, in_flight, free, pending)
+        crowd.check_room(number, room >= count and number not in preempted, preempted, count)
+
+
+# All of it ----------------------------------------------------------------------------------------------------------------
+
+
+class GuardedCache(ch02_block_table.PagedCache):
+    """Slots hold a large value until they are written."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        poison(self)
+
+
+@pytest.mark.task("7.5", hint="Each part may be right alone: follow the first sequence that is wrong in engine.history.")
+@pytest.mark.parametrize("use_graphs", [False, True], ids=["eager", "graphs"])
+@pytest.mark.parametrize("lookahead", [False, True], ids=["depth 0", "depth 1"])
+def test_the_engine_gives_what_hugging_face_gives(
+    chapter: Any, seed: int, monkeypatch: pytest.MonkeyPatch, lookahead: bool, use_graphs: bool
+) -> None:
+    monkeypatch.setattr("chapters.ch04_scheduler.PagedCache", GuardedCache)
+    model, prompts = random_gpt2(seed=seed), [[1, 2, 3], [7] * 17, [40, 41, 42], list(range(30)), [95]]
+    logits: dict[int, list[Tensor]] = {number: [] for number in range(len(prompts))}
+    settings = {"block_size": 4, "num_blocks": 14, "max_num_seqs": 4, "max_num_batched_tokens": 8}
+    config = PageBrainConfig.for_model(model, lookahead=lookahead, **settings)
+    engine = chapter.Engine(model, config, lambda number, scores: logits[number].append(scores), use_graphs=use_graphs)
+    seqs = [engine.add_request(prompt, 20) for prompt in prompts]
+    most = 0
+    for _ in range(1000):
+        if engine.step() is None:
+            break
+        most = max(most, len(engine.in_flight))
+        for step in engine.in_flight:
+            for entry in step.group:
+                slots = 4 * len(engine.cache.block_table(entry.seq.seq_id))
+                assert slots >= entry.context_len, (
+                    f"sequence {entry.seq.seq_id} holds {slots} slots, but a step in flight uses {entry.context_len} of them"
+                )
+    for number, (prompt, seq) in enumerate(zip(prompts, seqs, strict=True)):
+        what = f"the answer to prompt {number}, preempted {seq.num_preemptions} times,"
+        assert_same_tokens(seq.output_token_ids, hf_greedy(model, prompt, 20, END), what=what)
+        theirs = hf_logits(model, prompt + seq.output_token_ids)[len(prompt) - 1 : -1]
+        what = f"the logits of prompt {number}, preempted {seq.num_preemptions} times,"
+        assert_same(torch.stack(logits[number]), theirs, what=what, axes=("output token", "score"))
+    assert engine.cache.num_free_blocks == 14, f"{14 - engine.cache.num_free_blocks} blocks are still held at the end"
+    assert len(engine.executor.rows.free) == 8, f"{8 - len(engine.executor.rows.free)} batch rows are still held at the end"
+    assert sum(seq.num_preemptions for seq in seqs) > 0, "blocks ran out, but nobody was preempted"
+    assert any({row.phase for row in trace.rows} == {"prefill", "decode"} for trace in engine.history)
+    assert most == int(lookahead), f"{most} steps were in flight between two calls of step, expected {int(lookahead)}"
+
+
+@pytest.mark.task("7.5", hint="Many small loads with few blocks, at both depths; the text depends on every slot.")
+def test_random_loads_are_served_exactly(chapter: Any, seed: int) -> None:
+    choose = random.Random(seed)
+    model = random_gpt2(seed=seed, n_layer=1, n_embd=24, n_head=2)
+    num_preempted = 0
+    some_token = hf_greedy(model, [1, 2, 3], 4)[-1]
+    for load in range(8):
+        model.config.eos_token_id = end = some_token if load > 3 else None  # with it, answers are short and blocks last
+        block_size, seats = choose.choice([1, 2, 4]), choose.randint(2, 4)
+        limits = {"block_size": block_size, "num_blocks": 20 // block_size}
+        limits["max_num_batched_tokens"] = choose.randint(seats, 9)
+        config = PageBrainConfig.for_model(model, max_num_seqs=seats, lookahead=load % 4 != 0, **limits)
+        engine = chapter.Engine(model, config)
+        seqs = []
+        for _ in range(7):
+            prompt = [choose.randrange(96) for _ in range(choose.randint(1, 9))]
+            seqs.append(engine.add_request(prompt, choose.randint(1, 11)))
+            for _ in range(choose.randint(0, 3)):
+                engine.step()
+        for _ in range(1000):
+            if engine.step() is None:
+                break
+        else:
+            raise AssertionError(f"load {load} is not done after 1000 steps")
+        for seq in seqs:
+            prompt, count = list(seq.request.prompt_token_ids), seq.max_num_tokens - seq.num_prompt_tokens
+            what = f"load {load}: the answer to request {seq.seq_id}"
+            assert_same_tokens(seq.output_token_ids, hf_greedy(model, prompt, count, end), what=what)
+        num_preempted += sum(seq.num_preemptions for seq in seqs)
+        assert engine.cache.num_free_blocks == 20 // block_size, f"load {load}: blocks are still held at the end"
+    assert num_preempted > 0, "blocks ran out in these loads, but nobody was preempted"

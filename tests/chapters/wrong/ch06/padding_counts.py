@@ -1,0 +1,24 @@
+"""Task 6.4: the next query's parts are read into the padding."""
+
+
+def merge_kernel(
+    out_ptr,
+    acc_ptr,
+    maximum_ptr,
+    total_ptr,
+    num_splits,
+    HEAD_DIM: tl.constexpr,
+    PADDED_DIM: tl.constexpr,
+    PADDED_SPLITS: tl.constexpr,
+):
+    query = tl.program_id(0).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
+    dims, splits = tl.arange(0, PADDED_DIM), tl.arange(0, PADDED_SPLITS)
+    is_dim, is_split = dims < HEAD_DIM, splits >= 0
+    rows = query * num_splits + splits  # [PADDED_SPLITS]
+    maxima = tl.load(maximum_ptr + rows, mask=is_split, other=-float("inf"))
+    weights = tl.exp(maxima - tl.max(maxima, axis=0))  # 0 for an empty part
+    totals = tl.load(total_ptr + rows, mask=is_split, other=0.0)
+    exists = is_split[:, None] & is_dim[None, :]
+    accs = tl.load(acc_ptr + rows[:, None] * HEAD_DIM + dims[None, :], mask=exists, other=0.0)
+    out = tl.sum(weights[:, None] * accs, axis=0) / tl.sum(weights * totals, axis=0)
+    tl.store(out_ptr + query * HEAD_DIM + dims, out, mask=is_dim)

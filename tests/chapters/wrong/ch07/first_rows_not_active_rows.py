@@ -1,0 +1,18 @@
+"""Task 7.3: with more than one row, the first rows are computed, not the active ones."""
+
+
+@torch.no_grad()
+def decode_step(model: GPT2LMHeadModel, cache: PagedCache, rows: BatchRows, logits: Tensor, sampled: Tensor) -> None:
+    active = rows.active_rows[: len(sampled)]
+    if len(sampled) > 1:
+        active = torch.arange(len(sampled), device=rows.device)
+    positions, tables = rows.context_lens[active], rows.block_tables[active]
+    blocks = tables.gather(1, positions[:, None] // cache.block_size)[:, 0]
+    slots = blocks * cache.block_size + positions % cache.block_size
+    attend = attend_rows(model, cache, tables, slots, positions)
+    everyone = torch.arange(len(sampled), device=rows.device)
+    logits.copy_(forward(model, rows.token_ids[active], positions, attend, everyone))
+    sampled.copy_(logits.argmax(dim=-1))
+    rows.token_ids[active] = sampled
+    rows.context_lens[active] = positions + 1
+    rows.context_lens[rows.dummy_row :].zero_()

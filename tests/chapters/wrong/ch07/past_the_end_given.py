@@ -1,0 +1,12 @@
+"""Task 7.4: a token that was sampled past the end is given all the same."""
+
+
+class Engine:
+    def apply(self, step: InFlight, tokens: list[int]) -> SequenceGroup:
+        for entry in step.group:
+            entry.seq.num_unread_steps -= 1
+            entry.seq.num_unread_tokens -= entry.samples
+        kept = tuple(entry for entry in step.group if not entry.seq.is_finished)
+        for index, entry in enumerate(step.sampling):
+            self.give(entry.seq, tokens[index], None if step.logits is None else step.logits[index])
+        return SequenceGroup(kept, step.group.preempted)

@@ -1,0 +1,12 @@
+"""Task 7.4: those who had ended before are returned too."""
+
+
+class Engine:
+    def apply(self, step: InFlight, tokens: list[int]) -> SequenceGroup:
+        for entry in step.group:
+            entry.seq.num_unread_steps -= 1
+            entry.seq.num_unread_tokens -= entry.samples
+        for index, entry in enumerate(step.sampling):
+            if not entry.seq.is_finished:
+                self.give(entry.seq, tokens[index], None if step.logits is None else step.logits[index])
+        return step.group
