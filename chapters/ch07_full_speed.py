@@ -402,9 +402,8 @@ def generate(
     """The greedy continuation of each prompt; without a ``config``, launched ahead and with :func:`half_the_room`."""
     check_prompts(model, prompts, max_new_tokens)
     if config is None:
-        longest = (
-            max(map(len, prompts), default=1) + max_new_tokens
-        )  # block tables, and what is gathered, no longer than that
+        # Block tables, and what is gathered through them, are as wide as the longest text needs.
+        longest = max(map(len, prompts), default=1) + max_new_tokens
         config = half_the_room(model, prompts, max_new_tokens)
         config = dataclasses.replace(config, lookahead=True, max_model_len=longest)
     engine = Engine(model, config, on_logits, on_step=on_step, use_graphs=use_graphs)

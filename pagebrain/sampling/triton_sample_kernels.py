@@ -1,8 +1,8 @@
 r"""The kernels behind :mod:`pagebrain.sampling.triton_sample`: from rows of logits to tokens, and nothing is sorted.
 
 A row is read by several programs at once, its *splits*; each leaves its best token, and the next kernel merges them. Three
-launches: :func:`best_kernel` finds each row's most probable token, which is all that greedy rows need; :func:`draw_kernel`
-draws a token from the whole row; :func:`choose_kernel` sees to top-k and top-p and delivers. Three ideas carry it:
+launches: ``best_kernel`` finds each row's most probable token, which is all that greedy rows need; ``draw_kernel``
+draws a token from the whole row; ``choose_kernel`` sees to top-k and top-p and delivers. Three ideas carry it:
 
 **The draw is a race.** Gumbel-max takes the token with the largest ``score + noise``, where ``noise = -log(E)`` and ``E`` is
 exponentially distributed. The exponential function of that is ``exp(score) / E``: the same token wins, one logarithm less.
@@ -87,7 +87,7 @@ def draw_kernel(
     num_splits,
     TILE: tl.constexpr,
 ):
-    """The winner of each split's race; top-k and top-p are left to :func:`choose_kernel`. Grid as above."""
+    """The winner of each split's race; top-k and top-p are left to ``choose_kernel``. Grid as above."""
     index = tl.program_id(0).to(tl.int64)
     row = tl.load(active_rows_ptr + index).to(tl.int64)
     temperature = tl.load(temperature_ptr + row)
@@ -130,7 +130,7 @@ def deliver_best_kernel(
     max_model_len,
     num_splits,
 ):
-    """Greedy rows: merge what :func:`best_kernel` left. Grid ``[num_tokens]``."""
+    """Greedy rows: merge what ``best_kernel`` left. Grid ``[num_tokens]``."""
     index = tl.program_id(0).to(tl.int64)
     row = tl.load(active_rows_ptr + index).to(tl.int64)
     _, token = merged(best_values_ptr, best_tokens_ptr, index, num_splits)
