@@ -73,7 +73,10 @@ def build_engine(
         parts["attention"] = _own_attention(weight.device, weight.dtype, head_dim, notices)
     config = _without_unsupported(config, parts, weight.is_cuda, notices)
     uses_rows = _has_kernels(parts)
-    step_bytes = _step_bytes(config, base, parts, uses_rows) if weight.is_cuda else 0
+    step_bytes = 0
+    if weight.is_cuda:
+        step_bytes = _step_bytes(config, base, parts, uses_rows)
+        torch.cuda.empty_cache()  # what the step took is free again, for K and V too
     config = config.resolved_for(base, step_bytes)
     if tokenizer is not None and len(tokenizer) > (config.vocab_size or 0):
         raise ConfigError(

@@ -21,6 +21,7 @@ from pagebrain.attention import ForwardBatch
 from pagebrain.batch_rows import BatchRow, BatchRows, IntArray, send_together, to_device
 from pagebrain.cache import CacheManager
 from pagebrain.config import PageBrainConfig
+from pagebrain.devices import on_device
 from pagebrain.executor import InFlight, PromptScores, StepResult, check_sampled, prompt_scores
 from pagebrain.graphs import DecodeGraphs
 from pagebrain.models.gpt2 import PagedGPT2LMHeadModel
@@ -99,40 +100,43 @@ class GpuExecutor:
         """
         dummy = self.rows.dummy_row
         self.rows.set_context_len(dummy, 2)  # a context that a prompt of two tokens fills
-        self.rows.upload()
-        for lengths in ([2], [1, 2], [1]):  # a prompt, a prompt beside a decode, a decode
-            places = np.zeros(sum(lengths), dtype=np.int64)
-            logits_rows = np.cumsum(lengths) - 1
-            batch = self._send_batch(np.full(len(lengths), dummy), np.array(lengths), places, logits_rows)
-            logits = self.model.forward_tokens(batch)
-            rows = to_device(np.full(len(lengths), dummy), logits.device).int()
-            for sampled in (False, True):
-                self._choose(logits, rows, torch.empty_like(rows), sampled)
-        self.rows.set_context_len(dummy, 1)
-        self.rows.upload()
-        if with_decodes:
-            self.decodes.warm_up()
+        with on_device(self.rows.device):
+            self.rows.upload()
+            for lengths in ([2], [1, 2], [1]):  # a prompt, a prompt beside a decode, a decode
+                places = np.zeros(sum(lengths), dtype=np.int64)
+                logits_rows = np.cumsum(lengths) - 1
+                batch = self._send_batch(np.full(len(lengths), dummy), np.array(lengths), places, logits_rows)
+                logits = self.model.forward_tokens(batch)
+                rows = to_device(np.full(len(lengths), dummy), logits.device).int()
+                for sampled in (False, True):
+                    self._choose(logits, rows, torch.empty_like(rows), sampled)
+            self.rows.set_context_len(dummy, 1)
+            self.rows.upload()
+            if with_decodes:
+                self.decodes.warm_up()
 
     @torch.inference_mode()
     def capture(self) -> None:
         """Record the graphs, on the dummy row; ``capture_s`` says how long it took."""
         began = time.monotonic()
-        self.rows.upload()
-        self.decodes.capture()
+        with on_device(self.rows.device):
+            self.rows.upload()
+            self.decodes.capture()
         self.capture_s = time.monotonic() - began
 
     @torch.inference_mode()
     def launch(self, group: SequenceGroup) -> InFlight:
         """Put a step into the GPU's queue."""
         step = self._sort(group)
-        self.rows.upload()
-        tokens = [self.decodes.run(step.rows, step.sampled)] if step.rows else []
         indices, output = step.decodes, None
-        if step.chunks:
-            output = self._run_chunks(step.chunks)
-            tokens.append(output.token_ids)
-            indices = indices + [chunk.index for chunk in (*output.plain, *output.special)]
-        read = to_host(tokens)
+        with on_device(self.rows.device):
+            self.rows.upload()
+            tokens = [self.decodes.run(step.rows, step.sampled)] if step.rows else []
+            if step.chunks:
+                output = self._run_chunks(step.chunks)
+                tokens.append(output.token_ids)
+                indices = indices + [chunk.index for chunk in (*output.plain, *output.special)]
+            read = to_host(tokens)
         num_graph_decodes = len(step.rows) if self.decodes.is_captured else 0
         return InFlight(group, lambda: self._result(group, indices, read(), output), num_graph_decodes)
 

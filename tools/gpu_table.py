@@ -96,12 +96,14 @@ def table_rows(report: Mapping[str, Any]) -> list[list[str]]:
 
 
 def cell(found: Mapping[str, Any] | None) -> str:
-    """Median, and lowest to highest."""
+    """Median, and lowest to highest if there are several runs."""
     if found is None:
         return ""
     if "output_tokens_per_s" not in found:
         return "failed"
     stats = found["output_tokens_per_s"]
+    if len(stats["rounds"]) == 1:
+        return f"{stats['median']:,.0f}"
     return f"{stats['median']:,.0f} ({stats['min']:,.0f} to {stats['max']:,.0f})"
 
 
@@ -122,7 +124,8 @@ def notes(report: Mapping[str, Any]) -> list[str]:
     at_once = [case for case in cases.values() if case["request_rate"] is None and "graph_decode_share" in case]
     if at_once:
         share = min(case["graph_decode_share"]["median"] for case in at_once)
-        lines.append(f"CUDA graphs produced at least {share:.1%} of the decode tokens in every case of the table.")
+        how_many = "all" if share == 1 else f"at least {share:.1%}"
+        lines.append(f"CUDA graphs produced {how_many} of the decode tokens in every case of the table.")
     lines += [_arrivals_line(case) for case in cases.values() if case["request_rate"] and "graph_decode_share" in case]
     differing = [name for name, case in cases.items() if case in at_once and not case["same_tokens_in_all_runs"]]
     if differing:

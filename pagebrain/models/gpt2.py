@@ -16,6 +16,7 @@ from transformers.models.gpt2.modeling_gpt2 import GPT2Attention, GPT2Block
 
 from pagebrain.attention import ForwardBatch, PagedAttention, paged_attention
 from pagebrain.cache import CacheManager
+from pagebrain.devices import on_device
 from pagebrain.errors import ConfigError
 from pagebrain.models.positions import RowPlan, plan_rows
 from pagebrain.parts import AttentionPart
@@ -119,11 +120,12 @@ class PagedGPT2LMHeadModel(nn.Module):
         there may be columns past those of the vocabulary, see :mod:`pagebrain.models.fusing`.)
         """
         blocks = cast(list[PagedGPT2Block], list(self.h))
-        hidden, normed = self.ops.embed_norm(batch.token_ids, batch.positions, self.wte, self.wpe, blocks[0].ln_1)
-        for block, next_norm in zip(blocks, [*(block.ln_1 for block in blocks[1:]), self.ln_f], strict=True):
-            hidden, normed = block(hidden, normed, batch, next_norm, self.ops)  # each [num_tokens, n_embd]
-        # The head is a third of GPT-2 small's weights and one row of logits takes 200 kB: only rows that are asked for.
-        logits: Tensor = self.lm_head(normed if batch.logits_rows is None else normed[batch.logits_rows])
+        with on_device(self.wte.weight.device):
+            hidden, normed = self.ops.embed_norm(batch.token_ids, batch.positions, self.wte, self.wpe, blocks[0].ln_1)
+            for block, next_norm in zip(blocks, [*(block.ln_1 for block in blocks[1:]), self.ln_f], strict=True):
+                hidden, normed = block(hidden, normed, batch, next_norm, self.ops)  # each [num_tokens, n_embd]
+            # The head is a third of GPT-2 small's weights, and a row of logits takes 200 kB: only rows that are asked for.
+            logits: Tensor = self.lm_head(normed if batch.logits_rows is None else normed[batch.logits_rows])
         return logits
 
     def forward(

@@ -205,3 +205,15 @@ def test_too_little_memory_is_a_line_that_names_the_setting() -> None:
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
         torch.cuda.empty_cache()
+
+
+def test_an_engine_may_be_on_another_gpu_than_the_first() -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("this machine has one GPU")
+    from tests.support.full_speed import FullSpeed, token_lists
+
+    base: GPT2LMHeadModel = random_gpt2(torch.float32, seed=3, **SHAPE).to("cuda:1")  # type: ignore[arg-type]
+    engine = FullSpeed(base, lookahead=True, **ROOMY)
+    assert engine.executor.rows.token_ids.device == torch.device("cuda:1") and torch.cuda.current_device() == 0
+    for prompt, tokens in zip(PROMPTS, token_lists(engine.generate(PROMPTS, GREEDY)), strict=True):
+        assert_tokens_equal(random_gpt2(torch.float32, seed=3, **SHAPE), prompt, tokens)
