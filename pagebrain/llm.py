@@ -54,6 +54,7 @@ class LLM:
         self.notices = built.notices
         self.weights_packed = built.weights_packed
         self._mail: dict[str, list[OutputDelta]] = {}
+        self._has_mail: set[str] = set()
 
     def generate(
         self,
@@ -94,11 +95,12 @@ class LLM:
         self._mail.update((request_id, []) for request_id in ids)
         try:
             while under_way:
-                ready = [request_id for request_id in ids if self._mail[request_id]]
+                ready = [request_id for request_id in ids if request_id in self._has_mail] if self._has_mail else []
                 if not ready:
                     self._step()
                 for request_id in ready:
                     deltas, self._mail[request_id] = self._mail[request_id], []
+                    self._has_mail.discard(request_id)
                     for delta in deltas:
                         if delta.finished is not None:
                             under_way.discard(request_id)
@@ -106,6 +108,7 @@ class LLM:
         finally:
             for request_id in ids:
                 del self._mail[request_id]
+                self._has_mail.discard(request_id)
                 if request_id in under_way:
                     self.engine.abort(request_id)
             if not self.engine.num_unfinished_requests:
@@ -117,6 +120,7 @@ class LLM:
         for delta in self.engine.step():
             if delta.request_id in self._mail:
                 self._mail[delta.request_id].append(delta)
+                self._has_mail.add(delta.request_id)
 
     def _add(
         self,

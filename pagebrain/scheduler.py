@@ -58,11 +58,11 @@ class Scheduler:
         """Give each running sequence its next token, or its next chunk. Returns how many tokens are left for new ones."""
         unscheduled = [seq.num_unscheduled for seq in self.running]
         prefill_budget = self.config.max_num_batched_tokens - unscheduled.count(1)
-        block_size = self.config.block_size
+        running, block_size = self.running, self.config.block_size
         for index, num_tokens in enumerate(unscheduled):
-            if index >= len(self.running):  # preemption shortened the list from its end
+            if index >= len(running):  # preemption shortened the list from its end
                 break
-            seq = self.running[index]
+            seq = running[index]
             if num_tokens == 1 and seq.num_scheduled % block_size:  # its last block has a slot left: the common case
                 scheduled.append(ScheduledSequence(seq, seq.num_scheduled, 1, True))
                 continue
