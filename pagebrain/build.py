@@ -1,6 +1,7 @@
 """Puts an engine together from a configuration: model, cache, parts, executor, loop."""
 
 import dataclasses
+import gc
 import logging
 from dataclasses import dataclass
 from typing import Any
@@ -56,13 +57,16 @@ def build_engine(
     may lay its weights out anew for speed.
     """
     parts = {name: find_part(name, config.swap.get(name), own) for name, own in _OWN_PARTS.items()}
+    if config.device != "cpu" and torch.cuda.is_available():
+        gc.collect()  # an engine that was dropped is garbage in cycles, and its pools lie on the GPU until it is collected
+        torch.cuda.empty_cache()
     owned = base is None
     if tokenizer is None and (base is None or config.tokenizer is not None):
         tokenizer = load_tokenizer(config)
     detokenizer = None if tokenizer is None else Detokenizer(tokenizer)  # before the weights: it is quicker to fail
     if base is None:
         config = resolve_device_and_dtype(config)
-        with enough_memory("the model's weights", "choose a smaller model, or dtype='bfloat16'"):
+        with enough_memory(config.device, "the model's weights", "choose a smaller model, or dtype='bfloat16'"):
             base = load_model(config)
     elif config.model is not None or config.load_format != "auto":
         raise ConfigError("a model object was given: leave out model and load_format")
@@ -72,10 +76,12 @@ def build_engine(
         head_dim = base.config.n_embd // base.config.n_head
         parts["attention"] = _own_attention(weight.device, weight.dtype, head_dim, notices)
     config = _without_unsupported(config, parts, weight.is_cuda, notices)
-    uses_rows = _has_kernels(parts)
+    uses_rows = not _without_rows(parts)
+    if uses_rows and not weight.is_cuda:
+        _check_interpreter(weight.device)
     step_bytes = 0
     if weight.is_cuda:
-        step_bytes = _step_bytes(config, base, parts, uses_rows)
+        step_bytes = _step_bytes(config, base)
         torch.cuda.empty_cache()  # what the step took is free again, for K and V too
     config = config.resolved_for(base, step_bytes)
     if tokenizer is not None and len(tokenizer) > (config.vocab_size or 0):
@@ -84,7 +90,7 @@ def build_engine(
         )
 
     block_manager = make_part("block_manager", parts["block_manager"], config)
-    with enough_memory(f"K and V in {config.num_blocks:,} blocks", "lower num_blocks or memory_fraction"):
+    with enough_memory(config.device, f"K and V in {config.num_blocks:,} blocks", "lower num_blocks or memory_fraction"):
         cache_manager = CacheManager(block_manager, config, has_dummy_block=uses_rows)
     model = _paged_model(base, cache_manager, parts["attention"], uses_rows)
     del base  # so that packing frees each original as it goes
@@ -94,7 +100,7 @@ def build_engine(
     if uses_rows:
         from pagebrain.gpu_executor import GpuExecutor
 
-        with enough_memory("CUDA graphs", "lower memory_fraction or max_num_seqs, or set cuda_graphs=False"):
+        with enough_memory(config.device, "CUDA graphs", "lower memory_fraction or max_num_seqs, or set cuda_graphs=False"):
             executor = GpuExecutor(model, cache_manager, sampler, config)
         if weight.is_cuda:
             notices.append(_found_on_gpu(config, step_bytes, executor.capture_s))
@@ -119,9 +125,20 @@ def _own_attention(device: torch.device, dtype: torch.dtype, head_dim: int, noti
     return default_attention(device, dtype, head_dim)
 
 
-def _has_kernels(parts: dict[str, Any]) -> bool:
-    """Whether attention and sampling are those that work on batch rows: the engine's own kernels."""
-    return "batch_rows" in getattr(parts["attention"], "supports", ()) and parts["sampler"] is Sampler
+def _without_rows(parts: dict[str, Any]) -> list[str]:
+    """Names of the parts that do not work on batch rows, as the engine's kernels do."""
+    attention = [] if "batch_rows" in getattr(parts["attention"], "supports", ()) else ["attention"]
+    return attention + ([] if parts["sampler"] is Sampler else ["sampler"])
+
+
+def _check_interpreter(device: torch.device) -> None:
+    from pagebrain.attention.triton_common import is_interpreted
+
+    if not is_interpreted():
+        raise ConfigError(
+            f"the Triton kernels were named for a model on {device}, and they are compiled for a GPU: use device='cuda', or "
+            "set TRITON_INTERPRET=1 before Python starts to run them, slowly, in Triton's interpreter"
+        )
 
 
 def _paged_model(
@@ -135,15 +152,17 @@ def _paged_model(
     return model
 
 
-def _step_bytes(config: PageBrainConfig, base: GPT2LMHeadModel, parts: dict[str, Any], fused: bool) -> int:
-    """Bytes that the largest step takes besides weights, K and V: measured by computing one."""
+def _step_bytes(config: PageBrainConfig, base: GPT2LMHeadModel) -> int:
+    """Bytes that the largest step takes besides weights, K and V: measured by computing one, with the engine's own parts."""
     config = dataclasses.replace(config, num_blocks=None, memory_fraction=None).resolved_for(base)
     config = dataclasses.replace(config, num_blocks=config.blocks_for(config.max_model_len or 0))
     advice = f"lower max_num_batched_tokens (it is {config.max_num_batched_tokens}) or max_num_seqs ({config.max_num_seqs})"
-    with enough_memory("the largest step", advice):
+    device, (_, _, head_dim) = base.transformer.wte.weight.device, config.require_shape()
+    attention = default_attention(device, config.torch_dtype, head_dim)
+    with enough_memory(config.device, "the largest step", advice):
         cache_manager = CacheManager(BlockManager(config), config)
-        model = _paged_model(base, cache_manager, parts["attention"], fused)
-        return measure_largest_step(model, make_part("sampler", parts["sampler"], config), config)
+        model = _paged_model(base, cache_manager, attention, kernels_fit(device, config.torch_dtype, head_dim) is None)
+        return measure_largest_step(model, Sampler(config), config)
 
 
 def _found_on_gpu(config: PageBrainConfig, step_bytes: int, capture_s: float | None) -> str:
@@ -174,4 +193,10 @@ def _without_unsupported(
             logger.warning(notices[-1])
             off: dict[str, Any] = {setting: False}
             config = dataclasses.replace(config, **off)
+    without_rows = _without_rows(parts)
+    if on_gpu and config.cuda_graphs is not False and without_rows:
+        verb = "does" if len(without_rows) == 1 else "do"
+        notices.append(f"CUDA graphs are off: {' and '.join(without_rows)} {verb} not work on batch rows")
+        logger.warning(notices[-1])
+        config = dataclasses.replace(config, cuda_graphs=False)
     return config

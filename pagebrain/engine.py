@@ -178,6 +178,8 @@ class Engine:
         Returns what the step that was read added, which is nothing for the very first at depth 1.
         Raises ``StepError`` if a step failed; the engine is then as it was before the steps in flight.
         """
+        while len(self._in_flight) > self.depth:  # only after a read was interrupted, or one step too many would stay there
+            self._read(self._in_flight.popleft())
         began = time.monotonic()
         try:
             group = self.scheduler.schedule()
@@ -209,8 +211,10 @@ class Engine:
             if self._checks_plans:
                 check_plan(group, self.config, self._requests)
             in_flight = self.executor.launch(group)
-        except Exception as error:
+        except BaseException as error:  # interrupted, too: the executor may have come halfway
             self._roll_back()
+            if not isinstance(error, Exception):
+                raise
             raise StepError(f"step {self._counter.num_steps} could not be launched: {_describe(error)}") from error
         trace = trace_step(self._counter.num_steps, group, self.cache_manager, self.scheduler) if self.observers else None
         for seq, start, num_tokens, samples in group.scheduled:

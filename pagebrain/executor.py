@@ -20,7 +20,8 @@ from pagebrain.config import PageBrainConfig
 from pagebrain.errors import ConfigError, StepError
 from pagebrain.outputs import TokenLogprobs
 from pagebrain.parts import SamplerPart
-from pagebrain.sampling import SamplerOutput, SampleRow, prompt_logprobs
+from pagebrain.sampling import SamplerOutput, SampleRow
+from pagebrain.sampling.logprobs import prompt_logprobs, score_prompt
 from pagebrain.sequence import ScheduledSequence, Sequence, SequenceGroup
 
 
@@ -237,8 +238,8 @@ class TorchExecutor:
         for wanted in step.prompt_scores:
             count = len(wanted.flat_rows)
             targets = self.rows.token_ids[wanted.row, wanted.first_position : wanted.first_position + count]
-            prompt = prompt_logprobs(logits[offset : offset + count], targets, wanted.num_top)
-            of_prompts[wanted.entry] = wanted.first_position, tuple(prompt)
+            scored = score_prompt(logits[offset : offset + count], targets, wanted.num_top)
+            of_prompts[wanted.entry] = wanted.first_position, tuple(prompt_logprobs(scored))
             offset += count
         return StepResult(tokens, logprobs, of_prompts)
 

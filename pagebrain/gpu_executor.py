@@ -27,7 +27,8 @@ from pagebrain.graphs import DecodeGraphs
 from pagebrain.models.gpt2 import PagedGPT2LMHeadModel
 from pagebrain.outputs import TokenLogprobs
 from pagebrain.parts import SamplerPart
-from pagebrain.sampling import SamplerOutput, prompt_logprobs
+from pagebrain.sampling import SamplerOutput
+from pagebrain.sampling.logprobs import LogprobsTensors, prompt_logprobs, score_prompt
 from pagebrain.sampling.triton_sample import sample, sample_greedy
 from pagebrain.sequence import ScheduledSequence, Sequence, SequenceGroup
 
@@ -64,7 +65,7 @@ class _ChunkOutput:
     special: list[_Chunk]
     token_ids: Tensor  # int32 [len(plain) + len(special)]
     sampled: SamplerOutput | None  # of the special ones
-    scores: list[tuple[PromptScores, Tensor, Tensor]]  # with logits [num_scoring, vocab_size] and targets [num_scoring]
+    scores: list[tuple[PromptScores, list[LogprobsTensors]]]
 
 
 class GpuExecutor:
@@ -102,7 +103,8 @@ class GpuExecutor:
         self.rows.set_context_len(dummy, 2)  # a context that a prompt of two tokens fills
         with on_device(self.rows.device):
             self.rows.upload()
-            for lengths in ([2], [1, 2], [1]):  # a prompt, a prompt beside a decode, a decode
+            # Decodes, and a prompt beside decodes; how many there are decides into how many splits their contexts are cut.
+            for lengths in [lengths for size in self.decodes.sizes for lengths in ([1] * size, [2] + [1] * (size - 1))]:
                 places = np.zeros(sum(lengths), dtype=np.int64)
                 logits_rows = np.cumsum(lengths) - 1
                 batch = self._send_batch(np.full(len(lengths), dummy), np.array(lengths), places, logits_rows)
@@ -197,7 +199,7 @@ class GpuExecutor:
         for score in scores:
             count = len(score.flat_rows)
             targets = self.rows.token_ids[score.row, score.first_position : score.first_position + count].long()
-            wanted.append((score, of_tokens[first : first + count], targets))
+            wanted.append((score, score_prompt(of_tokens[first : first + count], targets, score.num_top)))
             first += count
         return _ChunkOutput(plain, special, token_ids, output, wanted)
 
@@ -250,8 +252,7 @@ class GpuExecutor:
             found = zip(output.special, output.sampled.logprobs.to_list(), strict=True)
             logprobs = {chunk.index: scores for chunk, scores in found if scores is not None}
         of_prompts = {
-            wanted.entry: (wanted.first_position, tuple(prompt_logprobs(logits, targets, wanted.num_top)))
-            for wanted, logits, targets in output.scores
+            wanted.entry: (wanted.first_position, tuple(prompt_logprobs(scored))) for wanted, scored in output.scores
         }
         return StepResult(tokens, logprobs, of_prompts)
 

@@ -22,7 +22,7 @@ DecodeStep = Callable[[Tensor, Tensor, bool], None]
 def bucket_sizes(max_num_seqs: int) -> tuple[int, ...]:
     """The batch sizes that graphs are recorded for, the last one ``max_num_seqs``.
 
-    Doubling up to 64, then in steps that waste a quarter at most: a graph too large costs little, for padding attends to one
+    Doubling up to 64, then in steps of a third at most: a graph that is too large costs little, for padding attends to one
     token, and a graph more costs milliseconds at every start.
     """
     sizes, size = [], 1

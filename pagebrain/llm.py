@@ -24,7 +24,8 @@ class LLM:
 
     Args:
         model: hub name or folder of a GPT-2; ``None`` is the bundled model. Or a ``GPT2LMHeadModel``, whose weights are then
-            shared and left as they are.
+            shared and left as they are. (On a GPU they are taken as they are now: the head is copied, and CUDA graphs know
+            where the others lie. Do not change or move them while this LLM is in use.)
         tokenizer: hub name or folder, or a tokenizer; ``None`` is the model's own.
         settings: any other field of :class:`~pagebrain.config.PageBrainConfig`.
 

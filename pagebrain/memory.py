@@ -11,16 +11,17 @@ from pagebrain.errors import ConfigError
 from pagebrain.models.gpt2 import PagedGPT2LMHeadModel
 from pagebrain.parts import SamplerPart
 from pagebrain.sampling import SampleRow
-from pagebrain.sampling_params import SamplingParams
+from pagebrain.sampling.logprobs import score_prompt
+from pagebrain.sampling_params import MAX_LOGPROBS, SamplingParams
 
 
 @contextlib.contextmanager
-def enough_memory(what: str, advice: str) -> Iterator[None]:
+def enough_memory(device: str, what: str, advice: str) -> Iterator[None]:
     """Turn a CUDA out-of-memory error into a ``ConfigError`` that says what there was no room for and what to do."""
     try:
         yield
     except torch.cuda.OutOfMemoryError as error:
-        free, total = torch.cuda.mem_get_info()
+        free, total = torch.cuda.mem_get_info(device)
         raise ConfigError(
             f"the GPU has no room for {what}: {free / 1e9:.1f} of its {total / 1e9:.1f} GB are free; {advice}"
         ) from error
@@ -30,8 +31,9 @@ def enough_memory(what: str, advice: str) -> Iterator[None]:
 def measure_largest_step(model: PagedGPT2LMHeadModel, sampler: SamplerPart, config: PageBrainConfig) -> int:
     """Bytes that a step of ``max_num_batched_tokens`` tokens takes at its peak, besides weights, K and V.
 
-    Its prompts are as long as they may be, and all seats sample in the way that takes most. The cache of ``model`` needs
-    blocks for one sequence only: what is in it does not matter, so all share them.
+    Its prompts are as long as they may be, all of their log-probabilities are asked for, and all seats sample in the way
+    that takes most. The cache of ``model`` needs blocks for one sequence only: what is in it does not matter, so all share
+    them.
     """
     assert config.max_model_len is not None
     device = model.wte.weight.device
@@ -46,7 +48,7 @@ def measure_largest_step(model: PagedGPT2LMHeadModel, sampler: SamplerPart, conf
         block_tables=torch.arange(config.blocks_for(length), device=device).expand(len(lengths), -1).contiguous(),
         context_lens=torch.tensor(lengths, device=device),
         query_starts=torch.tensor([0, *lengths], device=device).cumsum(0),
-        logits_rows=torch.arange(seats, device=device),
+        logits_rows=positions.new_ones(num_tokens).cumsum(0) - 1,
         num_decodes=lengths.count(1),
     )
     rows = [SampleRow(SamplingParams(top_p=0.9), 0, index, 0, positions[:0], 0) for index in range(seats)]
@@ -54,6 +56,7 @@ def measure_largest_step(model: PagedGPT2LMHeadModel, sampler: SamplerPart, conf
     before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
     logits = model.forward_tokens(batch)[:, : config.vocab_size]
-    sampler.sample(logits, rows)
+    sampler.sample(logits[:seats], rows)
+    prompt_scores = score_prompt(logits, batch.token_ids, MAX_LOGPROBS)  # noqa: F841  (kept, as those of a step are)
     torch.cuda.synchronize(device)
     return torch.cuda.max_memory_allocated(device) - before

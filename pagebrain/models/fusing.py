@@ -39,7 +39,7 @@ class PaddedHead(nn.Module):
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
         padding = -weight.shape[0] % HEAD_MULTIPLE
-        self.weight = functional.pad(weight.detach(), (0, 0, 0, padding))
+        self.weight = functional.pad(weight.detach(), (0, 0, 0, padding)) if padding else weight
 
     def forward(self, hidden: Tensor) -> Tensor:
         """``[num_logits, n_embd]`` to ``[num_logits, padded_vocab]``."""

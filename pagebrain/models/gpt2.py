@@ -153,7 +153,7 @@ class PagedGPT2LMHeadModel(nn.Module):
             self._num_cached.pop(row.seq_id, None)
         self._grow_tables(rows)
         batch = self._flat_batch(input_ids, rows)
-        flat_logits = self.forward_tokens(batch)
+        flat_logits = self.forward_tokens(batch)[:, : self.wte.num_embeddings]
         logits = flat_logits.new_zeros(*input_ids.shape, flat_logits.shape[-1])
         for index, row in enumerate(rows):
             first = int(batch.query_starts[index])

@@ -5,8 +5,8 @@ In reading order: :mod:`.rows` (what comes with a row), :mod:`.adjustments` (pen
 who asks), :mod:`.logprobs`, and :mod:`.sampler`, which strings them together.
 """
 
-from pagebrain.sampling.logprobs import LogprobsTensors, gather_logprobs, prompt_logprobs
+from pagebrain.sampling.logprobs import LogprobsTensors, gather_logprobs, prompt_logprobs, score_prompt
 from pagebrain.sampling.rows import SampleRow
 from pagebrain.sampling.sampler import Sampler, SamplerOutput
 
-__all__ = ["LogprobsTensors", "SampleRow", "Sampler", "SamplerOutput", "gather_logprobs", "prompt_logprobs"]
+__all__ = ["LogprobsTensors", "SampleRow", "Sampler", "SamplerOutput", "gather_logprobs", "prompt_logprobs", "score_prompt"]

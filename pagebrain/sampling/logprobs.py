@@ -13,6 +13,9 @@ from pagebrain.outputs import TokenLogprobs
 from pagebrain.sampling.ranking import best_tokens
 from pagebrain.sampling.rows import per_row
 
+SCORED_TOGETHER = 1024
+"""Prompt tokens that are scored at once."""
+
 
 @dataclass(frozen=True, eq=False)
 class LogprobsTensors:
@@ -76,7 +79,15 @@ def gather_logprobs(logits: Tensor, token_ids: Tensor, num_top: Sequence[int | N
     )
 
 
-def prompt_logprobs(logits: Tensor, token_ids: Tensor, num_top: int) -> list[TokenLogprobs]:
-    """Log-probabilities of prompt tokens ``[num_tokens]``; row ``i`` of the logits is the one that predicts token ``i``."""
-    entries = gather_logprobs(logits, token_ids, [num_top] * len(token_ids)).to_list()
-    return [entry for entry in entries if entry is not None]
+def score_prompt(logits: Tensor, token_ids: Tensor, num_top: int) -> list[LogprobsTensors]:
+    """Log-probabilities of prompt tokens ``[num_tokens]``, still on the device, in pieces; row ``i`` predicts token ``i``.
+
+    A row in float32 takes 200 kB several times over, and a step may score thousands: so a part at a time.
+    """
+    pieces = zip(torch.split(logits, SCORED_TOGETHER), torch.split(token_ids, SCORED_TOGETHER), strict=True)
+    return [gather_logprobs(some_logits, ids, [num_top] * len(ids)) for some_logits, ids in pieces]
+
+
+def prompt_logprobs(scored: Sequence[LogprobsTensors]) -> list[TokenLogprobs]:
+    """What :func:`score_prompt` found, one entry for each token. Waits for the device."""
+    return [entry for piece in scored for entry in piece.to_list() if entry is not None]

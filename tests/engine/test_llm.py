@@ -28,6 +28,19 @@ def test_prompts_may_be_texts_or_token_ids_one_or_many(llm: LLM) -> None:
     assert llm.generate([], GREEDY, use_tqdm=False) == []
 
 
+def test_without_deltas_only_the_end_of_a_request_comes_out(llm: LLM) -> None:
+    """As generate asks for it; all of it is in that one delta, with several samples too."""
+    params = SamplingParams(temperature=1.0, seed=3, n=2, max_tokens=5, ignore_eos=True)
+    expected = llm.generate([1, 2, 3], params, use_tqdm=False)[0]
+    llm.engine.add_request([1, 2, 3], params, wants_deltas=False)
+    deltas = []
+    while llm.engine.has_unfinished_requests:
+        deltas += llm.engine.step()
+    (delta,) = deltas
+    assert delta.finished is not None
+    assert [sample.token_ids for sample in delta.finished.outputs] == [sample.token_ids for sample in expected.outputs]
+
+
 def test_each_prompt_may_have_parameters_of_its_own(llm: LLM) -> None:
     each = [SamplingParams(temperature=0, max_tokens=n, ignore_eos=True) for n in (3, 9, 1)]
     assert [len(out.outputs[0].token_ids) for out in llm.generate(["a", "b", "c"], each, use_tqdm=False)] == [3, 9, 1]

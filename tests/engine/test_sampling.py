@@ -21,7 +21,7 @@ from transformers import (
 
 from pagebrain.errors import ConfigError, StepError
 from pagebrain.outputs import TokenLogprobs
-from pagebrain.sampling import Sampler, SampleRow, prompt_logprobs, sampler, truncation
+from pagebrain.sampling import Sampler, SampleRow, prompt_logprobs, sampler, score_prompt, truncation
 from pagebrain.sampling.adjustments import adjust_logits
 from pagebrain.sampling.ranking import best_tokens
 from pagebrain.sampling_params import SamplingParams
@@ -368,21 +368,21 @@ def test_logprobs_are_of_the_raw_distribution() -> None:
 
 def test_equal_logits_are_ranked_by_token_id() -> None:
     logits = torch.tensor([[0.0, 2.0, 1.0, 2.0, 1.0, 1.0]], dtype=torch.bfloat16)
-    entries = [prompt_logprobs(logits, torch.tensor([token_id]), 6)[0] for token_id in range(6)]
+    entries = [prompt_logprobs(score_prompt(logits, torch.tensor([token_id]), 6))[0] for token_id in range(6)]
     assert [entry.rank for entry in entries] == [6, 1, 3, 2, 4, 5]
     assert all([token_id for token_id, _ in entry.top] == [1, 3, 2, 4, 5, 0] for entry in entries)
 
 
 def test_logprobs_of_low_precision_logits_are_computed_in_float32() -> None:
     logits = (random_logits(3, 5000) - 100).to(torch.bfloat16)
-    entries = prompt_logprobs(logits, torch.tensor([1, 2, 3]), 2)
+    entries = prompt_logprobs(score_prompt(logits, torch.tensor([1, 2, 3]), 2))
     expected = logits.double().log_softmax(1)
     assert [entry.logprob for entry in entries] == pytest.approx([float(expected[i, i + 1]) for i in range(3)], abs=1e-5)
     assert all(isinstance(entry, TokenLogprobs) and len(entry.top) == 2 for entry in entries)
 
 
 def test_more_logprobs_than_tokens_give_all_tokens() -> None:
-    (entry,) = prompt_logprobs(torch.tensor([[0.0, 1.0]]), torch.tensor([0]), 20)
+    (entry,) = prompt_logprobs(score_prompt(torch.tensor([[0.0, 1.0]]), torch.tensor([0]), 20))
     assert [token_id for token_id, _ in entry.top] == [1, 0]
 
 

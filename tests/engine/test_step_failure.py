@@ -1,5 +1,6 @@
 """A step that fails costs nothing but itself: no request, no block, no token."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -200,6 +201,30 @@ def test_a_plan_that_makes_no_sense_is_refused_and_the_next_one_goes_on(name: st
     engine.check_integrity()
     assert list(run_all(engine)["request-0"].outputs[0].token_ids) == continuation([1, 2, 3], 12)
     assert engine.cache_manager.num_free_blocks == engine.cache_manager.num_blocks
+
+
+def test_after_an_interrupted_read_no_more_steps_are_in_flight_than_before() -> None:
+    engine = hash_engine(lookahead=True)
+    for _ in range(3):
+        engine.add_request([1, 2, 3], SamplingParams(temperature=0, max_tokens=12, ignore_eos=True))
+    engine.step()
+    engine.step()
+    in_flight = engine._in_flight[0]
+    wait = in_flight.in_flight.wait
+
+    def interrupted() -> Any:
+        raise KeyboardInterrupt
+
+    engine._in_flight[0] = dataclasses.replace(
+        in_flight, in_flight=dataclasses.replace(in_flight.in_flight, wait=interrupted)
+    )
+    with pytest.raises(KeyboardInterrupt):
+        engine.step()
+    engine._in_flight[0] = in_flight
+    assert len(engine._in_flight) == 2 and in_flight.in_flight.wait is wait
+    while engine.has_unfinished_requests:
+        engine.step()
+        assert len(engine._in_flight) <= 1
 
 
 @pytest.mark.parametrize("lookahead", [False, True])

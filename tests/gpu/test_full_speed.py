@@ -163,7 +163,11 @@ def test_launching_waits_for_nothing() -> None:
     """With torch watching for whatever makes the host wait for the GPU."""
     base = on_gpu(random_gpt2(torch.bfloat16, **SHAPE))
     llm = LLM(base, num_blocks=80, max_num_seqs=8, max_num_batched_tokens=64)
-    params = [SamplingParams(temperature=0.8, top_p=0.9, seed=1, max_tokens=9, ignore_eos=True)] * len(PROMPTS)
+    plain = SamplingParams(temperature=0.8, top_p=0.9, seed=1, max_tokens=9, ignore_eos=True)
+    special = SamplingParams(
+        temperature=0.8, seed=1, max_tokens=9, repetition_penalty=1.2, logit_bias={3: 1.0}, min_tokens=4, logprobs=2
+    )
+    params = [plain, special] * (len(PROMPTS) // 2)
     llm.generate(PROMPTS, params, use_tqdm=False)  # whatever happens once
     launch, launched = llm.engine.executor.launch, 0
 
@@ -205,6 +209,16 @@ def test_too_little_memory_is_a_line_that_names_the_setting() -> None:
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
         torch.cuda.empty_cache()
+
+
+def test_an_engine_that_was_dropped_gives_its_memory_to_the_next() -> None:
+    base = on_gpu(random_gpt2(torch.bfloat16, **SHAPE))
+    counts = []
+    for _ in range(3):
+        llm = LLM(base, memory_fraction=0.5, max_num_seqs=100_000, max_num_batched_tokens=100_000, cuda_graphs=False)
+        counts.append(llm.config.num_blocks or 0)
+        del llm
+    assert min(counts) > 0.95 * max(counts)
 
 
 def test_an_engine_may_be_on_another_gpu_than_the_first() -> None:

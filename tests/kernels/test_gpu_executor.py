@@ -156,14 +156,22 @@ def test_every_array_that_is_sent_begins_where_the_kernels_were_compiled_for(dev
 
 def test_nothing_of_a_request_is_compiled_late(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Kernels that requests of every kind launch have been launched before, with arguments of the same kinds."""
+    require_kernels(device)
+    from pagebrain.attention import triton_decode
     from tests.support.launches import noted_launches
 
+    if device == "cpu":  # a machine with so few multiprocessors that the number of sequences decides about splits
+        monkeypatch.setattr(triton_decode, "num_multiprocessors", lambda device: 1)
+        monkeypatch.setattr(triton_decode, "choose_num_splits", lambda contexts, *rest: max(1, 16 // contexts))
     with noted_launches(monkeypatch) as before:
         engine = full_speed(device, lookahead=True, **ROOMY)
     with noted_launches(monkeypatch) as after:
         engine.generate(PROMPTS, SAMPLED)
         engine.generate(PROMPTS, SPECIAL)
+        engine.generate([[5], *PROMPTS], [SPECIAL[0], *SAMPLED])
     assert after and after <= before, f"compiled late: {sorted(after - before)}"
+    splits = {value for _, _, settings in before for name, value in settings if name == "PADDED_SPLITS"}
+    assert len(splits) > 1 or device == "cuda"
 
 
 def test_a_sequence_may_fit_into_one_block(device: str) -> None:
@@ -174,7 +182,57 @@ def test_a_sequence_may_fit_into_one_block(device: str) -> None:
     assert token_lists(engine.generate(PROMPTS, GREEDY)) == [hf_greedy(small("cpu"), prompt, 7) for prompt in PROMPTS]
 
 
-def test_rows_are_used_again_and_tell_of_what_the_sampling_kernels_cannot_do(device: str) -> None:
+@pytest.mark.parametrize("lookahead", [False, True])
+def test_an_interrupt_while_a_step_is_launched_costs_nobody_a_token(lookahead: bool, device: str) -> None:
+    """The device has taken the step, the engine has not: whoever goes on must not skip a token."""
+    params = SamplingParams(temperature=2.0, seed=5, max_tokens=12, ignore_eos=True)
+    alone = LLM(small("cpu"), num_blocks=32, block_size=8).generate([PROMPTS[3]], params, use_tqdm=False)
+    expected = list(alone[0].outputs[0].token_ids)
+    assert len(set(expected)) > 6
+    engine = full_speed(device, lookahead=lookahead, block_size=8, num_blocks=32, max_num_seqs=2)
+    dropped, kept = engine.llm.stream(PROMPTS[0], params), engine.llm.stream(PROMPTS[3], params)
+    tokens: list[int] = []
+    for _ in range(3):
+        next(dropped)
+        tokens += next(kept).token_ids
+    launch = engine.executor.launch
+
+    def interrupted(group: Any) -> Any:
+        launch(group)
+        raise KeyboardInterrupt
+
+    engine.executor.launch = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        for _ in dropped:
+            pass
+    engine.executor.launch = launch
+    for delta in kept:
+        tokens += delta.token_ids
+    assert tokens == expected
+
+
+def test_a_sequence_that_ended_keeps_its_row_while_another_takes_its_seat(device: str) -> None:
+    """So there are twice as many rows as seats: with every token an end, each sequence ends in mid-flight."""
+    from tests.support.full_speed import token_lists
+
+    engine = full_speed(device, lookahead=True, block_size=8, num_blocks=32, max_num_seqs=1, max_num_batched_tokens=8)
+    ends = SamplingParams(temperature=0, max_tokens=9, stop_token_ids=tuple(range(96)))
+    tokens = token_lists(engine.generate(PROMPTS, ends))
+    assert [len(each) for each in tokens] == [1] * len(PROMPTS)
+
+
+def test_kernels_that_are_named_where_they_cannot_run_are_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    require_kernels_anywhere()
+    from pagebrain.attention import triton_common
+    from pagebrain.errors import ConfigError
+    from tests.support.full_speed import KERNELS
+
+    monkeypatch.setattr(triton_common, "is_interpreted", lambda: False)
+    with pytest.raises(ConfigError, match="compiled for a GPU: use device='cuda', or set TRITON_INTERPRET=1"):
+        LLM(small("cpu"), num_blocks=8, swap=KERNELS)
+
+
+def test_rows_are_used_again(device: str) -> None:
     engine = full_speed(device, **ROOMY)
     rows = engine.executor.rows
     for _ in range(4):
