@@ -44,6 +44,7 @@ def with_tables(page: str) -> str:
     tables = {
         "speed-on-a-gpu": gpu_table,
         "steps-on-a-gpu": gpu_steps_table,
+        "kernels-on-a-gpu": gpu_kernels_table,
         "ladder-on-a-gpu": gpu_ladder_table,
         "speed-on-a-cpu": cpu_table,
         "serving": serving_table,
@@ -70,6 +71,27 @@ def gpu_table() -> str:
     lines = [markdown_row(heading), markdown_row(["---"] * len(heading))]
     lines += [markdown_row([f"**{cell}**" if cell and row[0] == "PageBrain" else cell for cell in row]) for row in rows]
     return "\n".join([*lines, "", " ".join(notes(report))])
+
+
+def gpu_kernels_table() -> str:
+    """The attention kernels on a GPU."""
+    file = RESULTS / "kernels.json"
+    if not file.exists():
+        return NOT_YET
+    report = json.loads(file.read_text(encoding="utf-8"))
+    shape, found = report["shape"], report["versions"]
+    lines = [markdown_row(["sequences", "context", "time", "K and V read at", "of a copy"]), markdown_row(["---"] * 5)]
+    for row in report["decode"]:
+        speed, time = row["kv_bytes_per_s"] / 1e12, row["seconds"] * 1e6
+        cells = [f"{row['num_seqs']}", f"{row['context_len']}", f"{time:.1f} us", f"{speed:.2f} TB/s"]
+        lines.append(markdown_row([*cells, f"{row['share_of_copy']:.0%}"]))
+    copy = f"{report['copy_bytes_per_s'] / 1e12:.2f} TB/s"
+    note = (
+        f"Decode attention of one layer, {shape['num_heads']} heads of {shape['head_dim']} in {shape['dtype']}, blocks of "
+        f"{shape['block_size']}; medians of {report['replays']} replays. A copy moved {copy} in the same run. "
+        f"{found['gpu']}, torch {found['torch']}, Triton {found['triton']}, {report['date'][:10]}."
+    )
+    return "\n".join([*lines, "", note])
 
 
 def gpu_steps_table() -> str:

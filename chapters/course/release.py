@@ -166,7 +166,11 @@ def _copy_notebook(folder: Path, chapter: Chapter, *, is_released: bool) -> None
         notebook = json.loads(source.read_text(encoding="utf-8"))
         if is_released:
             notebook = without_solutions(notebook)
-        _write(folder / chapter.notebook, json.dumps(notebook, indent=1, ensure_ascii=False) + "\n")
+        text = json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
+        _write(folder / chapter.notebook, text)
+        for recording in set(re.findall(r"docs/performance/[\w-]+\.json", text)):  # what was measured on a GPU
+            if (ROOT / recording).is_file():
+                _write(folder / recording, (ROOT / recording).read_text(encoding="utf-8"))
 
 
 def _chapters_of(path: Path) -> set[str]:

@@ -61,6 +61,14 @@ def test_all_chapters_can_be_released_at_once(tmp_path: Path) -> None:
         assert (tmp_path / "all" / chapter.notebook).is_file() == (ROOT / chapter.notebook).is_file()
 
 
+def test_what_a_notebook_draws_from_a_recording_comes_with_it(tmp_path: Path) -> None:
+    """A student without a GPU runs the cells again, and they must find what was measured on one."""
+    release(tmp_path / "late", [find_chapter("06"), find_chapter("07")])
+    recordings = sorted(path.name for path in (tmp_path / "late" / "docs" / "performance").iterdir())
+    assert {"kernels.json", "timeline.json"} <= set(recordings)
+    assert all((ROOT / "docs" / "performance" / name).is_file() for name in recordings)
+
+
 def test_what_is_about_wrong_and_other_solutions_is_not_handed_out(released: Path) -> None:
     names = {path.name for path in released.rglob("*")}
     assert not names & {"wrong", "alternatives", "overlay.py", "test_mutants.py", "test_solutions.py", "src", "__pycache__"}
