@@ -17,7 +17,7 @@ before it is written: K and V have to be read once, and memory has a speed (the 
 2009).
 
 What changes from chapter 03: attention and the writing of K and V are kernels. Without a GPU they run in Triton's
-interpreter, which shows whether they are right, and is slow. Sums are kept in float32, whatever the model's dtype.
+interpreter, which shows whether their numbers are right, and is slow. Sums are kept in float32, whatever the model's dtype.
 
 Tasks (35 points, about 7 hours):
 
@@ -103,9 +103,9 @@ def attend_tokens(
     Args:
         query: ``[PADDED_DIM]`` in float32, scaled already; zeros from ``HEAD_DIM`` on.
         key_ptr, value_ptr: the head's first number in slot 0 of block 0. ``pool_strides`` are as in ``write_kernel``. Slots
-            that hold no token of the sequence hold any numbers.
+            that hold no token of the sequence hold anything, even nan.
         table_ptr: the sequence's block table, int32 or int64. Entries past the page of token ``last - 1`` are not even read.
-        first, last: ``first`` is a multiple of ``TILE``. The range may be empty.
+        first, last: ``first`` is a multiple of ``TILE``. The range may be empty; then ``first`` may be larger than ``last``.
 
     Returns:
         ``acc`` ``[PADDED_DIM]``, ``maximum`` and ``total`` as in chapter 03, in float32; of no tokens 0, minus infinity, 0.

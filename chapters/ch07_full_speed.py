@@ -7,7 +7,8 @@ next, so what sets the pace is the CPU, which also plans, makes tensors, and wai
 - one *CUDA graph* for each size of batch, the *bucket*, holds all launches of a decode step, from embedding to sampled
   token. It is captured once, over buffers that never move, and replayed with one call;
 - a batch smaller than its bucket is padded by a *dummy sequence* with a block of its own, so that no kernel has to ask;
-- step N+1 is *launched ahead*, before step N is read: its input, the sampled token, is in its batch row already.
+- step N+1 is *launched ahead*, while step N is *in flight* (launched, and not read yet): its input, the sampled token, is in
+  its batch row already.
 
 What changes from chapter 04: who computes, and when results are looked at. Prompts are computed as before, beside the graph.
 
@@ -17,7 +18,7 @@ Tasks (35 points, about 7 hours):
 - 7.2 (6 points) ``bucket_for`` and ``BatchRows.activate``: the rows that a step computes, padded to a bucket.
 - 7.3 (8 points) ``decode_step``: from batch row to batch row, and nothing is read by the host.
 - 7.4 (7 points) ``Engine.step`` and ``apply``: launch first, read later, discard what is past the end.
-- 7.5 (6 points) ``LateRetirement.collect`` and ``Scheduler.make_room``: blocks that come back late.
+- 7.5 (6 points) ``LateRetirement.collect`` and ``Scheduler.make_room``: blocks that come back late; needs 7.4.
 
 Know first: chapter 04; that a GPU works through what was launched in order, while the CPU goes on.
 In the engine: :mod:`pagebrain.batch_rows`, :mod:`pagebrain.graphs`, :mod:`pagebrain.gpu_executor`,
@@ -67,7 +68,7 @@ class BatchRows:
     """What the GPU keeps about each sequence at work: a row of numbers, in the same place for as long as it runs.
 
     Attributes:
-        state: int64 ``[num_rows + 1, 2 + max_blocks]``. Views of its columns are ``token_ids``, the next token to compute;
+        state: int64 ``[dummy_row + 1, 2 + max_blocks]``. Views of its columns are ``token_ids``, the next token to compute;
             ``context_lens``, the tokens cached before it; and ``block_tables``, whose entries past a sequence's blocks may
             be any block. The last row, ``dummy_row``, is the dummy sequence's.
         active_rows: int64 ``[max_num_seqs]``; the first of them are the rows that a step computes. Like ``state``, this is
@@ -128,7 +129,11 @@ class BatchRows:
         # END SOLUTION
 
     def activate(self, rows: Sequence[int], bucket: int) -> None:
-        """Task 7.2: name ``rows`` in the first ``bucket`` entries of ``active_rows``, ``dummy_row`` in those left over."""
+        """Task 7.2: name ``rows`` in the first ``bucket`` entries of ``active_rows``, ``dummy_row`` in those left over.
+
+        All of them travel in one ``upload``. On a GPU each number on its own would be a launch, and a plain ``torch.tensor``
+        a copy for which the host waits. (No test sees that on a CPU.)
+        """
         # BEGIN SOLUTION 7.2
         padded = [*rows, *[self.dummy_row] * (bucket - len(rows))]
         self.active_rows[:bucket].copy_(upload(padded, self.device))
@@ -363,11 +368,12 @@ class Engine(ch04_scheduler.Engine):
         return kept
 
     def apply(self, step: InFlight, tokens: list[int]) -> SequenceGroup:
-        """Task 7.4: ``give`` each sequence what a step brought. Returns the group without those who got nothing more.
+        """Task 7.4: ``give`` each sequence what a step brought. Returns the group without those who had ended before.
 
         ``tokens``, and ``step.logits`` if there are any, are those of ``step.sampling``, in its order. Who ended while the
-        step was in flight gets nothing, since the token is past the end; who was preempted meanwhile keeps the token. For
-        all of the group the step is not unread any more: take back what :meth:`launch` counted.
+        step was in flight gets nothing, since the token is past the end; who was preempted meanwhile gets the token and
+        keeps it. For all of the group the step is not unread any more: take back what :meth:`launch` counted. Chunks that
+        sample nothing stay in the group that is returned, and so does its ``preempted``.
         """
         # BEGIN SOLUTION 7.4
         for entry in step.group:

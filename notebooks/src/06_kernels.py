@@ -166,14 +166,21 @@ print(out.long().tolist())
 # - `places` is a **tile**, eight numbers in one variable. All of Triton works on tiles. Along each axis they have a power of 2
 #   of places, known when the kernel is compiled (`tl.constexpr`).
 # - `tl.load` takes a tile of addresses and reads all of them. 20 is no multiple of 8, so the third tile has places that do
-#   not exist. The **mask** says which do. The others are not touched.
+#   not exist. The **mask** says which do. The others are not touched, and what the tile holds there afterwards is undefined,
+#   unless one says it: `tl.load(x_ptr + places, mask=exists, other=0.0)`. Here it does not matter, since the store has the same mask.
 #
 # On the GPU, a program runs on one of its *multiprocessors*: an H200 has 132 of them, and each holds dozens of programs. The
 # threads of a program come in groups of 32, called **warps**. A warp executes one instruction for its 32 threads at a
 # time. When a warp waits for memory, which takes the time of several hundred instructions, another one computes. How
 # the places of a tile are shared out among threads is the compiler's business. That is what Triton takes off our hands.
 #
-# In the interpreter the grid is a Python loop: program after program, each tile a numpy array. It shows whether a kernel is right.
+# In the interpreter the grid is a Python loop: program after program, each tile a numpy array. It shows whether a kernel computes
+# the right numbers. It does not show whether a GPU's compiler takes it. What the interpreter forgives and a GPU does not:
+#
+# - bounds of `tl.arange` that are known only when the kernel runs (a loop's `range` may have such bounds);
+# - a variable that changes its type in a loop: one that begins as the integer `0` and becomes a number with a fraction (begin with `0.0`);
+# - Python's own things, such as `print` of a tile without a text before it, dictionaries or `try`;
+# - programs that rely on running one after the other: on the GPU they run side by side.
 #
 # > **Predict.** Now `x` is the first 20 of 24 numbers that lie side by side, and the four after it are a neighbour's: sevens. A kernel without a
 # > mask multiplies `x` by 10 in its place. What becomes of the sevens?
@@ -272,7 +279,11 @@ walk([6, 2, 7, 0, 9, 4, 1, 8, 5, 3], 37, 4)
 #
 # The last tile is cut short, and its mask is needed three times: for the table (the entry past the last page may lie past the table),
 # for K and V, and for the scores, which have to be $-\infty$ where there is no token. Forgetting the last is chapter 03's mistake:
-# a key that was not loaded is 0, its score is 0, and $e^{0 - m}$ is not.
+# a key that was not loaded is 0 if one says `other=0.0`, so its score is 0, and $e^{0 - m}$ is not.
+#
+# Which of K and V needs the mask of tokens? A slot without a token may hold anything, even `nan` (a block's former owner left
+# it, or nobody ever wrote there). In K that spoils one score, and `tl.where` puts $-\infty$ in its place. In V it meets a weight
+# of 0, and $0 \cdot \mathrm{nan}$ is `nan`: nothing repairs V. So V needs the mask. K's spares reading what is thrown away.
 #
 # And shapes: `query` has `[PADDED_DIM]` places, `keys` and `values` `[TILE, PADDED_DIM]`. `query[None, :] * keys` summed over axis 1
 # gives `[TILE]` scores. Is there no matrix product? There is an operation for it, `tl.dot`, for which a GPU has units of its own. They
@@ -379,7 +390,8 @@ viz.context_parts({"ABCD"[i]: part for i, part in enumerate(parts)}, tile=16)
 # none. C has six tiles, and four parts of two tiles each would be eight: the fourth gets nothing.
 #
 # How many parts should there be? As few as make enough programs: each part more is a partial result that is written
-# and read again. Two dozen programs for each multiprocessor is what we want here; `choose_num_splits` makes it a number:
+# and read again. Two dozen programs for each multiprocessor is what we want here: each is a single warp that mostly waits for memory,
+# and it takes about so many until there are always loads under way. `choose_num_splits` makes it a number:
 
 # %% tags=["nbval-check-output"]
 wanted = 24 * 132
@@ -391,6 +403,10 @@ for num_seqs in (1, 8, 64, 256, 512):
     print(
         f"{num_seqs:3d} sequences: {num_splits:2d} splits, {num_seqs * 12 * num_splits:5,d} programs"
     )
+
+# %% [markdown]
+# With 8 sequences, one of the 33 parts is always empty: 64 tiles in 33 parts are 2 a part, rounded up, so 32 parts have work. An
+# empty part weighs 0 in the merge, and costs a program that ends at once.
 
 # %% tags=["nbval-check-output"]
 inputs = scene([320, 150, 33])
@@ -406,16 +422,11 @@ print("grids with 5 splits:", *(f"{name} {grid}" for name, [grid] in grids.items
 # ## Many queries at once
 #
 # A prompt has many queries, and in causal attention they read nearly the same keys. There a matrix product is what we want: sixteen
-# queries share each tile of keys, and `tl.dot` has its sixteen rows. This kernel is given. It is the same loop with one more axis: find
-# the mask, which now is causal; the two products; and what has become of $m$ and $\ell$.
-
-# %%
-source = viz.show_source(prefill.prefill_kernel.fn)
-source
-
-# %% [markdown]
+# queries share each tile of keys, and `tl.dot` has its sixteen rows. This kernel is given, `prefill_kernel` in `chapters/prefill.py`. It is
+# the loop of exercise 6.2 with one more axis, so its listing comes after that exercise.
+#
 # The mask costs nothing extra: a query at position $p$ sees tokens up to $p$, which covers later tokens of the prompt and empty
-# slots alike. And the loop stops at `num_seen`, which the newest of the sixteen sees, so most of what is hidden is not even read.
+# slots alike. And the loop stops at the last token that the newest of the sixteen sees, so most of what is hidden is not even read.
 #
 # ## The whole generation, compared with Hugging Face
 #
@@ -450,7 +461,7 @@ assert tokens[0] == tokens[1]
 print(tokenizer.decode(prompts[1] + list(tokens[1])))
 
 # %% [markdown]
-# How fast is it? In the interpreter that is no question to ask, but so that nobody thinks it were:
+# How fast is it? In the interpreter that is no question to ask, but so that nobody thinks it is:
 
 # %%
 inputs = scene([256] * 4)
@@ -480,9 +491,9 @@ for num_seqs, context in ((1, 512), (64, 512), (256, 512), (256, 1024)):
     print(f" {work.num_operations / 1e6:8.1f} M {work.intensity:16.3f}")
 
 # %% [markdown]
-# The last column is the **arithmetic intensity**, and it is 1, whatever the batch and the context. Each number of K is used for one
-# multiplication and one addition, and then never again in this step. So are those of V. A number has two bytes. Nothing that we
-# do to the kernel will change that.
+# The last column is the **arithmetic intensity**, and it is 1, or a hair less, whatever the batch and the context. Each number of K is
+# used for one multiplication and one addition, and then never again in this step; so is each of V. A number has two bytes. (The hair is
+# the queries and the results.) Nothing that we do to the kernel will change that.
 #
 # > **Predict.** An H200 reads about 4 TB a second, and its matrix units compute some 700 T operations a second. Its
 # > ordinary units compute about 60 T. We do not use the matrix units. By what factor does that slow us down?
@@ -568,8 +579,13 @@ else:
 # %% [markdown]
 # The roof's slope is what a plain copy reached in the same run, its flat part what a large matrix product reached: both a little
 # less than what is printed on the box, and more honest. All decode points stand at an intensity of 1, far to the left of the ridge: one above
-# the other, according to how many sequences there are. Prefill is elsewhere. There a key is used by every query that comes after it, so the
-# intensity grows with the prompt.
+# the other, according to how many sequences there are. The three points of a series are three contexts, of 128, 512 and 960 tokens.
+#
+# Prefill is elsewhere. There a key is used by every query that comes after it. Both points are prompts of 512 tokens, one alone and
+# eight together, so both have the same intensity, about 128; longer prompts would stand further to the right. In the recorded run they reach 5 and 21
+# percent of the roof. These launches are short (15 and 29 microseconds, of which starting and ending is a good part), and a single prompt has too few
+# tiles to fill 132 multiprocessors: 64 queries each, that is 8 for each of 12 heads. And the kernel is a simple one: between its two products, while
+# the softmax is computed, the matrix units wait.
 #
 # How far are they from the floor?
 
@@ -624,9 +640,19 @@ else:
 # `python -m chapters check 06` checks them. Without a GPU everything runs in the interpreter, and there you may put
 # `print(...)` into a kernel to see a tile: a line for each program. Leave them out again before a GPU compiles it.
 #
-# What you need of Triton, all of it: `tl.program_id`, `tl.num_programs`, `tl.arange`, `tl.load`, `tl.store`, `tl.zeros`, `tl.where`,
-# `tl.maximum`, `tl.minimum`, `tl.max`, `tl.sum`, `tl.exp`, `tl.cdiv` and `x.to(tl.float32)`. They are numpy's, with an `axis` where numpy
-# has one. A kernel has no `raise`, no lists and no dictionaries.
+# What you need of Triton, all of it:
+#
+# - `tl.program_id`, `tl.num_programs`, `tl.arange`, `tl.zeros`, `tl.full`, `tl.where`, `tl.maximum`, `tl.minimum`, `tl.max`, `tl.sum`, `tl.exp`
+#   and `tl.cdiv`. They are numpy's where numpy has them, with an `axis` where numpy has one.
+# - `tl.load(addresses, mask=..., other=...)` and `tl.store(addresses, numbers, mask=...)`. An address is a pointer plus an offset; a
+#   pointer cannot be indexed. Without `other`, what is not loaded is undefined.
+# - `x.to(tl.int64)`, `x.to(tl.float32)`; `x[:, None]` and `x[None, :]`, which give a tile one more axis; `&` between masks.
+# - `for start in range(first, last, TILE)`, whose bounds may be known only when the kernel runs; `-float("inf")`.
+# - An argument that is a tuple is indexed with a constant: `pool_strides[0]`.
+# - One jitted function calls another as in Python, and may get several results: `acc, maximum, total = attend_tokens(...)`.
+# - `TILE` is no argument, it is a constant of the module: use it as it is.
+#
+# A kernel has no `raise`, no lists and no dictionaries.
 #
 # ### Exercise 6.1: K and V to their slots (5 points)
 #
@@ -651,6 +677,14 @@ viz.show_task(ch06.attend_tokens.fn)
 
 # %% tags=["solution", "hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
 viz.show_source(ch06.attend_tokens.fn)
+
+# %% [markdown]
+# Read this when 6.2 is done: the kernel that is given for prompts. It is your loop with one more axis. Find the mask, which now is causal;
+# the two products; and what has become of $m$ and $\ell$.
+
+# %%
+source = viz.show_source(prefill.prefill_kernel.fn)
+source
 
 # %% [markdown]
 # ### Exercise 6.3: a program for each part (8 points)

@@ -46,7 +46,7 @@ from pagebrain.assets import BUNDLED_MODEL
 
 logging.disable_progress_bar()
 torch.set_num_threads(1)
-ch03, ch07 = load_stage("03"), load_stage("07")
+ch07 = load_stage("07")
 exact = GPT2LMHeadModel.from_pretrained(
     BUNDLED_MODEL, dtype=torch.float64, attn_implementation="eager"
 ).eval()
@@ -92,20 +92,28 @@ else:
 
 # %% [markdown]
 # The CPU is busy all the time, and what it does is launch. The GPU has a few microseconds of work, and waits for the next call.
-# (Each call goes through layers of Python and C++: a module's `forward`, the dispatcher, the choice of a kernel, the driver. The
-# profiler, which made this picture, slows the CPU down further; the times in the titles were taken without it.) In numbers:
+# (Each call goes through layers of Python and C++: a module's `forward`, the dispatcher, the choice of a kernel, the driver.)
+#
+# Two things about how this is drawn. The steps between the dotted lines are *longer than the title says*: the picture was recorded under the
+# profiler, which notes every call and so slows the CPU down, and the title's time was taken without it. And most kernels are thinner than a pixel
+# here, so the blue of a line is not to scale: the table says how long the GPU was busy.
+#
+# In numbers, with the length of a step without the profiler and under it:
 
 
 # %%
 def show_runs(report, ways):
-    print("batch  way    ms a step   launches   kernels   GPU busy, ms   of the step")
+    print(
+        "batch  way    ms a step   profiled   launches   kernels   GPU busy, ms   of the profiled step"
+    )
     for run in report["runs"]:
         if run["way"] in ways:
             share = run["gpu_busy_ms"] / run["profiled_step_ms"]["median"]
             print(
                 f"{run['batch']:5d}  {run['way']:5s}  {run['step_ms']['median']:9.2f}  "
+                f"{run['profiled_step_ms']['median']:9.2f}  "
                 f"{run['launches_per_step']:9.0f}  {run['kernels_per_step']:8.0f}  "
-                f"{run['gpu_busy_ms']:13.2f}  {share:11.0%}"
+                f"{run['gpu_busy_ms']:13.2f}  {share:20.0%}"
             )
 
 
@@ -116,7 +124,7 @@ else:
 
 # %% [markdown]
 # How many launches there are does not depend on the machine, and hardly on the size of the model: it is the number of operations that the
-# code asks for. (The last column is of a step under the profiler, as in the picture.) We can count them on any CPU. `Recording`, about which more below, writes down every operation that PyTorch is asked
+# code asks for. We can count them on any CPU. `Recording`, about which more below, writes down every operation that PyTorch is asked
 # to compute. Here is a decode step of a tiny model with as many layers as GPT-2 124M:
 
 # %% tags=["nbval-check-output"]
@@ -157,8 +165,13 @@ else:
 # <details><summary><b>If you said that everything grows by a factor of 32</b></summary>
 #
 # Only the work of each kernel grows. The list of launches is the same, a little longer where PyTorch splits one operation into two kernels.
-# So the CPU's time hardly depends on the batch (what else the CPU has to do at that moment matters more), and each step brings
-# 32 tokens. That is why batching helps even a slow host. It also means that one user alone waits for Python almost all of the time.
+# So there is no reason why the CPU should need longer for 32 sequences than for one, and each step brings
+# 32 tokens. Do not compare the milliseconds of one batch size with those of the other, though: in the recording that is stored here, launching takes
+# *longer* with one sequence than with 32, for fewer launches. That is noise of the machine: its CPU was slower, or busy with something else, while batch 1 was
+# recorded. Within one batch size the ways can be compared.
+#
+# The 32 tokens for one list of launches are why batching helps even a slow host. It also means that one user alone waits for Python almost all
+# of the time.
 # </details>
 #
 # ## Four habits
@@ -180,6 +193,10 @@ else:
 
 # %%
 viz.show_source(ch07.BatchRows.__init__, ch07.BatchRows.send)
+
+# %% [markdown]
+# Two helpers of `chapters/capture.py` carry numbers between host and GPU, and neither makes the host wait. `upload(numbers, device)` makes a tensor on the GPU,
+# in one copy out of pinned memory; `Download(tensor)` starts a copy to the host, and only its `wait()` waits and returns the numbers.
 
 # %% [markdown]
 # Let three texts run, and note what travels to the rows in each step. Blocks have four slots. The second number is what chapter 04 makes
@@ -286,17 +303,17 @@ for name, step in {
 # > calls it be captured?
 
 # %% tags=["nbval-check-output"]
-engine = ch07.Engine(tiny, config)
-cache = engine.cache
-tables, lens = torch.tensor([[0, 1, 2]]), torch.tensor([9])
-query, starts = torch.zeros(1, 2, 12), torch.tensor([0, 1])
+lens, block_size = torch.tensor([9, 3]), 4
+
+
+def walk():
+    """The loop of ``paged_attention``, without what is computed in it."""
+    for page in range(-(-int(lens.max()) // block_size)):
+        lens - page * block_size
+
+
 try:
-    capture.capture(
-        lambda: ch03.paged_attention(
-            query, cache.key_pools[0], cache.value_pools[0], tables, lens, starts, 1.0
-        ),
-        CPU,
-    )
+    capture.capture(walk, CPU)
 except capture.CaptureError as error:
     print(error)
 
@@ -304,8 +321,8 @@ except capture.CaptureError as error:
 # <details><summary><b>If you said yes, since the loop is plain Python</b></summary>
 #
 # The loop runs while it is recorded, and its number of turns becomes a part of the recording. To know it, the host has to read the longest
-# length from the GPU. Even if it did not (the host could count along), the recording would be right for contexts of that many
-# pages only, and they grow.
+# length from the GPU: `int(lens.max())` is what is refused here. (The whole function is refused even sooner, at a `repeat_interleave`.) Even if it
+# did not (the host could count along), the recording would be right for contexts of that many pages only, and they grow.
 # </details>
 #
 # So in a captured step every shape is fixed. This chapter gathers each row's whole table and masks what lies past its position. That
@@ -345,16 +362,19 @@ for names in ([3, 0, 5], [5]):
 #
 # <details><summary><b>The answer, when you have yours</b></summary>
 #
-# After `block_size` padded steps the dummy has filled its block. Its next token goes to page 1 of its table. Nothing was ever entered
-# there, so the table says block 0, or whichever number the row was made with, and that block is somebody's: their first keys are
-# overwritten, and their text changes from then on. Nothing fails. So the context of the dummy stays at 0 by a
-# rule, and not by luck. (Chapter 07's tests fill every slot that nobody owns with a large number, and look at all of them.)
+# For the dummy's K and V nothing goes wrong: its whole table was filled with its own block when the rows were made, so they land there on
+# every page. But its context passes the end of that table after `max_model_len` padded steps, some hundred or thousand, and with it the
+# positions that the model knows. Then `gather` or the position's embedding gets an index out of range: on the CPU an exception, on a GPU a
+# device-side assert, after which the whole process can use the GPU no more. So it goes wrong for everybody in that step, long after the mistake, and only
+# on a server that has run for a while. That is why the context of the dummy stays at 0 by a rule, and not by luck. (The chapter's tests look
+# at the dummy's context after each step, and at every slot of the cache.)
 # </details>
 #
 # ## 4. Launching ahead
 #
 # With one graph a step, the CPU needs a fraction of the time. But it still waits: it launches, reads the tokens, and only then plans the next
-# step. Meanwhile the GPU has nothing to do. Look at the middle panel, one sequence at a time again:
+# step. Meanwhile the GPU has nothing to do. Look at the middle panel, one sequence at a time again (recorded under the profiler, like the first picture, so the
+# steps are longer than the titles say; and in the upper panel most kernels are thinner than a pixel):
 
 # %%
 if report is None:
@@ -363,11 +383,33 @@ else:
     viz.show(timeline.draw(report, 1))
 
 # %% [markdown]
+# A single replay takes the CPU a good part of the step, and in the lowest panel the CPU seems to do nothing else. With that one call the driver puts a few
+# hundred kernels, the nodes of the graph, into the GPU's queue, and that takes time even without Python; under the profiler each of them is noted on top. Without the
+# profiler, what the CPU does in a step takes (ms, medians):
+
+
+# %%
+def show_host(report, ways):
+    print("batch  way    " + "".join(f"{name:>10s}" for name in timeline.PARTS))
+    for run in report["runs"]:
+        if run["way"] in ways:
+            parts = "".join(f"{run['host_ms'][name]:10.3f}" for name in timeline.PARTS)
+            print(f"{run['batch']:5d}  {run['way']:5s}  {parts}")
+
+
+if report is None:
+    print("skipped: nothing was recorded")
+else:
+    show_host(report, list(timeline.WAYS))
+
+# %% [markdown]
+# So launched ahead, too, the CPU waits for the GPU for a good part of the step, and that is what we want: the one that is waited for sets the pace.
+#
 # The lowest panel shows the way out. Why must step N be read before step N+1 is launched? To give it the sampled token; but that one is
 # in the batch row already. To decide who takes part; but the scheduler decides from *counts*, and how many tokens a sequence will have after
 # step N is known when step N is launched. So the host may be one step ahead. Only the *values* come later.
 #
-# The loop has one more line of state than before, the steps in flight, and works at both depths:
+# The loop has one more line of state than before, the steps *in flight* (launched, and not read yet), and works at both depths:
 
 # %% tags=["nbval-check-output"]
 for lookahead in (False, True):
@@ -486,7 +528,9 @@ viz.timeline(engine.history, names=names)
 
 # %% [markdown]
 # The white boxes in the middle are B and C, which need a block each while D's are on their way back; those behind an end are blocks
-# that a step in flight still uses.
+# that a step in flight still uses. Later C is preempted, although A ends and its blocks come back just one step later: when that step was planned,
+# A's last token was still in flight, so A had not ended, none of its blocks were on their way back, and `make_room` saw a real shortage. (From counts one could have known that A was about to
+# end. This scheduler does not look.)
 #
 # Prompts are computed beside the graph, as chapter 04 computes them: their shapes are different every time. A step with a prompt in it
 # launches the graph of its decodes first, and then the prompt's chunk, launch by launch.
@@ -502,11 +546,16 @@ else:
     show_runs(report, list(timeline.WAYS))
 
 # %% [markdown]
+# Two of these numbers need a word. Where there are two launches, the first is the graph and the second is the copy of the sampled tokens to the host. And the GPU seems busy
+# for *longer* with a graph, as the pauses between two kernels of a graph are shorter than a microsecond, and those are counted as work (`GAP_S` in
+# `chapters/timeline.py`); the longer ones between eager launches are not.
+#
 # The kernels of a step take about as long as before. What went away is the time between them. With one graph a step, the GPU is idle only while
 # the CPU reads, plans and launches; launched ahead, that happens while the GPU computes, and the step takes as long as the GPU needs.
 # From here on it is the kernels again that set the pace.
 #
-# And this is the picture with 32 sequences. There the CPU's part of a step, scheduling and giving out tokens, is longer, and hidden all the same:
+# And this is the picture with 32 sequences. There the CPU's part of a step, scheduling and giving out tokens, is longer, and hidden all the same
+# (drawn under the profiler, as before):
 
 # %%
 if report is None:
@@ -606,6 +655,8 @@ viz.show_source(ch07.Engine.step, ch07.Engine.apply)
 
 # %% [markdown]
 # ### Exercise 7.5: late blocks (6 points)
+#
+# This one needs 7.4: its last tests run the whole engine.
 #
 # A, B and C run at depth 1, and the pool is full. B ended with the step that was read last; the step in flight has all three in it. A needs a block. What
 # should happen now, and what in the next step? And if B had not ended: who gives its blocks, when does A get one, and who must not be preempted on top?

@@ -2,12 +2,13 @@
 
 Without a GPU they run in Triton's interpreter, on shapes that are small because it is slow, and with their memory watched:
 an address outside of a kernel's tensors is a failure. What a result must be is computed in float64, all tokens in one piece.
-Slots that a query must not see hold a large value.
+Slots that a query must not see hold a large value; in a test of their own they hold nan, which no weight of 0 hides.
 """
 
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import permutations
 from typing import Any
 
 import pytest
@@ -62,7 +63,7 @@ def far_pool(pool: Tensor, guard: Any) -> Iterator[tuple[Tensor, int]]:
 
 
 class Scene:
-    """Sequences whose tokens lie in blocks handed out in random order; ``spare`` is one that nobody holds.
+    """Sequences whose tokens lie in blocks handed out in random order; ``spare``, block 0 or any, is one that nobody holds.
 
     Everything but ``keys`` and ``values``, each sequence's own in float64, is on the device that runs the kernels.
     """
@@ -81,11 +82,14 @@ class Scene:
         dtype: torch.dtype = torch.float32,
         index_dtype: torch.dtype = torch.int64,
         spread: float = 2.0,
+        spare_first: bool = False,
     ) -> None:
         generator = torch.Generator().manual_seed(seed)
         self.contexts, self.block_size, self.num_heads, self.head_dim = contexts, block_size, num_heads, head_dim
         num_pages = [-(-length // block_size) for length in contexts]
         order = torch.randperm(sum(num_pages) + 1, generator=generator).tolist()
+        if spare_first:
+            order.append(order.pop(order.index(0)))
         self.spare = order.pop()
         self.tables = [[order.pop() for _ in range(count)] for count in num_pages]
         shape = (sum(num_pages) + 1, block_size, num_heads, head_dim)
@@ -106,6 +110,15 @@ class Scene:
             wide[index, : len(table)] = torch.tensor(table)
         self.block_tables = wide.to(DEVICE)[:, : max(num_pages)]
         self.context_lens = torch.tensor(contexts, dtype=index_dtype, device=DEVICE)
+
+    def fill_unused(self, value: float) -> None:
+        """What slots that hold no token hold from now on, in both pools."""
+        is_used = torch.zeros(self.key_pool.shape[:2], dtype=torch.bool)
+        for length, table in zip(self.contexts, self.tables, strict=True):
+            positions = torch.arange(length)
+            is_used[torch.tensor(table)[positions // self.block_size], positions % self.block_size] = True
+        for pool in (self.key_pool, self.value_pool):
+            pool[~is_used.to(DEVICE)] = value
 
     def scores(self, index: int, scale: float | None = None) -> Tensor:
         """``[num_heads, context_len]`` of a sequence's query, in float64."""
@@ -157,15 +170,26 @@ def check_write(
     tensors = key, value, *pools, torch.tensor(slots, dtype=index_dtype, device=DEVICE)
     chapter.write_kernel[key.shape[:2]](*tensors, *strides, **sizes(shape[3], shape[1]), num_warps=1)
 
-    def where(place: tuple[int, ...]) -> str:
-        slot = place[0] * shape[1] + place[1]
-        return (
-            f"slot {slot}, that of token {slots.index(slot)}" if slot in slots else f"slot {slot}, which nobody was to write"
-        )
+    def told_of(pool: Tensor, other: Tensor, others: str) -> Callable[[tuple[int, ...]], str]:
+        def where(place: tuple[int, ...]) -> str:
+            slot = place[0] * shape[1] + place[1]
+            if slot not in slots:
+                return f"slot {slot}, which nobody was to write"
+            token, found = slots.index(slot), pool[place]
+            said = f"slot {slot}, that of token {token}"
+            if found == other[token, place[2], place[3]].cpu():
+                return f"{said}; this number is from {others}"
+            return f"{said}; nothing was written here" if found == POISON else said
 
-    for name, pool, wanted in zip(("key_pool", "value_pool"), pools, expected, strict=True):
+        return where
+
+    for name, pool, wanted, other, others in (
+        ("key_pool", pools[0].cpu(), expected[0], value, "V"),
+        ("value_pool", pools[1].cpu(), expected[1], key, "K"),
+    ):
         axes = ("block", "offset", "head", "dim")
-        assert_same(pool.cpu(), wanted, what=f"the numbers of {name}", axes=axes, atol=0, where=where)
+        where = told_of(pool, other, others)
+        assert_same(pool, wanted, what=f"the numbers of {name}", axes=axes, atol=0, where=where)
 
 
 def rows(seed: int, num_tokens: int, num_heads: int, head_dim: int) -> tuple[Tensor, Tensor]:
@@ -174,7 +198,11 @@ def rows(seed: int, num_tokens: int, num_heads: int, head_dim: int) -> tuple[Ten
     return qkv[:, 1], qkv[:, 2]
 
 
-@pytest.mark.task("6.1", hint="slot // BLOCK_SIZE is the block, slot % BLOCK_SIZE the place in it; each has its own stride.")
+@pytest.mark.task(
+    "6.1",
+    hint="program_id(0) is the token, program_id(1) the head; a pointer is an address, so its number i is tl.load(ptr + i); "
+    "slot // BLOCK_SIZE is the block, slot % BLOCK_SIZE the place in it, and each has its own stride.",
+)
 @pytest.mark.parametrize(("block_size", "num_heads"), [(4, 1), (4, 2), (8, 3)])
 def test_each_token_goes_to_its_slot(chapter: Any, seed: int, block_size: int, num_heads: int) -> None:
     slots = torch.randperm(4 * block_size, generator=torch.Generator().manual_seed(seed))[:5].tolist()
@@ -251,12 +279,17 @@ def check_attend(attend: Any, scene: Scene, head: int, first: int, last: int, **
     expected = [weights @ scene.values[0][first:last, head], maximum[None], weights.sum()[None]]
     place = f"tokens {first} to {last - 1}" if last > first else "no tokens"
     place += f", block size {scene.block_size}, block table {scene.tables[0]}, head {head}"
+    if all(torch.allclose(mine, theirs.float(), atol=1e-3) for mine, theirs in zip(got[1:], (expected[2], expected[1]))):
+        if not torch.allclose(expected[1], expected[2]):
+            pytest.fail(f"for {place}, `maximum` is what `total` should be, and `total` is what `maximum` should be")
+    if torch.allclose(got[0] * got[2], expected[0].float(), atol=1e-3) and not torch.allclose(got[0], expected[0].float()):
+        pytest.fail(f"`acc` for {place} is divided by `total` already: nothing divides before the merge")
     for name, mine, theirs in zip(
-        ("maximum", "total", "acc"), (*got[1:], got[0]), (*expected[1:], expected[0]), strict=True
+        ("`maximum`", "`total`", "the numbers of `acc`"), (*got[1:], got[0]), (*expected[1:], expected[0]), strict=True
     ):
         size = max(1.0, float(theirs.abs().max())) if theirs.isfinite().all() else 1.0
         tolerance = (ATOL + 5e-7 * rounded) * size
-        assert_same(mine, theirs, what=f"the numbers of `{name}` for {place}", axes=("dim",), atol=tolerance)
+        assert_same(mine, theirs, what=f"{name} for {place}", axes=("dim",), atol=tolerance)
 
 
 @pytest.mark.task(
@@ -286,6 +319,26 @@ def test_the_last_tile_may_be_cut_short(chapter: Any, seed: int, block_size: int
 
 
 @pytest.mark.task(
+    "6.2",
+    hint="The mask of V has two parts: the place is one of the head's numbers, and the token comes before `last`.",
+)
+@pytest.mark.parametrize(("block_size", "context"), [(4, 19), (8, 33), (32, 5)])
+def test_slots_that_hold_no_token_are_not_used(chapter: Any, seed: int, block_size: int, context: int) -> None:
+    """They hold nan, in block 0 and in the sequence's last page; with a finite number there, a weight of 0 would hide it."""
+    scene = Scene(seed, [context], block_size, spare_first=True)
+    check_attend(chapter.attend_tokens, scene, 1, 0, context)
+    scene.fill_unused(math.nan)
+    names = "acc", "maximum", "total"
+    found = [name for name, got in zip(names, run_attend(chapter.attend_tokens, scene, 1, 0, context)) if got.isnan().any()]
+    said = f"tokens 0 to {context - 1}, block size {block_size}, block table {scene.tables[0]}"
+    assert not found, (
+        f"a slot that holds no token was read, and what it holds was used: {' and '.join(found)} for {said} "
+        "became nan when such slots hold nan (0 * nan is nan)"
+    )
+    check_attend(chapter.attend_tokens, scene, 1, 0, context)
+
+
+@pytest.mark.task(
     "6.2", hint="The tile that begins at token `start` holds tokens start, start + 1, ...: where does yours begin?"
 )
 def test_a_range_may_begin_later(chapter: Any, seed: int) -> None:
@@ -312,7 +365,12 @@ def test_pages_may_be_laid_out_in_any_way(chapter: Any, seed: int, num_heads: in
 
 @pytest.mark.task("6.2", hint="Of PADDED_DIM places HEAD_DIM hold numbers of this head; the rest belong to somebody else.")
 def test_a_head_may_have_fewer_numbers_than_the_tile(chapter: Any, seed: int) -> None:
-    check_attend(chapter.attend_tokens, Scene(seed, [19], 4, 2, 20), 1, 0, 19)
+    scene = Scene(seed, [19], 4, 2, 20)
+    check_attend(chapter.attend_tokens, scene, 1, 0, 19)
+    scene.fill_unused(math.nan)  # the last token's numbers are followed by those of an empty slot
+    assert not any(got.isnan().any() for got in run_attend(chapter.attend_tokens, scene, 1, 0, 19)), (
+        "of a head of 20 numbers, places from 20 on were read, and what lies there was used: it was nan (0 * nan is nan)"
+    )
 
 
 @pytest.mark.task("6.2", hint="Convert what you load to float32 before you compute with it; sums are float32, too.")
@@ -371,6 +429,20 @@ def merged(parts: Parts) -> Tensor:
     return (weights[..., None] * acc).sum(-2) / (weights * total).sum(-1, keepdim=True)
 
 
+def other_order(scene: Scene, parts: Parts) -> str:
+    """The layout in which the parts are right, if it is not ``[num_seqs, num_heads, num_splits]``; else empty."""
+    shape, names = parts[1].shape, ("num_seqs", "num_heads", "num_splits")
+    if torch.allclose(merged(parts), scene.out(), atol=1e-3):
+        return ""
+    for order in permutations(range(3)):
+        laid = [part.reshape(*(shape[axis] for axis in order), *part.shape[3:]) for part in parts]
+        back = [order.index(axis) for axis in range(3)]
+        acc, maximum, total = (part.permute(*back, *range(3, part.dim())) for part in laid)
+        if torch.allclose(merged((acc, maximum, total)), scene.out(), atol=1e-3):
+            return ", ".join(names[axis] for axis in order)
+    return ""
+
+
 def check_decode(chapter: Any, scene: Scene, num_splits: int) -> None:
     """The parts together are attention over the whole context."""
     parts = run_decode(chapter, scene, num_splits)
@@ -378,8 +450,13 @@ def check_decode(chapter: Any, scene: Scene, num_splits: int) -> None:
     for name, numbers in zip(names, parts, strict=True):
         seq, head, split, *_ = (*torch.nonzero(numbers.isnan())[:1].flatten().tolist(), 0, 0, 0)
         place = f"for part {split} of head {head} of sequence {seq}, which has {scene.contexts[seq]} tokens"
-        assert not numbers.isnan().any(), f"`{name}` was not written, or is nan, {place}, with {num_splits} parts"
+        num_tiles = -(-scene.contexts[seq] // TILE)
+        if split * -(-num_tiles // num_splits) >= num_tiles:
+            place += "; this part is empty, and has to write 0, minus infinity and 0"
+        assert not numbers.isnan().any(), f"`{name}` was not written, or is nan, with {num_splits} parts, {place}"
     got = merged(parts)
+    if other := other_order(scene, parts):
+        pytest.fail(f"the rows of the parts lie in the order of [{other}], expected [num_seqs, num_heads, num_splits]")
     what = f"the outputs of {num_splits} part{'s' * (num_splits > 1)} put together"
     assert_same(got, scene.out(), what=what, axes=("sequence", "head", "dim"), atol=1e-4, where=scene.explain(got))
 
@@ -486,7 +563,12 @@ def check_merge(chapter: Any, parts: Parts, where: str = "") -> None:
         numbers = ", ".join(
             f"({m:.4g}, {s:.4g})" for m, s in zip(parts[1][seq, head].tolist(), parts[2][seq, head].tolist())
         )
-        return f"(maximum, total) of its parts: {numbers}"
+        said = f"(maximum, total) of its parts: {numbers}"
+        if not out[place].isnan():
+            return said
+        if constants["PADDED_SPLITS"] > num_splits and float(parts[1][seq, head].max()) < -80:
+            return f"{said}; nan is 0 / 0 here: did a padded place, with a 0, win the maximum?"
+        return f"{said}; nan comes of 0 / 0, as in an empty part divided by its own total, and of inf - inf"
 
     what = f"the merged outputs of {num_splits} part{'s' * (num_splits > 1)}"
     largest = max(abs(number) for number in parts[1].flatten().tolist() if math.isfinite(number))
@@ -503,6 +585,12 @@ def test_a_single_part_is_divided_by_its_total(chapter: Any, seed: int) -> None:
 @pytest.mark.parametrize("shifts", [[0.0, 3.0], [2.0, 0.0, 1.0, 5.0]], ids=str)
 def test_parts_with_different_maxima(chapter: Any, seed: int, shifts: list[float]) -> None:
     check_merge(chapter, random_parts(seed, (2, 2, len(shifts)), 16, shifts))
+
+
+@pytest.mark.task("6.4", hint="A row has HEAD_DIM numbers, a tile PADDED_DIM places: mask what you load and what you store.")
+@pytest.mark.parametrize("num_splits", [1, 2])
+def test_rows_may_have_fewer_numbers_than_the_tile(chapter: Any, seed: int, num_splits: int) -> None:
+    check_merge(chapter, random_parts(seed, (2, 2, num_splits), 20, [0.0, 1.0][:num_splits]))
 
 
 @pytest.mark.task(
@@ -566,6 +654,10 @@ def shapes(seed: int) -> Iterator[tuple[int, int, int, int, int]]:
         yield counts[0], counts[1], counts[2], counts[3], counts[4]
 
 
+def counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' * (count != 1)}"
+
+
 @pytest.mark.task(
     "6.5", hint="Each token has K and V, in each head head_dim numbers. Each query is read, each result written."
 )
@@ -574,7 +666,8 @@ def test_the_bytes_of_a_decode(chapter: Any, seed: int) -> None:
         tokens = num_seqs * context + num_seqs  # K and V of the context; and a query and a result for each sequence
         expected = 2 * tokens * num_heads * head_dim * itemsize
         got = chapter.decode_work(num_seqs, context, num_heads, head_dim, itemsize).num_bytes
-        shape = f"{num_seqs} sequences of {context} tokens, {num_heads} heads of {head_dim} numbers of {itemsize} bytes"
+        shape = f"{counted(num_seqs, 'sequence')} of {counted(context, 'token')}, {counted(num_heads, 'head')}"
+        shape += f" of {counted(head_dim, 'number')} of {counted(itemsize, 'byte')}"
         assert got == expected, f"num_bytes for {shape}: got {got}, expected {expected}"
 
 
@@ -585,7 +678,8 @@ def test_the_operations_of_a_decode(chapter: Any, seed: int) -> None:
     for num_seqs, context, num_heads, head_dim, itemsize in shapes(seed):
         expected = sum((2 * head_dim) * 2 for _ in range(num_heads)) * num_seqs * context
         got = chapter.decode_work(num_seqs, context, num_heads, head_dim, itemsize).num_operations
-        shape = f"{num_seqs} sequences of {context} tokens, {num_heads} heads of {head_dim}"
+        shape = f"{counted(num_seqs, 'sequence')} of {counted(context, 'token')}, {counted(num_heads, 'head')}"
+        shape += f" of {counted(head_dim, 'number')}"
         assert got == expected, f"num_operations for {shape}: got {got}, expected {expected}"
 
 
@@ -613,5 +707,6 @@ def test_as_few_splits_as_give_enough_programs(chapter: Any, seed: int) -> None:
         enough = (count for count in range(1, num_tiles + 1) if count * num_queries >= num_wanted)
         expected = next(enough, num_tiles)
         got = chapter.choose_num_splits(num_queries, num_tiles, num_wanted)
-        said = f"{num_queries} queries, {num_tiles} tiles, {num_wanted} programs wanted"
+        said = f"{num_queries} {'query' if num_queries == 1 else 'queries'}, {counted(num_tiles, 'tile')}"
+        said += f", {counted(num_wanted, 'program')} wanted"
         assert type(got) is int and got == expected, f"choose_num_splits for {said}: got {got!r}, expected {expected}"

@@ -7,6 +7,7 @@ somebody's block are found out without a GPU.
 
 import random
 from collections.abc import Iterable
+from itertools import zip_longest
 from types import SimpleNamespace
 from typing import Any
 
@@ -84,6 +85,22 @@ class Place:
             f"update returned {got} for {len(group)} entries. {self.told}"
         )
         return got
+
+    def release(self, seq_id: int) -> None:
+        """Call ``release``."""
+        self.story.append(f"release({seq_id})")
+        alone = "" if seq_id in self.rows.row_of else f" Sequence {seq_id} has no row, and one that has none is left alone."
+        try:
+            self.rows.release(seq_id)
+        except LookupError as error:
+            if not alone:
+                raise
+            said = f"release({seq_id}) raised {type(error).__name__}: {error}.{alone} {self.told}"
+            raise AssertionError(said) from None
+        free = self.rows.free
+        assert all(isinstance(row, int) for row in free), (
+            f"after release({seq_id}), free is {free}: it should have row numbers only.{alone} {self.told}"
+        )
 
     @property
     def told(self) -> str:
@@ -177,8 +194,7 @@ def test_a_row_comes_back_and_serves_another(chapter: Any) -> None:
     place = Place(chapter, seats=1)  # two rows
     old, other = make_sequence(1, 20), make_sequence(2, 3)
     place.update((old, 20), (other, 3))
-    place.rows.release(1)
-    place.story.append("release(1)")
+    place.release(1)
     place.cache.free(1)
     assert len(place.rows.free) == 1, f"one of two rows was released, but free is {place.rows.free}. {place.told}"
     new = make_sequence(3, 7)
@@ -192,8 +208,7 @@ def test_a_sequence_that_comes_again_is_new(chapter: Any) -> None:
     place = Place(chapter)
     seq = make_sequence(1, 10)
     place.update((seq, 10))
-    place.rows.release(1)
-    place.story.append("release(1)")
+    place.release(1)
     place.cache.free(1)
     place.cache.grow(99, 8)  # somebody else has its old blocks now
     (row,) = place.update((seq, 10))
@@ -203,10 +218,10 @@ def test_a_sequence_that_comes_again_is_new(chapter: Any) -> None:
 @pytest.mark.task("7.1", hint="release is also called for sequences that never had a row, and then nothing happens.")
 def test_releasing_who_has_no_row_changes_nothing(chapter: Any) -> None:
     place = Place(chapter)
-    place.rows.release(5)
+    place.release(5)
     place.update((make_sequence(1, 3), 3))
-    place.rows.release(1)
-    place.rows.release(1)
+    place.release(1)
+    place.release(1)
     assert sorted(place.rows.free) == list(range(8)), f"all 8 rows are free again, but free is {place.rows.free}"
 
 
@@ -224,9 +239,8 @@ def test_rows_follow_whoever_comes_and_goes(chapter: Any, seed: int) -> None:
             gone = choose.choice(list(at_work))
             del at_work[gone]
             known.pop(gone, None)
-            place.rows.release(gone)
+            place.release(gone)
             place.cache.free(gone)
-            place.story.append(f"release({gone})")
         parts = [(seq, choose.randint(1, seq.num_tokens - seq.num_scheduled)) for seq in at_work.values()]
         choose.shuffle(parts)
         rows = place.update(*parts)
@@ -237,7 +251,7 @@ def test_rows_follow_whoever_comes_and_goes(chapter: Any, seed: int) -> None:
                 seq.token_ids.append(500 + number)
             elif seq.num_scheduled == seq.num_tokens:
                 at_work.pop(seq.seq_id)
-                place.rows.release(seq.seq_id)
+                place.release(seq.seq_id)
                 place.cache.free(seq.seq_id)
                 known.pop(seq.seq_id, None)
                 continue
@@ -401,6 +415,11 @@ class Texts:
         self, numbers: list[int], what: str, names: tuple[str, ...] = ("logits", "sampled", "token", "context")
     ) -> None:
         """After a step of these texts: the scores, the token, and the row; the texts go on by the right token."""
+        for name, tensor, unwritten in (("logits", self.logits, POISON), ("sampled", self.sampled, -1)):
+            assert name not in names or not (tensor[: len(numbers)] == unwritten).all(), (
+                f"{what}: nothing was written into the tensor `{name}` that decode_step was given. If you bound the name to "
+                f"a new tensor (`{name} = ...`), nobody else sees that one: use `{name}.copy_`"
+            )
         for place, number in enumerate(numbers):
             text, row = self.texts[number], self.row_of[number]
             expected = hf_logits(self.model, text)[-1]
@@ -414,7 +433,15 @@ class Texts:
                 ("context", int(self.rows.context_lens[row]), len(text)),
             ):
                 label = {"sampled": "`sampled`", "token": "`token_ids` of its row", "context": "`context_lens` of its row"}
-                assert name not in names or got == must, f"{who}: {label[name]} should be {must} but is {got}"
+                before = {"token": text[-1], "context": len(text) - 1}.get(name)
+                column = f"rows.{label[name].partition('`')[2].partition('`')[0]}[active]"
+                as_before = (
+                    f". That is what it was before the step. Indexing with a tensor makes a copy: `{column}.add_(1)` or "
+                    f"`.copy_` changes the copy only, `{column} = ...` the row"
+                )
+                assert name not in names or got == must, (
+                    f"{who}: {label[name]} should be {must} but is {got}{as_before if got == before else ''}"
+                )
             text.append(best)
 
     def check_cache(self, what: str) -> None:
@@ -494,7 +521,7 @@ def test_rows_that_are_not_active_stay_as_they_are(chapter: Any, seed: int) -> N
     assert (texts.sampled[2:] == -1).all(), "`sampled` was written past its first two places"
 
 
-@pytest.mark.task("7.3", hint="Where does the dummy write when its context has grown past its one block? Keep it at 0.")
+@pytest.mark.task("7.3", hint="context_lens of dummy_row: 0 after each step. Growing, it would pass the end of the table.")
 def test_padding_writes_into_the_dummys_block_and_nowhere_else(chapter: Any, seed: int) -> None:
     texts = Texts(chapter, seed)
     numbers = texts.activate([1, 3, 0], 8)
@@ -619,23 +646,71 @@ class Loop:
     def run(self, steps: int = 500) -> None:
         """Step until the engine says that all is done."""
         for _ in range(steps):
-            waited = {number for kind, number in self.executor.log if kind == "wait"}
+            past = len(self.executor.log)
+            had_ended = {seq.seq_id for seq in self.seqs if seq.is_finished}
+            lengths = {seq.seq_id: len(seq.token_ids) for seq in self.seqs}
             group = self.engine.step()
             self.returned.append(group)
-            fresh = [number for kind, number in self.executor.log if kind == "wait" and number not in waited]
+            fresh = [number for kind, number in self.executor.log[past:] if kind == "wait"]
             assert len(fresh) <= 1, f"one call of step read the steps {fresh}: at most one at a time. {self.log}"
+            for number in fresh:
+                self.check_given(number, had_ended, lengths)
             self.check_counts()
             if group is None:
+                self.check_done(fresh, [number for kind, number in self.executor.log[past:] if kind == "launch"])
                 return
             assert isinstance(group, SequenceGroup), f"step returned {group!r}, not a SequenceGroup. {self.log}"
             if not fresh:
                 assert len(group) == 0, f"step read nothing, so the group that it returns should be empty. {self.log}"
+            for number in fresh:
+                must = [entry.seq.seq_id for entry in self.executor.groups[number] if entry.seq.seq_id not in had_ended]
+                got = [entry.seq.seq_id for entry in group]
+                assert sorted(got) == sorted(must), (
+                    f"when step {number} was read, the group that was returned should have the sequences {must}, but has "
+                    f"{got}: it is the step's group without those who had ended before, {sorted(had_ended)}. Chunks that "
+                    f"sample nothing and preempted sequences belong to it. {self.log}"
+                )
         raise AssertionError(f"step did not return None in {steps} calls. {self.log}")
 
     @property
     def log(self) -> str:
         text = ", ".join(f"{kind} {number}" for kind, number in self.executor.log[-12:])
         return f"What was launched and waited for, at last: {text or 'nothing'}"
+
+    def check_done(self, fresh: list[int], launched: list[int]) -> None:
+        """``step`` returned ``None``: it must have launched and read nothing, and nothing may be in flight."""
+        said = "step returned None, which says that all is done, but"
+        assert not fresh, f"{said} it had just read step {fresh[0]}: return what read returned. {self.log}"
+        assert not launched, (
+            f"{said} it had just launched step {launched[0]}. If nothing was read, return an empty group, "
+            f"SequenceGroup(()). {self.log}"
+        )
+        flying = self.executor.in_flight
+        assert not flying, f"{said} nobody has waited for steps {flying}: if nothing can be planned, read. {self.log}"
+
+    def check_given(self, number: int, had_ended: set[int], lengths: dict[int, int]) -> None:
+        """Right after a step was read: everybody in it has one token more, or none."""
+        waiting = [seq.seq_id for seq in self.engine.scheduler.waiting]
+        for entry in self.executor.groups[number]:
+            seq_id, now = entry.seq.seq_id, len(entry.seq.token_ids)
+            gets = int(entry.samples and seq_id not in had_ended)
+            must = lengths[seq_id] + gets
+            if seq_id in had_ended:
+                why = "it had ended before, and what the step sampled is past the end"
+            elif not entry.samples:
+                why = "this was a chunk of its prompt that samples nothing"
+            else:
+                meanwhile = "it was preempted while the step was in flight, and " if seq_id in waiting else ""
+                why = f"{meanwhile}it gets the token that the step sampled, and keeps it"
+            assert now == must, (
+                f"right after step {number} was read, sequence {seq_id} should have {must} tokens (before, it had "
+                f"{lengths[seq_id]}) but has {now}: {why}. {self.log}"
+            )
+            token, own = entry.seq.token_ids[-1], self.executor.texts[seq_id][entry.context_len]
+            assert not gets or token == own, (
+                f"step {number} sampled token {own} for sequence {seq_id}, but {token} was given to it: tokens[i] is that "
+                f"of step.sampling[i], and step.sampling is not in the order of step.group. {self.log}"
+            )
 
     def check_counts(self) -> None:
         """Every sequence counts as unread what is in flight, and no more."""
@@ -646,7 +721,10 @@ class Loop:
                 ("num_unread_steps", seq.num_unread_steps, len(own)),
                 ("num_unread_tokens", seq.num_unread_tokens, sum(entry.samples for entry in own)),
             ):
-                assert got == must, f"`{name}` of sequence {seq.seq_id} should be {must} but is {got}. {self.log}"
+                assert got == must, (
+                    f"`{name}` of sequence {seq.seq_id} should be {must} but is {got}: launch adds to it and apply takes it "
+                    f"back, once for each entry of step.group. {self.log}"
+                )
 
     def expected(self, seq: Sequence) -> list[int]:
         """What a correct loop gives."""
@@ -674,6 +752,18 @@ class Loop:
         assert free == blocks, f"all sequences have ended, but {blocks - free} blocks are still held"
 
 
+def check_order(got: list[tuple[str, int]], expected: list[tuple[str, int]]) -> None:
+    """Fail with the first event that is not as expected, and with what stands before and behind it."""
+    mine, theirs = ([f"{kind} {number}" for kind, number in events] for events in (got, expected))
+    for place, (now, must) in enumerate(zip_longest(mine, theirs)):
+        before = f"after {', '.join(theirs[max(0, place - 3) : place])}" if place else "at first"
+        assert now == must, (
+            f"the order of launches and waits departs at event {place}: {before} should come "
+            f"{', '.join(theirs[place : place + 3]) or 'nothing more'}, but what came is "
+            f"{', '.join(mine[place : place + 3]) or 'nothing more'}"
+        )
+
+
 def collect(self: Any) -> None:
     """What task 7.5 asks of ``LateRetirement.collect``."""
     for seq_id in [seq_id for seq_id, seq in self.pending.items() if not seq.num_unread_steps]:
@@ -699,24 +789,32 @@ def make_room(self: Any, seq: Sequence, num_tokens: int) -> bool:
             return False
 
 
-@pytest.mark.task("7.4", hint="Depth 0: more than 0 are in flight as soon as one was launched, so it is read at once.")
+@pytest.mark.task(
+    "7.4",
+    hint="step: at depth 0 each step is read as soon as it was launched, and what read returned is returned. apply: take "
+    "back the counts of all of the group, give by the order of step.sampling, pass step.logits on.",
+)
 def test_at_depth_0_each_step_is_read_before_the_next_is_launched(chapter: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     loop = Loop(chapter, monkeypatch, lookahead=False)
     loop.add([1, 2, 3], 4)
     loop.run()
     order = [(kind, number) for number in range(4) for kind in ("launch", "wait")]
-    assert loop.executor.log == order, f"steps should be launched and waited for in turns. {loop.log}"
+    check_order(loop.executor.log, order)
     loop.check_answers()
 
 
-@pytest.mark.task("7.4", hint="Depth 1: launch first. Then, if two are in flight, read the older one: popleft.")
+@pytest.mark.task(
+    "7.4",
+    hint="Launch first. Then, if two are in flight or nothing could be planned, read the oldest (popleft) and return what "
+    "read returned. Nothing read: an empty group. None only if nothing is in flight.",
+)
 def test_at_depth_1_a_step_is_launched_before_the_last_one_is_read(chapter: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     loop = Loop(chapter, monkeypatch, lookahead=True)
     loop.add([1, 2, 3], 4)
     loop.run()
     order = [("launch", 0)] + [event for number in range(1, 4) for event in (("launch", number), ("wait", number - 1))]
     order.append(("wait", 3))
-    assert loop.executor.log == order, f"the order should be launch 0, launch 1, wait 0, launch 2, wait 1, ... {loop.log}"
+    check_order(loop.executor.log, order)
     lengths = [None if group is None else len(group) for group in loop.returned]
     assert lengths == [0, 1, 1, 1, 1, None], (
         f"step should return an empty group, then four of one entry, then None; it returned groups of {lengths} entries"
@@ -724,7 +822,11 @@ def test_at_depth_1_a_step_is_launched_before_the_last_one_is_read(chapter: Any,
     loop.check_answers()
 
 
-@pytest.mark.task("7.4", hint="Every entry of step.group counts one step less, and a token less if it samples.")
+@pytest.mark.task(
+    "7.4",
+    hint="Counts are of all of step.group: a step less, and a token less if it samples. Chunks are returned too. Tokens and "
+    "logits are in the order of step.sampling.",
+)
 @pytest.mark.parametrize("lookahead", [False, True], ids=["depth 0", "depth 1"])
 def test_chunks_and_decodes_side_by_side(chapter: Any, monkeypatch: pytest.MonkeyPatch, lookahead: bool) -> None:
     loop = Loop(chapter, monkeypatch, lookahead)
@@ -736,7 +838,11 @@ def test_chunks_and_decodes_side_by_side(chapter: Any, monkeypatch: pytest.Monke
     assert any(len({entry.phase for entry in group}) == 2 for group in loop.executor.groups)
 
 
-@pytest.mark.task("7.4", hint="Tokens and logits are those of step.sampling, in its order, which is not that of the group.")
+@pytest.mark.task(
+    "7.4",
+    hint="Tokens and logits are those of step.sampling, in its order, which is not that of the group. Who had ended before "
+    "gets nothing.",
+)
 @pytest.mark.parametrize("lookahead", [False, True], ids=["depth 0", "depth 1"])
 def test_each_sequence_gets_its_own_token_and_scores(chapter: Any, monkeypatch: pytest.MonkeyPatch, lookahead: bool) -> None:
     loop = Loop(chapter, monkeypatch, lookahead, max_num_batched_tokens=64)
@@ -772,7 +878,9 @@ def hashed(prompt: list[int], count: int) -> list[int]:
     return text[len(prompt) :]
 
 
-@pytest.mark.task("7.4", hint="Who is finished when the step is read ended with a step before: its token is past the end.")
+@pytest.mark.task(
+    "7.4", hint="Past the end: gives nothing. Ask whether it had ended before you give; counts go down all the same."
+)
 @pytest.mark.parametrize("lookahead", [False, True], ids=["depth 0", "depth 1"])
 def test_a_token_past_the_end_is_discarded(
     chapter: Any, monkeypatch: pytest.MonkeyPatch, seed: int, lookahead: bool
@@ -787,7 +895,9 @@ def test_a_token_past_the_end_is_discarded(
     assert last == len(loop.seqs[1].output_token_ids) - (0 if lookahead else 1), "no step was in flight when it ended"
 
 
-@pytest.mark.task("7.4", hint="Returned is who had not ended before, and that is known before you give out anything.")
+@pytest.mark.task(
+    "7.4", hint="Returned is who had not ended before: ask that before you give out anything. Chunks belong to it."
+)
 @pytest.mark.parametrize("lookahead", [False, True], ids=["depth 0", "depth 1"])
 def test_returned_are_those_who_got_something(
     chapter: Any, monkeypatch: pytest.MonkeyPatch, seed: int, lookahead: bool
@@ -797,7 +907,7 @@ def test_returned_are_those_who_got_something(
     loop.check_answers()
 
 
-@pytest.mark.task("7.4", hint="A preempted sequence waits again, and its token is as good as any: it is not finished.")
+@pytest.mark.task("7.4", hint="A preempted sequence is not finished: give it its token, and return it with the others.")
 @pytest.mark.parametrize("lookahead", [False, True], ids=["depth 0", "depth 1"])
 def test_who_was_preempted_in_flight_keeps_the_token(chapter: Any, monkeypatch: pytest.MonkeyPatch, lookahead: bool) -> None:
     loop = Loop(chapter, monkeypatch, lookahead, num_blocks=9)
@@ -809,7 +919,9 @@ def test_who_was_preempted_in_flight_keeps_the_token(chapter: Any, monkeypatch: 
 
 
 @pytest.mark.task(
-    "7.4", hint="While something is in flight all is not done, even if there is nothing to plan at the moment."
+    "7.4",
+    hint="While something is in flight all is not done, even if nothing can be planned: read the oldest, one in each call, "
+    "and return what read returned.",
 )
 @pytest.mark.parametrize("lookahead", [False, True], ids=["depth 0", "depth 1"])
 def test_the_last_step_is_read_and_whoever_waits_is_served(
@@ -979,7 +1091,7 @@ class Crowd(Late):
             self.scheduler.running.remove(self.seqs[number])
         self.waiting = make_sequence(70, 3)
         self.scheduler.waiting.append(self.waiting)
-        self.story += f"; ended, and their blocks on the way back: {pending}; 70 waits"
+        self.story += f"; ended, and their blocks on the way back: {pending}; sequence 70 is in the waiting queue"
 
     def check_room(self, number: int, answer: bool, preempted: list[int], count: int = 1) -> None:
         """``make_room`` for ``count`` more blocks; ``preempted`` in order of arrival."""

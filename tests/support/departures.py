@@ -33,6 +33,8 @@ def assert_same(
     count = f"{int(wrong.sum())} of {wrong.numel()} values differ"
     mine, theirs = f"{got[index]:.6g}", f"{expected[index]:.6g}"
     apart = f" (off by {abs(float(got[index]) - float(expected[index])):.1g})" if mine == theirs else ""
+    if wrong.numel() == 1:
+        raise AssertionError(f"{what} differs{more}: got {mine}, expected {theirs}{apart}")
     raise AssertionError(f"{what} first depart at {place}{more}: got {mine}, expected {theirs}{apart}; {count}")
 
 
