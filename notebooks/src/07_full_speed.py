@@ -33,6 +33,7 @@ import sys
 sys.path.insert(0, "..")  # the chapters lie one folder up
 
 import json
+import math
 from pathlib import Path
 
 import torch
@@ -303,13 +304,14 @@ for name, step in {
 # > calls it be captured?
 
 # %% tags=["nbval-check-output"]
-lens, block_size = torch.tensor([9, 3]), 4
+lengths, block_size = torch.tensor([9, 3]), 4
 
 
 def walk():
     """The loop of ``paged_attention``, without what is computed in it."""
-    for page in range(-(-int(lens.max()) // block_size)):
-        lens - page * block_size
+    longest = int(lengths.max())
+    for page in range(math.ceil(longest / block_size)):
+        lengths - page * block_size
 
 
 try:
@@ -321,7 +323,7 @@ except capture.CaptureError as error:
 # <details><summary><b>If you said yes, since the loop is plain Python</b></summary>
 #
 # The loop runs while it is recorded, and its number of turns becomes a part of the recording. To know it, the host has to read the longest
-# length from the GPU: `int(lens.max())` is what is refused here. (The whole function is refused even sooner, at a `repeat_interleave`.) Even if it
+# length from the GPU: `int(lengths.max())` is what is refused here. (The whole function is refused even sooner, at a `repeat_interleave`.) Even if it
 # did not (the host could count along), the recording would be right for contexts of that many pages only, and they grow.
 # </details>
 #
