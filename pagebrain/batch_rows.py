@@ -190,7 +190,7 @@ class BatchRows:
         active_rows: Tensor,
         query_starts: Tensor,
         logits_rows: Tensor,
-        num_decodes: int,
+        num_decodes: int | None,
     ) -> ForwardBatch:
         """Tokens at ``positions`` of rows ``token_rows`` (each int ``[num_tokens]``), whose contexts have been uploaded."""
         return self._batch(token_rows, positions, active_rows, query_starts, logits_rows, num_decodes)
@@ -202,7 +202,7 @@ class BatchRows:
         active_rows: Tensor,
         query_starts: Tensor,
         logits_rows: Tensor | None,
-        num_decodes: int,
+        num_decodes: int | None,
     ) -> ForwardBatch:
         state = (self.token_ids, self.block_tables, self.context_lens, self.growth)
         token_ids, slots, positions = locate(token_rows, positions, *state, self.block_size)

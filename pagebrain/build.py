@@ -11,6 +11,7 @@ from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 
 from pagebrain.attention import paged_attention
 from pagebrain.attention.choice import default_attention, kernels_fit
+from pagebrain.attention.decode_plan import MAX_NUM_SEQS
 from pagebrain.block import BlockManager
 from pagebrain.cache import CacheManager
 from pagebrain.config import PageBrainConfig
@@ -79,6 +80,8 @@ def build_engine(
     uses_rows = not _without_rows(parts)
     if uses_rows and not weight.is_cuda:
         _check_interpreter(weight.device)
+    if uses_rows and config.max_num_seqs > MAX_NUM_SEQS:
+        raise ConfigError(f"max_num_seqs must be at most {MAX_NUM_SEQS} with the Triton kernels, got {config.max_num_seqs}")
     step_bytes = 0
     if weight.is_cuda:
         step_bytes = _step_bytes(config, base)

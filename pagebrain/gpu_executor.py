@@ -1,11 +1,11 @@
-"""Computes steps on a GPU at full speed: decode rows by replaying a CUDA graph, everything else beside them.
+"""Computes steps on a GPU at full speed: decode rows by replaying a CUDA graph, and a few prompts by another.
 
 ``launch`` puts a step into the GPU's queue and returns; nothing in it waits. What the next step needs of this one, the
 sampled tokens, stays on the device, in the batch rows, so the engine may launch it before it has read this one.
 
-What no graph computes is launched kernel by kernel: prompts and chunks of them, and decodes of requests that want what the
-sampling kernels do not do (penalties, logit bias, ``min_tokens`` not reached yet, log-probabilities). Those go through the
-:class:`~pagebrain.sampling.Sampler`, which is slower.
+What no graph computes is launched kernel by kernel: prompts where there are many tokens of them, which keep the GPU busy for
+long enough, and sequences of requests that want what the sampling kernels do not do (penalties, logit bias, ``min_tokens``
+not reached yet, log-probabilities). Those go through the :class:`~pagebrain.sampling.Sampler`, which is slower.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from pagebrain.cache import CacheManager
 from pagebrain.config import PageBrainConfig
 from pagebrain.devices import on_device
 from pagebrain.executor import InFlight, PromptScores, StepResult, check_sampled, prompt_scores
-from pagebrain.graphs import DecodeGraphs
+from pagebrain.graphs import ChunkGraphs, DecodeGraphs, Recorder
 from pagebrain.models.gpt2 import PagedGPT2LMHeadModel
 from pagebrain.outputs import TokenLogprobs
 from pagebrain.parts import SamplerPart
@@ -44,6 +44,21 @@ class _Chunk:
     @property
     def is_plain(self) -> bool:
         return self.entry.context_len >= self.row.plain_from
+
+
+class _FlatChunks:
+    """Chunks one after the other: ``[num_chunks]`` rows, lengths and ``ends``, and ``[num_tokens]`` positions."""
+
+    def __init__(self, chunks: list[_Chunk]) -> None:
+        self.row_numbers = np.array([chunk.row.index for chunk in chunks])
+        self.lengths = np.array([chunk.entry.num_tokens for chunk in chunks])
+        self.ends = self.lengths.cumsum()
+        self.positions = np.concatenate([np.arange(chunk.entry.start, chunk.entry.context_len) for chunk in chunks])
+        self._end_of = {chunk.index: end for chunk, end in zip(chunks, self.ends.tolist())}
+
+    def last_rows(self, chunks: list[_Chunk]) -> IntArray:
+        """Where the last token of each of these lies."""
+        return np.array([self._end_of[chunk.index] - 1 for chunk in chunks], dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -86,6 +101,7 @@ class GpuExecutor:
         self.vocab_size = config.vocab_size or 0
         self.rows = BatchRows(cache_manager, config)
         self.decodes = DecodeGraphs(self._decode, self.rows, config.max_num_seqs)
+        self.chunks = ChunkGraphs(self._compute_chunks, self.rows, config.max_num_batched_tokens)
         self._query_starts = torch.arange(config.max_num_seqs + 1, dtype=torch.int32, device=self.rows.device)
         self._last: _Sorted | None = None  # the last step, if all of it were decodes and all of them have their rows still
         self.capture_s: float | None = None
@@ -123,7 +139,10 @@ class GpuExecutor:
         began = time.monotonic()
         with on_device(self.rows.device):
             self.rows.upload()
-            self.decodes.capture()
+            recorder = Recorder(self.rows.device)
+            self.chunks.capture(recorder)
+            self.decodes.capture(recorder)
+            torch.cuda.synchronize(self.rows.device)
         self.capture_s = time.monotonic() - began
 
     @torch.inference_mode()
@@ -180,10 +199,26 @@ class GpuExecutor:
         else:
             sample_greedy(*inputs)
 
+    def _compute_chunks(
+        self,
+        token_rows: Tensor,
+        positions: Tensor,
+        active_rows: Tensor,
+        query_starts: Tensor,
+        logits_rows: Tensor,
+        sampled_rows: Tensor,
+        out: Tensor,
+    ) -> None:
+        """Prompts, and the next tokens of those that end: what a graph records."""
+        batch = self.rows.chunk_batch(token_rows, positions, active_rows, query_starts, logits_rows, num_decodes=None)
+        self._choose(self.model.forward_tokens(batch), sampled_rows, out, sampled=True)
+
     def _run_chunks(self, chunks: list[_Chunk]) -> _ChunkOutput:
         sampling = [chunk for chunk in chunks if chunk.entry.samples]
         plain = [chunk for chunk in sampling if chunk.is_plain]
         special = [chunk for chunk in sampling if not chunk.is_plain]
+        if self._fits_graph(chunks) and not special:
+            return _ChunkOutput(plain, [], self._replay_chunks(chunks, plain), None, [])
         batch, scores = self._chunk_batch(chunks, plain + special)
         logits = self.model.forward_tokens(batch)
         token_ids = torch.empty(len(sampling), dtype=torch.int32, device=logits.device)
@@ -203,22 +238,29 @@ class GpuExecutor:
             first += count
         return _ChunkOutput(plain, special, token_ids, output, wanted)
 
+    def _fits_graph(self, chunks: list[_Chunk]) -> bool:
+        if not self.chunks.is_captured or any(chunk.entry.seq.params.prompt_logprobs is not None for chunk in chunks):
+            return False
+        return self.chunks.has_room_for(len(chunks), sum(chunk.entry.num_tokens for chunk in chunks))
+
+    def _replay_chunks(self, chunks: list[_Chunk], sampling: list[_Chunk]) -> Tensor:
+        """Compute the chunks by a graph. Returns the tokens of ``sampling``."""
+        flat = _FlatChunks(chunks)
+        sampled_rows = np.array([chunk.row.index for chunk in sampling], dtype=np.int64)
+        return self.chunks.run(flat.row_numbers, flat.lengths, flat.positions, flat.last_rows(sampling), sampled_rows)
+
     def _chunk_batch(self, chunks: list[_Chunk], sampling: list[_Chunk]) -> tuple[ForwardBatch, list[PromptScores]]:
         """The chunks as one flat batch; its logits are those that ``sampling`` needs, then those of the prompt scores."""
-        entries = [chunk.entry for chunk in chunks]
-        row_numbers = np.array([chunk.row.index for chunk in chunks])
-        lengths = np.array([entry.num_tokens for entry in entries])
-        query_starts = np.concatenate(([0], lengths.cumsum()))
-        positions = np.concatenate([np.arange(entry.start, entry.context_len) for entry in entries])
-        last_row_of = {chunk.index: int(end) - 1 for chunk, end in zip(chunks, query_starts[1:])}
-        logits_rows = [last_row_of[chunk.index] for chunk in sampling]
+        flat = _FlatChunks(chunks)
+        logits_rows = flat.last_rows(sampling).tolist()
         scores = []
-        for chunk, first_flat_row in zip(chunks, query_starts.tolist()):
-            score = prompt_scores(chunk.entry, chunk.index, chunk.row.index, first_flat_row)
+        for chunk, end in zip(chunks, flat.ends.tolist()):
+            score = prompt_scores(chunk.entry, chunk.index, chunk.row.index, end - chunk.entry.num_tokens)
             if score is not None:
                 scores.append(score)
                 logits_rows.extend(score.flat_rows)
-        return self._send_batch(row_numbers, lengths, positions, np.array(logits_rows, dtype=np.int64)), scores
+        wanted = np.array(logits_rows, dtype=np.int64)
+        return self._send_batch(flat.row_numbers, flat.lengths, flat.positions, wanted), scores
 
     def _send_batch(
         self, row_numbers: IntArray, lengths: IntArray, positions: IntArray, logits_rows: IntArray

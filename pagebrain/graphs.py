@@ -1,19 +1,43 @@
-"""CUDA graphs: a decode step recorded once for each of a few batch sizes, and from then on launched as one.
+"""CUDA graphs: a step recorded once for each of a few sizes, and from then on launched as one.
 
-A decode step of GPT-2 small is some hundred kernels of a few microseconds each; asking for them one by one takes the host
-longer than computing them takes the GPU. A graph keeps them as they were asked for, addresses included. So what changes from
-step to step lies in buffers that never move: the numbers of the active batch rows go in through one, the sampled tokens come
-out through another, and all else is state that the graph itself finds and changes in the batch rows. A batch that is smaller
+A step of GPT-2 small is some hundred kernels of a few microseconds each; asking for them one by one takes the host longer
+than computing them takes the GPU. A graph keeps them as they were asked for, addresses included. So what changes from step
+to step lies in buffers that never move: the numbers of the active batch rows go in through one, the sampled tokens come out
+through another, and all else is state that the graph itself finds and changes in the batch rows. A batch that is smaller
 than the size it was recorded for is filled up with the dummy row.
+
+:class:`DecodeGraphs` come in numbers of sequences, each with one token; :class:`ChunkGraphs` in numbers of tokens, of a few
+prompts or chunks of them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pagebrain.batch_rows import BatchRows, to_device
+from pagebrain.batch_rows import BatchRows, IntArray, to_device
+
+
+class Recorder:
+    """Records graphs that share their memory: no two of them run at the same time."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._pool = torch.cuda.graph_pool_handle()
+        self._stream: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._stream.wait_stream(torch.cuda.current_stream(device))
+
+    def record(self, compute: Callable[[], None]) -> torch.cuda.CUDAGraph:
+        """What ``compute`` launches. It is run once more before, to compile kernels and let cuBLAS choose its own."""
+        with torch.cuda.stream(self._stream):
+            compute()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+            compute()
+        return graph
+
 
 DecodeStep = Callable[[Tensor, Tensor, bool], None]
 """``(active_rows, out, sampled)``: compute the next token of each active row, greedy or as its parameters say."""
@@ -58,19 +82,11 @@ class DecodeGraphs:
             for sampled in (False, True):
                 self._compute(size, sampled)
 
-    def capture(self) -> None:
+    def capture(self, recorder: "Recorder") -> None:
         """Record a greedy and a sampled graph for each size; the rows must have been uploaded."""
-        pool, stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream(self.device))
         for size in reversed(self.sizes):  # the largest first: the others fit into its memory
             for sampled in (False, True):
-                with torch.cuda.stream(stream):  # once without recording: to compile kernels and let cuBLAS choose its own
-                    self._compute(size, sampled)
-                graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(graph, pool=pool, stream=stream):
-                    self._compute(size, sampled)
-                self._graphs[size, sampled] = graph
-        torch.cuda.synchronize(self.device)
+                self._graphs[size, sampled] = recorder.record(partial(self._compute, size, sampled))
 
     @property
     def is_captured(self) -> bool:
@@ -95,3 +111,101 @@ class DecodeGraphs:
 
     def _compute(self, size: int, sampled: bool) -> None:
         self.step(self.active_rows[:size], self.token_ids[:size], sampled)
+
+
+ChunkStep = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], None]
+"""``(token_rows, positions, active_rows, query_starts, logits_rows, sampled_rows, out)``: compute a flat batch, as
+:meth:`BatchRows.chunk_batch` takes it, and from each of ``logits_rows`` the next token of one of ``sampled_rows``."""
+
+MAX_CHUNKS = 16
+"""Chunks that a graph has room for. There are seldom more in a step that is small enough for one."""
+
+
+def chunk_sizes(max_num_tokens: int) -> tuple[int, ...]:
+    """The numbers of tokens that graphs are recorded for.
+
+    A larger step keeps the GPU busy for longer than the host takes to launch it; a smaller one gains by its graph although
+    all of its padding is computed.
+    """
+    sizes = (64, 128, 256, 512, 1024, 2048)
+    return tuple(size for size in sizes if size <= max_num_tokens) or (max_num_tokens + max_num_tokens % 2,)
+
+
+class ChunkGraphs:
+    """Computes prompts and chunks of them, up to ``MAX_CHUNKS`` in a step, and the next tokens of those that end.
+
+    Everything that a step needs goes in by one copy, into the buffer of its size. The padding are tokens of the dummy row
+    that belong to no sequence, and sequences without tokens.
+
+    Attributes:
+        token_ids: int32 ``[MAX_CHUNKS]``, what comes out.
+    """
+
+    def __init__(self, step: ChunkStep, rows: BatchRows, max_num_tokens: int) -> None:
+        self.step = step
+        self.sizes = chunk_sizes(max_num_tokens)
+        self.dummy_row = rows.dummy_row
+        self.token_ids = torch.zeros(MAX_CHUNKS, dtype=torch.int32, device=rows.device)
+        self._buffers = {size: to_device(self._arranged(size), rows.device) for size in self.sizes}
+        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
+
+    def capture(self, recorder: Recorder) -> None:
+        """Record a graph for each size; the rows must have been uploaded."""
+        for size in reversed(self.sizes):
+            self._graphs[size] = recorder.record(partial(self._compute, size))
+
+    @property
+    def is_captured(self) -> bool:
+        """Whether steps are replayed."""
+        return bool(self._graphs)
+
+    def has_room_for(self, num_chunks: int, num_tokens: int) -> bool:
+        """Whether a step is small enough."""
+        return num_chunks <= MAX_CHUNKS and num_tokens <= self.sizes[-1]
+
+    def run(
+        self, row_numbers: IntArray, lengths: IntArray, positions: IntArray, logits_rows: IntArray, sampled_rows: IntArray
+    ) -> Tensor:
+        """Compute a step.
+
+        Args:
+            row_numbers, lengths: ``[num_chunks]``, the batch row of each chunk and how many tokens it has.
+            positions: ``[num_tokens]``, chunk after chunk.
+            logits_rows, sampled_rows: ``[num_sampled]``, the token after which each sequence that samples goes on, and its
+                batch row.
+
+        Returns:
+            Their tokens, int32 ``[num_sampled]``, a view that the next step overwrites.
+        """
+        size = next(size for size in self.sizes if size >= len(positions))
+        query_starts = np.zeros(MAX_CHUNKS + 1, dtype=np.int64)  # sequences without tokens begin where the others end
+        query_starts[1:] = np.pad(lengths, (0, MAX_CHUNKS - len(lengths))).cumsum()
+        pieces = (row_numbers.repeat(lengths), positions, row_numbers, logits_rows, sampled_rows, query_starts)
+        self._buffers[size].copy_(to_device(self._arranged(size, pieces), self.token_ids.device), non_blocking=True)
+        graph = self._graphs.get(size)
+        if graph is None:
+            self._compute(size)
+        else:
+            graph.replay()
+        return self.token_ids[: len(sampled_rows)]
+
+    def _arranged(self, size: int, pieces: Sequence[IntArray] = ()) -> IntArray:
+        """All that goes in, in one array, with padding where a piece ends."""
+        fills = (self.dummy_row, 0, self.dummy_row, 0, self.dummy_row, 0)
+        together = np.repeat(np.array(fills, dtype=np.int64), self._widths(size))
+        first = 0
+        for piece, width in zip(pieces, self._widths(size), strict=False):
+            together[first : first + len(piece)] = piece
+            first += width
+        return together
+
+    @staticmethod
+    def _widths(size: int) -> list[int]:
+        """Numbers of each piece, even ones: to Triton, what begins at no multiple of 16 bytes would be another kernel."""
+        return [size, size, MAX_CHUNKS, MAX_CHUNKS, MAX_CHUNKS, MAX_CHUNKS + 2]
+
+    def _compute(self, size: int) -> None:
+        pieces = torch.split(self._buffers[size], self._widths(size))
+        token_rows, positions, active_rows, logits_rows, sampled_rows, starts = pieces
+        query_starts = starts[: MAX_CHUNKS + 1]
+        self.step(token_rows, positions, active_rows, query_starts, logits_rows, sampled_rows.int(), self.token_ids)

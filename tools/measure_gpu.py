@@ -101,14 +101,19 @@ class Measurement:
     # PageBrain --------------------------------------------------------------------------------------------------------
 
     def _starts(self, part: dict[str, Any]) -> None:
-        """The first start finds no compiled kernel on the disk, those after it do."""
+        """The first start finds no compiled kernel on the disk, those after it do.
+
+        All find the bytecode of the packages, as pip leaves it: compiling what torch and transformers import takes as long as
+        all the rest, and an image that was made without bytecode would do that at every start.
+        """
+        environment = {"PYTHONDONTWRITEBYTECODE": ""}
         warmup_free = Case("first request", self.requests(WORKLOADS["1 request"]), [], runs=1)
         spec = SessionSpec(self.model, self.threads, [warmup_free])
         part["starts"] = []
         with tempfile.TemporaryDirectory() as cache:
             for number in range(self.args.runs + 1):
                 start: dict[str, Any] = {"compiled_before": number > 0}
-                for event in self._events(spec, f"start {number}", {"TRITON_CACHE_DIR": cache}):
+                for event in self._events(spec, f"start {number}", environment | {"TRITON_CACHE_DIR": cache}):
                     start |= event.get("ready", {})
                     if "run" in event:
                         start["first_request_s"] = event["run"]["elapsed_s"]

@@ -1,5 +1,6 @@
 """One workload for whoever generates, a chapter or the engine, and a record of what it did."""
 
+import inspect
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -8,7 +9,7 @@ from typing import Any
 
 from transformers import GPT2LMHeadModel
 
-from pagebrain import LLM, SamplingParams
+from pagebrain import LLM, PageBrainConfig, SamplingParams
 from pagebrain.trace import StepTrace
 
 PROMPTS = (
@@ -32,7 +33,8 @@ class Record:
 
     Attributes:
         answers: the tokens generated for each prompt.
-        seconds: the time for all.
+        seconds: the time for all, from the first step on where there are traces: what is made once, such as a CUDA graph,
+            does not count.
         traces: of every step, if whoever ran makes any.
         token_times: prompt -> when each of its tokens was there, in seconds since the start.
         spans: where single tokens were not timed: seconds from the first token of an answer to its last, and how many came
@@ -65,19 +67,42 @@ class Record:
 
 
 def run_chapter(
-    generate: Generate, model: GPT2LMHeadModel, prompts: Sequence[Sequence[int]], max_new_tokens: int, *, steps: bool
+    generate: Generate,
+    model: GPT2LMHeadModel,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    *,
+    config: PageBrainConfig | None = None,
 ) -> Record:
-    """Run a chapter's ``generate``; ``steps`` says whether it takes ``on_step``."""
+    """Run a chapter's ``generate``, with ``config`` if it takes one; where it does not, its batch is all prompts anyway."""
     record = Record()
-    started = time.perf_counter()
+    started = time.monotonic()
 
     def on_logits(index: int, logits: Any) -> None:
-        record.token_times.setdefault(index, []).append(time.perf_counter() - started)
+        record.token_times.setdefault(index, []).append(time.monotonic() - started)
 
-    more = {"on_step": record.traces.append} if steps else {}
+    taken = inspect.signature(generate).parameters
+    more: dict[str, Any] = {"on_step": record.traces.append} if "on_step" in taken else {}
+    if config is not None and "config" in taken:
+        more["config"] = config
     record.answers = generate(model, prompts, max_new_tokens, on_logits, **more)
-    record.seconds = time.perf_counter() - started
+    first_step = record.traces[0].launched_s if record.traces else started
+    record.seconds = time.monotonic() - first_step
     return record
+
+
+def room_for_all(model: GPT2LMHeadModel, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> PageBrainConfig:
+    """A config in which all requests run at once, launched ahead by whoever can; else the engine's own settings."""
+    lengths = [len(prompt) + max_new_tokens for prompt in prompts]
+    usual = PageBrainConfig(device=str(model.device))
+    return PageBrainConfig.for_model(
+        model,
+        num_blocks=sum(map(usual.blocks_for, lengths)),
+        max_num_seqs=min(len(prompts), usual.max_num_seqs),
+        max_num_batched_tokens=usual.max_num_batched_tokens,
+        max_model_len=max(lengths),
+        lookahead=True,
+    )
 
 
 def run_engine(llm: LLM, prompts: Sequence[Sequence[int]], max_new_tokens: int, *, watch: bool = True) -> Record:

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 MAX_SPLITS = 32
 """Most splits of a context. The merge reads one partial result of each."""
 
+MAX_NUM_SEQS = 65_535
+"""Most sequences of a launch: they lie along its second axis, and CUDA allows no more there."""
+
 _TILE_BYTES = 2048
 """K bytes that a warp asks for at a time, and as many of V: 64 a lane, four loads of 16 bytes each."""
 

@@ -36,7 +36,8 @@ def paged_attention(
         query, key_pool, value_pool, block_tables, context_lens, query_starts, scale: see
             :func:`pagebrain.attention.paged_attention`. Float16, bfloat16 or float32, head dimensions up to 128; integers of
             32 or 64 bits; the pools may have fewer heads than the query (grouped heads).
-        num_decodes: how many sequences have exactly one query, if the caller knows; ``None`` launches both kernels.
+        num_decodes: how many sequences have exactly one query, if the caller knows; ``None`` launches both kernels, and
+            leaves zeros in rows of the query that belong to no sequence.
         active_rows: int ``[num_seqs]``, each sequence's row of ``block_tables`` and ``context_lens``; ``None``: row ``i``.
 
     Returns:
@@ -46,7 +47,7 @@ def paged_attention(
         KernelError: for tensors that the kernels do not work on; nothing was computed.
     """
     num_seqs = query_starts.shape[0] - 1
-    out = query.new_empty(query.shape)
+    out = query.new_zeros(query.shape) if num_decodes is None else query.new_empty(query.shape)
     if num_decodes != num_seqs:
         inputs = (query, key_pool, value_pool, block_tables, context_lens, query_starts, scale)
         paged_prefill(*inputs, skip_decodes=True, active_rows=active_rows, out=out)

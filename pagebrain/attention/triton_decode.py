@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pagebrain.attention.decode_plan import MAX_SPLITS, DecodeTiling, choose_num_splits
+from pagebrain.attention.decode_plan import MAX_NUM_SEQS, MAX_SPLITS, DecodeTiling, choose_num_splits
 from pagebrain.attention.kernel_inputs import check_attention, check_device, check_indices, check_out, mismatch
 from pagebrain.attention.triton_common import LOG2_E, is_interpreted, pool_offsets, split_range
 from pagebrain.attention.triton_grouped import grouped_decode_kernel
@@ -195,6 +195,8 @@ def paged_decode(
         check_indices("query_starts", query_starts, num_seqs + 1)
     else:
         num_seqs = num_tokens
+    if num_seqs > MAX_NUM_SEQS:
+        raise KernelError(f"a launch takes at most {MAX_NUM_SEQS} sequences, got {num_seqs}: compute them in several")
     if active_rows is not None:
         check_indices("active_rows", active_rows, num_seqs)
     elif num_seqs != num_rows:

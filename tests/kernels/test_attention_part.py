@@ -50,9 +50,23 @@ def test_a_sequence_is_computed_by_one_kernel_only(device: str, monkeypatch: pyt
     original = torch.Tensor.new_empty
     monkeypatch.setattr(torch.Tensor, "new_empty", lambda self, *args, **options: original(self, *args, **options).fill_(-7))
     scene = Scene(*MIXED, **SHAPE)
-    out = scene.run(kernels.paged_attention, device)
+    out = scene.run(kernels.paged_attention, device, num_decodes=3)
     decodes = torch.tensor([0, 6, 24])
     assert (out[decodes] == -7).all() and (out != -7).any(dim=(1, 2)).sum() == len(out) - 3
+
+
+def test_rows_of_no_sequence_are_zero_where_the_host_does_not_count(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are the padding of a graph, and what is left in memory there must not get into anything."""
+    from pagebrain.attention import kernels
+
+    original = torch.Tensor.new_empty
+    monkeypatch.setattr(torch.Tensor, "new_empty", lambda self, *args, **options: original(self, *args, **options).fill_(-7))
+    scene = Scene(*MIXED, **SHAPE)
+    num_tokens, expected = len(scene.query), scene.dense()
+    scene.query = torch.cat([scene.query, torch.ones_like(scene.query[:3])])
+    out = scene.run(kernels.paged_attention, device)
+    assert out.shape[0] == num_tokens + 3 and (out[num_tokens:] == 0).all()
+    torch.testing.assert_close(out[:num_tokens].double(), expected, atol=1e-5, rtol=0)
 
 
 def test_sequences_may_share_blocks(device: str) -> None:

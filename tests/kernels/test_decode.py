@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from pagebrain.errors import KernelError
 from tests.support.attention_scene import Scene, moved
 from tests.support.kernels import tolerance
 
@@ -156,6 +157,15 @@ def test_no_sequences_are_no_work(device: str) -> None:
     scene = make([5], **SHAPES["gpt2"])
     scene.query, scene.block_tables, scene.context_lens = scene.query[:0], scene.block_tables[:0], scene.context_lens[:0]
     assert decode(scene, device).shape == (0, 2, 64)
+
+
+def test_more_sequences_than_a_launch_takes_are_refused(device: str) -> None:
+    scene = make([1], num_heads=1, head_dim=16, block_size=8)
+    too_many = 65_536
+    scene.query = scene.query.expand(too_many, -1, -1).contiguous()
+    scene.block_tables, scene.context_lens = scene.block_tables.repeat(too_many, 1), scene.context_lens.repeat(too_many)
+    with pytest.raises(KernelError, match="at most 65535 sequences, got 65536: compute them in several"):
+        decode(scene, device)
 
 
 @pytest.mark.gpu

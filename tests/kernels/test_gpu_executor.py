@@ -88,8 +88,11 @@ def test_only_what_the_host_decides_travels(device: str) -> None:
     assert set(others) == {0, 1}
 
 
-def test_padding_touches_nobodys_blocks(device: str) -> None:
-    """Three sequences in a bucket of four: beside their own slots only the dummy block is written."""
+def test_padding_touches_nobodys_blocks(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three sequences in a bucket of four, their prompts in one of 64 tokens: else only the dummy block is written."""
+    from pagebrain.graphs import ChunkGraphs
+
+    monkeypatch.setattr(ChunkGraphs, "is_captured", True)
     engine = full_speed(device, block_size=8, num_blocks=16, max_num_seqs=6)
     cache = engine.llm.engine.cache_manager
     for pool in (*cache.key_pools, *cache.value_pools):
@@ -97,6 +100,7 @@ def test_padding_touches_nobodys_blocks(device: str) -> None:
     before = [pool.clone() for pool in (*cache.key_pools, *cache.value_pools)]
     assert engine.executor.decodes.sizes == (1, 2, 4, 6)
     engine.generate(PROMPTS[:3], GREEDY)
+    assert engine.num_chunk_graphs == 1
     used = {block for trace in engine.traces for table in trace.block_tables.values() for block in table}
     assert cache.dummy_block == 16 and 16 not in used and len(used) < 16
     for pool, was in zip((*cache.key_pools, *cache.value_pools), before, strict=True):
@@ -107,22 +111,80 @@ def test_padding_touches_nobodys_blocks(device: str) -> None:
 
 
 @pytest.mark.parametrize("lookahead", [False, True])
+@pytest.mark.parametrize("settings", [ROOMY, TIGHT], ids=["roomy", "tight"])
+def test_chunks_that_are_padded_for_a_graph_bring_the_same_tokens(
+    settings: dict[str, Any], lookahead: bool, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Padding reads and writes nothing but the dummy's, and what a graph cannot compute goes its own way."""
+    from pagebrain.graphs import ChunkGraphs
+    from tests.support.full_speed import num_preemptions, token_lists
+
+    monkeypatch.setattr(ChunkGraphs, "is_captured", True)  # where nothing is recorded, it is computed launch by launch
+    monkeypatch.setattr("pagebrain.graphs.chunk_sizes", lambda max_num_tokens: (4, 16))
+    sizes: list[tuple[int, int]] = []
+    run = ChunkGraphs.run
+
+    def noted(self: Any, row_numbers: Any, lengths: Any, positions: Any, *rest: Any) -> Any:
+        sizes.append((len(lengths), len(positions)))
+        return run(self, row_numbers, lengths, positions, *rest)
+
+    monkeypatch.setattr(ChunkGraphs, "run", noted)
+    for params in ([GREEDY] * len(PROMPTS), SAMPLED, SPECIAL):
+        engine = full_speed(device, lookahead=lookahead, **settings)
+        engine.executor.rows._free.reverse()  # so that padding which goes to row 0 instead of the dummy's hits somebody
+        sizes.clear()
+        outputs = engine.generate(PROMPTS, params)
+        expected = LLM(small("cpu"), **settings).generate(PROMPTS, params, use_tqdm=False)
+        assert token_lists(outputs) == token_lists(expected)
+        assert (num_preemptions(outputs) > 0) == (settings is TIGHT)
+        if params is SAMPLED:
+            assert {num_tokens for _, num_tokens in sizes} >= {5, 6} and any(count > 1 for count, _ in sizes)
+
+
+def test_a_larger_step_than_any_graph_is_launched_as_it_is(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pagebrain.graphs import MAX_CHUNKS, ChunkGraphs
+    from tests.support.full_speed import token_lists
+
+    monkeypatch.setattr(ChunkGraphs, "is_captured", True)
+    monkeypatch.setattr("pagebrain.graphs.chunk_sizes", lambda max_num_tokens: (4,))
+    engine = full_speed(device, block_size=8, num_blocks=64, max_num_seqs=4, max_num_batched_tokens=64)
+    chunks = engine.executor.chunks
+    assert (
+        chunks.has_room_for(MAX_CHUNKS, 4) and not chunks.has_room_for(MAX_CHUNKS + 1, 4) and not chunks.has_room_for(1, 5)
+    )
+    assert token_lists(engine.generate(PROMPTS, GREEDY)) == [hf_greedy(small("cpu"), prompt, 7) for prompt in PROMPTS]
+    assert engine.num_chunk_graphs == 0
+    assert token_lists(engine.generate(PROMPTS[3:], GREEDY)) == [hf_greedy(small("cpu"), PROMPTS[3], 7)]
+    assert engine.num_chunk_graphs == 1
+
+
+def test_chunk_sizes_fit_the_largest_step() -> None:
+    require_kernels_anywhere()
+    from pagebrain.graphs import chunk_sizes
+
+    assert chunk_sizes(16384) == (64, 128, 256, 512, 1024, 2048)
+    assert chunk_sizes(300) == (64, 128, 256) and chunk_sizes(7) == (8,) and chunk_sizes(6) == (6,)
+
+
+@pytest.mark.parametrize("lookahead", [False, True])
 def test_a_step_that_cannot_be_launched_is_tried_again(lookahead: bool, device: str) -> None:
     from tests.support.full_speed import token_lists
 
     engine = full_speed(device, lookahead=lookahead, **TIGHT)
     base = small("cpu")
-    model, calls = engine.executor.model, 0
-    forward = model.forward_tokens
+    model, chunks, calls = engine.executor.model, engine.executor.chunks, 0
 
-    def failing(batch: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls in (3, 6, 7):
-            raise RuntimeError("out of luck")
-        return forward(batch)
+    def failing(compute: Any) -> Any:
+        def counted(*args: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls in (3, 6, 7):
+                raise RuntimeError("out of luck")
+            return compute(*args)
 
-    engine.executor.model.forward_tokens = failing
+        return counted
+
+    model.forward_tokens, chunks.run = failing(model.forward_tokens), failing(chunks.run)
     inner = engine.llm.engine
     failures = 0
     for prompt in PROMPTS:
@@ -230,6 +292,14 @@ def test_kernels_that_are_named_where_they_cannot_run_are_refused_in_one_line(mo
     monkeypatch.setattr(triton_common, "is_interpreted", lambda: False)
     with pytest.raises(ConfigError, match="compiled for a GPU: use device='cuda', or set TRITON_INTERPRET=1"):
         LLM(small("cpu"), num_blocks=8, swap=KERNELS)
+
+
+def test_more_sequences_than_a_launch_takes_are_refused_in_one_line(device: str) -> None:
+    from pagebrain.errors import ConfigError
+    from tests.support.full_speed import KERNELS
+
+    with pytest.raises(ConfigError, match="max_num_seqs must be at most 65535 with the Triton kernels, got 65536"):
+        LLM(small(device), num_blocks=8, max_num_seqs=65_536, swap=KERNELS)
 
 
 def test_rows_are_used_again(device: str) -> None:

@@ -8,6 +8,7 @@ from transformers import GPT2LMHeadModel
 
 from pagebrain import LLM, RequestOutput, SamplingParams
 from pagebrain.gpu_executor import GpuExecutor
+from pagebrain.graphs import MAX_CHUNKS
 from pagebrain.trace import StepTrace
 from tests.support.models import poison
 
@@ -36,6 +37,7 @@ class FullSpeed:
     Attributes:
         traces: one for each step.
         decode_logits: ``(sequence id, context length) -> [vocab_size]``, of what graphs or their stand-in computed.
+        num_chunk_graphs: steps whose prompts, or chunks of them, were computed by a graph or its stand-in.
     """
 
     def __init__(self, base: GPT2LMHeadModel, watched: bool = False, **settings: Any) -> None:
@@ -48,15 +50,28 @@ class FullSpeed:
         self.traces: list[StepTrace] = []
         self.decode_logits: dict[tuple[int, int], Tensor] = {}
         self.llm.engine.observers.append(self.traces.append)
+        self.num_chunk_graphs = 0
+        self._count_chunk_graphs()
         if watched:
             self._watch()
         if graphs:  # now, so that what is watched is in them
             executor.capture()
 
+    def _count_chunk_graphs(self) -> None:
+        run = self.executor.chunks.run
+
+        def counted(*step: Any) -> Tensor:
+            self.num_chunk_graphs += 1
+            return run(*step)
+
+        self.executor.chunks.run = counted  # type: ignore[method-assign, assignment]
+
     def _watch(self) -> None:
         model: Any = self.executor.model
         config = self.llm.config
-        model.lm_head = WatchedHead(model.lm_head, config.max_num_seqs + 8, config.vocab_size or 0, model.wte.weight)
+        model.lm_head = WatchedHead(
+            model.lm_head, max(config.max_num_seqs, MAX_CHUNKS) + 8, config.vocab_size or 0, model.wte.weight
+        )
         launch = self.executor.launch
 
         def watched_launch(group: Any) -> Any:

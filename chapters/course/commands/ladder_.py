@@ -2,7 +2,6 @@
 
 import argparse
 import importlib
-import inspect
 import json
 import shlex
 import sys
@@ -26,7 +25,7 @@ from chapters.course.errors import CourseError
 from chapters.course.failures import explain
 from chapters.course.loading import OwnChapters
 from chapters.course.stages import own_chapters
-from chapters.course.workload import PROMPTS, Record, run_chapter, run_engine
+from chapters.course.workload import PROMPTS, Record, room_for_all, run_chapter, run_engine
 from chapters.course.workspace import shown, work_folder, write_file
 from pagebrain import LLM, PageBrainConfig
 from pagebrain.bench.machine import versions
@@ -198,6 +197,7 @@ def _stages(
 ) -> Sequence[_Stage]:
     """The chapters that there are, and the engine, which loads the same weights and lays them out as it likes them best."""
     stages = []
+    config = room_for_all(model, prompts, max_new_tokens)
     for chapter in find_chapters():
         if chapter.number in INTERPRETED and model.device.type != "cuda":
             continue
@@ -208,9 +208,7 @@ def _stages(
             raise CourseError(f"{text}; python -m chapters check {chapter.number} says where") from error
         if generate is None:
             continue
-        steps = "on_step" in inspect.signature(generate).parameters
-
-        runner = partial(run_chapter, generate, model, prompts, steps=steps)
+        runner = partial(run_chapter, generate, model, prompts, config=config)
         warm_up = partial(runner, max_new_tokens=min(_WARMUP_TOKENS, max_new_tokens))
         stages.append(_Stage(chapter.name[2:], warm_up, partial(runner, max_new_tokens=max_new_tokens)))
     engines: list[LLM] = []

@@ -1,7 +1,6 @@
 """``python -m chapters try``: a learner's part at work, in the real engine where it is a part of one."""
 
 import argparse
-import inspect
 import sys
 import traceback
 from pathlib import Path
@@ -85,8 +84,7 @@ def _run(chapter: Chapter, module: ModuleType, prompts: list[list[int]], max_new
         if not hasattr(module, name):
             raise CourseError(f"the file has no {name}")
         return run_engine(LLM(swap={part: getattr(module, name)}, **SETTINGS), prompts, max_new_tokens)
-    steps = "on_step" in inspect.signature(module.generate).parameters
-    return run_chapter(module.generate, load_model(PageBrainConfig()), prompts, max_new_tokens, steps=steps)
+    return run_chapter(module.generate, load_model(PageBrainConfig()), prompts, max_new_tokens)
 
 
 def _problem(answers: Any, expected: list[list[int]]) -> str:
