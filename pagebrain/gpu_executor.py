@@ -23,7 +23,7 @@ from pagebrain.cache import CacheManager
 from pagebrain.config import PageBrainConfig
 from pagebrain.devices import on_device
 from pagebrain.executor import InFlight, PromptScores, StepResult, check_sampled, prompt_scores
-from pagebrain.graphs import ChunkGraphs, DecodeGraphs, Recorder
+from pagebrain.graphs import ChunkGraphs, ChunkInput, DecodeGraphs, Recorder
 from pagebrain.models.gpt2 import PagedGPT2LMHeadModel
 from pagebrain.outputs import TokenLogprobs
 from pagebrain.parts import SamplerPart
@@ -199,19 +199,11 @@ class GpuExecutor:
         else:
             sample_greedy(*inputs)
 
-    def _compute_chunks(
-        self,
-        token_rows: Tensor,
-        positions: Tensor,
-        active_rows: Tensor,
-        query_starts: Tensor,
-        logits_rows: Tensor,
-        sampled_rows: Tensor,
-        out: Tensor,
-    ) -> None:
-        """Prompts, and the next tokens of those that end: what a graph records."""
+    def _compute_chunks(self, chunks: ChunkInput, out: Tensor) -> None:
+        """Prompts, and the next tokens of those that end: what a graph records. How many decode is not known then."""
+        token_rows, positions, active_rows, logits_rows, sampled_rows, query_starts = chunks
         batch = self.rows.chunk_batch(token_rows, positions, active_rows, query_starts, logits_rows, num_decodes=None)
-        self._choose(self.model.forward_tokens(batch), sampled_rows, out, sampled=True)
+        self._choose(self.model.forward_tokens(batch), sampled_rows.int(), out, sampled=True)
 
     def _run_chunks(self, chunks: list[_Chunk]) -> _ChunkOutput:
         sampling = [chunk for chunk in chunks if chunk.entry.samples]

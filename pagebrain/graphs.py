@@ -12,7 +12,7 @@ prompts or chunks of them.
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -113,9 +113,22 @@ class DecodeGraphs:
         self.step(self.active_rows[:size], self.token_ids[:size], sampled)
 
 
-ChunkStep = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], None]
-"""``(token_rows, positions, active_rows, query_starts, logits_rows, sampled_rows, out)``: compute a flat batch, as
-:meth:`BatchRows.chunk_batch` takes it, and from each of ``logits_rows`` the next token of one of ``sampled_rows``."""
+class ChunkInput(NamedTuple):
+    """Prompts or chunks of them as one flat batch, int64 on the device: what :meth:`BatchRows.chunk_batch` takes, and more.
+
+    From the token that each of ``logits_rows`` names comes the next token of the batch row in ``sampled_rows``.
+    """
+
+    token_rows: Tensor
+    positions: Tensor
+    active_rows: Tensor
+    logits_rows: Tensor
+    sampled_rows: Tensor
+    query_starts: Tensor
+
+
+ChunkStep = Callable[[ChunkInput, Tensor], None]
+"""``(chunks, out)``: compute them, and the next tokens of those that end into ``out``."""
 
 MAX_CHUNKS = 16
 """Chunks that a graph has room for. There are seldom more in a step that is small enough for one."""
@@ -205,7 +218,5 @@ class ChunkGraphs:
         return [size, size, MAX_CHUNKS, MAX_CHUNKS, MAX_CHUNKS, MAX_CHUNKS + 2]
 
     def _compute(self, size: int) -> None:
-        pieces = torch.split(self._buffers[size], self._widths(size))
-        token_rows, positions, active_rows, logits_rows, sampled_rows, starts = pieces
-        query_starts = starts[: MAX_CHUNKS + 1]
-        self.step(token_rows, positions, active_rows, query_starts, logits_rows, sampled_rows.int(), self.token_ids)
+        chunks = ChunkInput(*torch.split(self._buffers[size], self._widths(size)))
+        self.step(chunks._replace(query_starts=chunks.query_starts[: MAX_CHUNKS + 1]), self.token_ids)

@@ -64,8 +64,12 @@ VLLM: dict[str, Any] = {
     "temperature 0.6": {"W256": 34492, "1 request": 585, "64 requests": 21113, "256 requests": 30878},
     "temperature 0.8, top-p 0.95": {"W256": 34006, "first run": 7086},
     "ready_s": 60,
+    "server": {"256 clients": (24216, 426, 11.9), "16 clients": (6935, 15, 1.85)},
 }
-"""Figures that were recorded at another time, on a workload of the same lengths (77,213 prompt and 75,759 output tokens)."""
+"""Figures that were recorded at another time, on a workload of the same lengths (77,213 prompt and 75,759 output tokens).
+
+Of its server: output tokens/s, and the medians of time to first token and between two events, in milliseconds.
+"""
 
 HF_NAMES = {"hf-static": "Hugging Face `generate`, static batches", "hf-continuous": "Hugging Face continuous batching"}
 

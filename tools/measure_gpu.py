@@ -103,8 +103,8 @@ class Measurement:
     def _starts(self, part: dict[str, Any]) -> None:
         """The first start finds no compiled kernel on the disk, those after it do.
 
-        All find the bytecode of the packages, as pip leaves it: compiling what torch and transformers import takes as long as
-        all the rest, and an image that was made without bytecode would do that at every start.
+        All find the bytecode of the packages, as pip leaves it: compiling what torch and transformers import takes as long
+        as all the rest, and an image that was made without bytecode would do that at every start.
         """
         environment = {"PYTHONDONTWRITEBYTECODE": ""}
         warmup_free = Case("first request", self.requests(WORKLOADS["1 request"]), [], runs=1)

@@ -45,6 +45,7 @@ def with_tables(page: str) -> str:
         "speed-on-a-gpu": gpu_table,
         "steps-on-a-gpu": gpu_steps_table,
         "kernels-on-a-gpu": gpu_kernels_table,
+        "serving-on-a-gpu": gpu_serving_table,
         "ladder-on-a-gpu": gpu_ladder_table,
         "speed-on-a-cpu": cpu_table,
         "serving": serving_table,
@@ -104,6 +105,41 @@ def gpu_steps_table() -> str:
         return NOT_YET
     heading, *others = rows
     return "\n".join(map(markdown_row, [heading, ["---"] * len(heading), *others]))
+
+
+def gpu_serving_table() -> str:
+    """What clients of the server saw on a GPU: medians of the runs of each load, next to what vLLM's saw."""
+    from tools.gpu_table import VLLM
+
+    file = RESULTS / "serve-gpu.json"
+    if not file.exists():
+        return NOT_YET
+    report = json.loads(file.read_text(encoding="utf-8"))
+    settings, found = report["settings"], report["versions"]
+    heading = ["clients", "server", "output tokens/s", "first token, ms", "between two events, ms", "per output token, ms"]
+    lines = [markdown_row(heading), markdown_row(["---"] * len(heading))]
+    loads = list(dict.fromkeys(run["load"] for run in report["runs"]))
+    for load in loads:
+        metrics = [run["metrics"] for run in report["runs"] if run["load"] == load]
+        speed = [one["output_tokens_per_s"] for one in metrics]
+        cells = [f"{statistics.median(speed):,.0f} ({min(speed):,.0f} to {max(speed):,.0f})"]
+        for name in ("ttft_ms", "itl_ms", "tpot_ms"):
+            medians = [one[name]["median"] for one in metrics]
+            cells.append(f"{statistics.median(medians):.3g} ({min(medians):.3g} to {max(medians):.3g})")
+        theirs = [f"{figure:,}" for figure in VLLM["server"].get(load, ())]
+        if theirs:
+            lines.append(markdown_row([load.split()[0], f"{VLLM['name']} [1]", *theirs, ""]))
+        lines.append(markdown_row([f"**{cell}**" for cell in (load.split()[0], "PageBrain", *cells)]))
+    share = max(run["metrics"]["tokens_per_event"] for run in report["runs"])
+    note = (
+        f"[1] {VLLM['note']}. {settings['requests']:,} requests in each run, streamed, prompts of {settings['input_len']} "
+        f"tokens and outputs of {settings['output_len']}, greedy, end of sequence ignored, with GPT-2's tokenizer. A client "
+        f"sends its next request when its last has ended. Under the largest load an event brings up to {share:.1f} tokens "
+        f"on average. Times are medians over all requests or events of a run; of {len(report['runs']) // len(loads)} runs the "
+        f"median, lowest to highest in brackets. Server and {settings['processes']} client processes share {found['cores']} "
+        f"cores. {found['gpu']}, torch {found['torch']}, Triton {found['triton']}, {report['date'][:10]}."
+    )
+    return "\n".join([*lines, "", note])
 
 
 def gpu_ladder_table() -> str:

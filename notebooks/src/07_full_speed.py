@@ -165,11 +165,9 @@ else:
 # %% [markdown]
 # <details><summary><b>If you said that everything grows by a factor of 32</b></summary>
 #
-# Only the work of each kernel grows. The list of launches is the same, a little longer where PyTorch splits one operation into two kernels.
-# So there is no reason why the CPU should need longer for 32 sequences than for one, and each step brings
-# 32 tokens. Do not compare the milliseconds of one batch size with those of the other, though: in the recording that is stored here, launching takes
-# *longer* with one sequence than with 32, for fewer launches. That is noise of the machine: its CPU was slower, or busy with something else, while batch 1 was
-# recorded. Within one batch size the ways can be compared.
+# Only the work of each kernel grows. The list of launches is nearly the same, a little longer where PyTorch splits one operation into two
+# kernels. So the CPU needs about as long for 32 sequences as for one, and each step brings 32 tokens. (Milliseconds of a CPU that others
+# use too are good for comparing ways at one batch size, not for small differences between two.)
 #
 # The 32 tokens for one list of launches are why batching helps even a slow host. It also means that one user alone waits for Python almost all
 # of the time.
@@ -535,7 +533,8 @@ viz.timeline(engine.history, names=names)
 # end. This scheduler does not look.)
 #
 # Prompts are computed beside the graph, as chapter 04 computes them: their shapes are different every time. A step with a prompt in it
-# launches the graph of its decodes first, and then the prompt's chunk, launch by launch.
+# launches the graph of its decodes first, and then the prompt's chunk, launch by launch. Under load, when somebody joins at nearly every
+# step, that is most of what the CPU does; what helps is habit 3 once more, as you can see in the engine.
 #
 # ## What was gained
 #
@@ -686,7 +685,8 @@ viz.show_source(ch07.LateRetirement.collect, ch07.Scheduler.make_room)
 # ## In the engine
 #
 # `pagebrain/batch_rows.py` holds the rows, with what sampling needs and with all tokens of a text, in one buffer. `pagebrain/graphs.py` captures a graph for
-# each bucket, `pagebrain/gpu_executor.py` launches them, and prompts beside them. `pagebrain/retirement.py` and `Engine.step` are what you have written
+# each bucket, and others for prompts: a few numbers of tokens, filled up with the dummy's, so that those who join a batch are one launch
+# too. `pagebrain/gpu_executor.py` launches them. `pagebrain/retirement.py` and `Engine.step` are what you have written
 # here, with errors, observers and traces. Its decode attention is a kernel, so its graphs read no more than there is.
 #
 # ## What the next chapter must fix

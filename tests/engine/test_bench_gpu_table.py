@@ -279,3 +279,31 @@ def test_the_page_of_the_ladder_names_the_machine_and_the_command(tmp_path: Path
     assert "| 07_full_speed | 22,000 | 2.1 | 310.0 MB |" in table
     assert "openai-community/gpt2 with random weights, bfloat16, greedy. NVIDIA H200, torch 2.11, 2026-11-28." in table
     assert table.endswith("```\npython -m chapters\n```")
+
+
+def test_the_page_of_the_server_has_the_median_of_the_runs_of_each_load(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(write_performance, "RESULTS", tmp_path)
+    assert write_performance.gpu_serving_table() == "Not measured yet."
+
+    def run(load: str, speed: float, ttft: float) -> dict[str, Any]:
+        times = {name: {"median": ttft / 10} for name in ("itl_ms", "tpot_ms")}
+        return {
+            "load": load,
+            "metrics": {"output_tokens_per_s": speed, "ttft_ms": {"median": ttft}, "tokens_per_event": 1.5} | times,
+        }
+
+    runs = [run("256 clients", 50_000, 80), run("7 clients", 9_000, 5), run("256 clients", 60_000, 70)]
+    runs += [run("7 clients", 8_000, 6), run("256 clients", 40_000, 90), run("7 clients", 7_000, 4)]
+    settings = {"requests": 1024, "processes": 8, "input_len": "100:512", "output_len": "100:512"}
+    found = {"gpu": "NVIDIA H200", "cores": 16, "torch": "2.11", "triton": "3.6"}
+    report = {"runs": runs, "settings": settings, "versions": found, "date": "2026-11-28T20:00:00"}
+    (tmp_path / "serve-gpu.json").write_text(json.dumps(report))
+    lines = write_performance.gpu_serving_table().splitlines()
+    assert lines[2] == "| 256 | vLLM 0.26.0 [1] | 24,216 | 426 | 11.9 |  |"
+    assert lines[3].startswith(
+        "| **256** | **PageBrain** | **50,000 (40,000 to 60,000)** | **80 (70 to 90)** | **8 (7 to 9)** |"
+    )
+    assert lines[4].startswith("| **7** | **PageBrain** | **8,000 (7,000 to 9,000)** | **5 (4 to 6)** |")
+    assert "of 3 runs the median" in lines[-1] and "NVIDIA H200, torch 2.11, Triton 3.6, 2026-11-28." in lines[-1]
