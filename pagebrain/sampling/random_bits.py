@@ -46,7 +46,7 @@ def mix64(word: int) -> int:
     return word ^ (word >> 31)
 
 
-@lru_cache(maxsize=1 << 14)
+@lru_cache(maxsize=1 << 12)  # more than run at once; a long-lived server keeps no more of them than this
 def stream_key(seed: int, sample_index: int) -> int:
     """64 bits that name one sample of one request.
 
