@@ -25,6 +25,9 @@ GPT2_SIZES = {
 }
 """(n_embd, n_layer, n_head) of the published sizes (Radford et al., 2019); all have 1024 positions and 50,257 tokens."""
 
+_MODEL_HINT = "name a folder made with save_pretrained, a hub model (openai-community/gpt2), or none for the bundled model"
+_MAX_REASON_CHARACTERS = 240
+
 Loaded = TypeVar("Loaded")
 
 
@@ -62,9 +65,14 @@ def load_tokenizer(config: PageBrainConfig) -> PreTrainedTokenizerBase | None:
     """
     if config.tokenizer is None and config.load_format == "dummy" and not _has_tokenizer_files(_model_name(config)):
         return None
-    name = _model_name(config) if config.tokenizer is None else os.path.expanduser(config.tokenizer)
-    _check_folder_exists(name, "tokenizer")
-    hint = "name one with tokenizer=..., or save the model's tokenizer beside it"
+    if config.tokenizer is None:
+        name = _model_name(config)
+        if config.load_format != "dummy":
+            _check_model(name)  # if there is none, that is what is wrong, and not that it has no tokenizer
+    else:
+        name = os.path.expanduser(config.tokenizer)
+        _check_folder_exists(name, "tokenizer")
+    hint = "name another as the tokenizer, or save the model's own beside it"
     if Path(name).is_dir() and not _has_tokenizer_files(name):
         raise ModelLoadError(
             f"the folder {name} holds no tokenizer (no tokenizer.json, no vocab.json with merges.txt): {hint}"
@@ -76,12 +84,15 @@ def _model_name(config: PageBrainConfig) -> str:
     return str(BUNDLED_MODEL) if config.model is None else os.path.expanduser(config.model)
 
 
-def _saved_model(name: str, dtype: torch.dtype) -> GPT2LMHeadModel:
+def _check_model(name: str) -> None:
     _check_folder_exists(name, "model")
-    hint = "name a folder made with save_pretrained, a hub model (openai-community/gpt2), or none for the bundled model"
-    _read_config(name, hint)
+    _read_config(name, _MODEL_HINT)
+
+
+def _saved_model(name: str, dtype: torch.dtype) -> GPT2LMHeadModel:
+    _check_model(name)
     options: dict[str, Any] = {"dtype": dtype, "attn_implementation": "eager", "output_loading_info": True}
-    loaded: Any = _attempt(f"the weights of {name!r}", hint, lambda: GPT2LMHeadModel.from_pretrained(name, **options))
+    loaded: Any = _attempt(f"the weights of {name!r}", _MODEL_HINT, lambda: GPT2LMHeadModel.from_pretrained(name, **options))
     model, info = loaded
     for problem in ("missing_keys", "mismatched_keys", "error_msgs"):
         if info.get(problem):
@@ -129,10 +140,13 @@ def _check_folder_exists(name: str, kind: str) -> None:
 
 
 def _attempt(what: str, hint: str, load: Callable[[], Loaded]) -> Loaded:
-    """Run a loader of Hugging Face's; whatever it raises becomes one line."""
+    """Run a loader of Hugging Face's; whatever it raises becomes one line, of which advice for their users is left out."""
     try:
         return load()
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        reason = reason if len(reason) <= 240 else reason[:240] + " ..."
+        if len(reason) > _MAX_REASON_CHARACTERS:  # what happened stands in the first line
+            reason = " ".join(str(error).strip().partition("\n")[0].split()).rstrip(".")
+        if len(reason) > _MAX_REASON_CHARACTERS:
+            reason = reason[:_MAX_REASON_CHARACTERS] + " ..."
         raise ModelLoadError(f"{what} could not be read: {reason}; {hint}") from error

@@ -135,7 +135,10 @@ def main() -> int:
         laptop = browser.new_context(viewport=LAPTOP, color_scheme="light", device_scale_factor=1.2)
         page = laptop.new_page()
         page.goto(f"{address}/live")
-        phone = browser.new_context(viewport=PHONE, color_scheme="light", device_scale_factor=2, has_touch=True).new_page()
+        hand = browser.new_context(
+            viewport=PHONE, color_scheme="light", device_scale_factor=2, has_touch=True, is_mobile=True
+        )
+        phone = hand.new_page()
         phone.goto(f"{address}/live")
         page.wait_for_function("() => window.pagebrainLive?.snapshot().connection === 'live'")
         find_moment(page)

@@ -135,9 +135,9 @@ def gpu_serving_table() -> str:
         f"[1] {VLLM['note']}. {settings['requests']:,} requests in each run, streamed, prompts of {settings['input_len']} "
         f"tokens and outputs of {settings['output_len']}, greedy, end of sequence ignored, with GPT-2's tokenizer. A client "
         f"sends its next request when its last has ended. Under the largest load an event brings up to {share:.1f} tokens "
-        f"on average. Times are medians over all requests or events of a run; of {len(report['runs']) // len(loads)} runs the "
-        f"median, lowest to highest in brackets. Server and {settings['processes']} client processes share {found['cores']} "
-        f"cores. {found['gpu']}, torch {found['torch']}, Triton {found['triton']}, {report['date'][:10]}."
+        f"on average. Times are medians over all requests or events of a run; of {len(report['runs']) // len(loads)} runs "
+        f"the median, lowest to highest in brackets. Server and {settings['processes']} client processes share "
+        f"{found['cores']} cores. {found['gpu']}, torch {found['torch']}, Triton {found['triton']}, {report['date'][:10]}."
     )
     return "\n".join([*lines, "", note])
 

@@ -29,10 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("limits", argument_default=argparse.SUPPRESS)
     group.add_argument("--max-body-bytes", type=int, metavar="N", help="longest body of a request (default: 4 MiB)")
     group.add_argument(
-        "--max-queued-requests", type=int, metavar="N", help="most that wait for their first token (default: 1024)"
+        "--max-queued-requests", type=int, metavar="N", help="most prompts that wait for their first token (default: 1024)"
     )
     group.add_argument(
-        "--max-queued-tokens", type=int, metavar="N", help="most prompt tokens that wait so (default: 262144)"
+        "--max-queued-tokens", type=int, metavar="N", help="most tokens of prompts that wait so (default: 262144)"
     )
     options.add_engine_arguments(parser)
 
@@ -76,6 +76,8 @@ def _read_template(path: Path) -> str:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise ConfigError(f"--chat-template {path} cannot be read: {reason}") from error
+    if not text.strip():
+        raise ConfigError(f"--chat-template {path} is empty: name a file that holds a Jinja template")
     _check_template(path, text)
     return text
 

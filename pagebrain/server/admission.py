@@ -9,6 +9,8 @@ from pagebrain.errors import PageBrainError
 
 RATE_WINDOW_S = 10.0
 MAX_RETRY_AFTER_S = 60
+UNKNOWN_RETRY_AFTER_S = 2
+"""What is said where the pace is unknown: nobody has got a first token lately."""
 
 
 class QueueFullError(PageBrainError):
@@ -49,7 +51,7 @@ class Admission:
         """Raise ``QueueFullError`` if so much more may not wait."""
         if self._waiting and self.num_requests + num_requests > self.max_requests:
             raise QueueFullError(
-                f"{self.num_requests} requests are waiting and {num_requests} more would pass the limit of "
+                f"{_requests_are(self.num_requests)} waiting and {num_requests} more would pass the limit of "
                 f"{self.max_requests}: try again later",
                 self._retry_after_s(),
             )
@@ -77,13 +79,19 @@ class Admission:
         self.num_tokens -= self._waiting.pop(request_id, 0)
 
     def _retry_after_s(self) -> int:
-        """How long the queue takes to empty at the pace of the last seconds."""
+        """How long the queue takes to empty at the pace of the last seconds, as far back as anything happened in them."""
         self._forget_long_ago()
-        per_second = len(self._started) / RATE_WINDOW_S
-        seconds = self.num_requests / per_second if per_second else MAX_RETRY_AFTER_S
+        if not self._started:
+            return UNKNOWN_RETRY_AFTER_S
+        elapsed_s = max(1.0, self._clock() - self._started[0])  # those of one step may all have started just now
+        seconds = self.num_requests * elapsed_s / len(self._started)
         return min(MAX_RETRY_AFTER_S, max(1, math.ceil(seconds)))
 
     def _forget_long_ago(self) -> None:
         since_s = self._clock() - RATE_WINDOW_S
         while self._started and self._started[0] < since_s:
             self._started.popleft()
+
+
+def _requests_are(count: int) -> str:
+    return "1 request is" if count == 1 else f"{count} requests are"

@@ -39,6 +39,8 @@ def parse_json(body: bytes) -> Any:
         text = body.decode("utf-8")
     except UnicodeDecodeError as error:
         raise bad_request(f"the body is not UTF-8: byte {error.start} cannot be read") from None
+    if text.startswith("\ufeff"):
+        raise bad_request("the body is not valid JSON: it begins with a byte order mark (U+FEFF), leave that out")
     if len(text) > BIG_BODY:
         _check_parts(text)
     try:

@@ -81,6 +81,7 @@ class EngineClient:
         self._subscriptions: list[LiveSubscription] = []
         self._aborted: set[str] = set()  # requests that the engine has not let go of yet
         self._paused_waiters: list[asyncio.Future[bool]] = []
+        self._heard_s = time.monotonic()
 
     # Life -------------------------------------------------------------------------------------------------------------
 
@@ -127,6 +128,15 @@ class EngineClient:
     def num_streams(self) -> int:
         """Requests under way, waiting ones included."""
         return len(self._streams)
+
+    @property
+    def silent_s(self) -> float:
+        """For how long the engine has said nothing although it should: requests are under way, and it is not paused."""
+        return time.monotonic() - self._heard_s if self._is_busy and not self.paused else 0.0
+
+    @property
+    def _is_busy(self) -> bool:
+        return bool(self._streams or self._aborted)
 
     def begin_drain(self) -> None:
         """Take no new requests. Those under way go on, also if the engine was paused."""
@@ -183,6 +193,8 @@ class EngineClient:
         if len(set(names)) < len(names) or not self._aborted.union(self._streams).isdisjoint(names):
             raise InvalidRequestError(f"request ids must differ from each other and from those under way, got {names}")
         self.admission.check(len(streams), sum(_work(stream) for stream in streams))
+        if not self._is_busy:
+            self._heard_s = time.monotonic()  # until now there was nothing to say
         for stream in streams:
             self.admission.wait(stream.request_id, _work(stream))
             self._streams[stream.request_id] = stream
@@ -272,6 +284,7 @@ class EngineClient:
                     self._engine.kill()
 
     def _act_on(self, message: Any) -> None:
+        self._heard_s = time.monotonic()
         if isinstance(message, Stepped):
             self._deliver(message)
         elif isinstance(message, LiveUpdate):

@@ -9,7 +9,7 @@ HEADERS_S = 30.0
 
 
 class PunctualProtocol(HttpToolsProtocol):
-    """uvicorn's protocol with a deadline for headers. What a body may take is up to ``guards.py``."""
+    """uvicorn's protocol with a deadline for headers. What a body may take is up to ``body_guard.py``."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """The first request is expected."""

@@ -163,6 +163,7 @@ def first_problem(errors: Sequence[Mapping[str, Any]]) -> ApiError:
     if problem["type"] == "extra_forbidden":
         return unsupported(param)
     says = re.sub(r"^(Input|String|List|Dictionary|Value|Tuple) should", "must", problem["msg"])
+    says = re.sub(r" after validation, not .*", "", says)
     return bad_request(f"'{param}' {says}, got {_short.repr(problem['input'])}", param)
 
 

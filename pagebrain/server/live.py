@@ -109,7 +109,7 @@ def live_router(client: LiveSource, options: ServerOptions) -> APIRouter:
         if not options.live_control:
             message = "This server does not let viewers pause it: start it with --live-control."
             raise ApiError(403, message, code="live_control_is_off")
-        return JSONResponse({"paused": await client.control(body.action)})
+        return JSONResponse({"paused": await hub.control(body.action)})
 
     @router.post("/live/stop")
     async def live_stop(body: StopRequest, request: Request) -> Response:

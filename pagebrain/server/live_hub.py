@@ -2,12 +2,15 @@
 
 The engine makes updates only while somebody watches, so a :class:`LiveHub` subscribes with its first viewer and unsubscribes
 with its last. Viewers take what is newest when they are ready for it: a slow one skips updates and delays nobody. What is
-sent is encoded once, for all of them; how often, and how many steps at most, is as with the engine's own updates. Nothing
-here knows of HTTP but for the shape of a server-sent event.
+sent is encoded once, for all of them; how often, and how many steps at most, is as with the engine's own updates. An engine
+that a viewer has paused runs again when nobody is left to see that it stands still. Nothing here knows of HTTP but for the
+shape of a server-sent event.
 """
 
 import asyncio
+import contextlib
 import json
+import logging
 import time
 from collections import deque
 from collections.abc import AsyncIterator
@@ -18,8 +21,13 @@ from pagebrain.errors import PageBrainError
 from pagebrain.server.live_feed import INTERVAL_S, MAX_STEPS
 from pagebrain.server.messages import ControlAction
 
+logger = logging.getLogger(__name__)
+
 MAX_VIEWERS = 32
 """Viewers at a time; each costs the server a connection and a few hundred kilobytes a second at most."""
+
+RESUME_AFTER_S = 10.0
+"""How long a pause lasts that nobody watches. A page that was reloaded, or lost its connection, is back sooner."""
 
 
 class TooManyViewersError(PageBrainError):
@@ -113,6 +121,7 @@ class LiveHub:
         self._viewers: set[Viewer] = set()
         self._subscription: Subscription | None = None
         self._collecting: asyncio.Task[None] | None = None
+        self._resuming: asyncio.Task[None] | None = None
         self._steps: deque[tuple[int, str]] = deque(maxlen=MAX_STEPS)
         self._newest: dict[str, Any] | None = None
         self._newest_text: str | None = None
@@ -136,6 +145,9 @@ class LiveHub:
             raise LiveEndedError("The server is shutting down.")
         if len(self._viewers) >= MAX_VIEWERS:
             raise TooManyViewersError(f"{MAX_VIEWERS} viewers watch already, which is the most: try again later")
+        if self._resuming is not None:
+            self._resuming.cancel()
+            self._resuming = None
         if self._collecting is None:
             self.ended = None
             self._subscription = self._source.subscribe_live()
@@ -159,6 +171,31 @@ class LiveHub:
         self._newest = self._newest_text = None
         self._steps.clear()
         self._events.clear()
+        self._resume_unless_watched()
+
+    async def control(self, action: ControlAction) -> bool:
+        """Pause, resume or single-step the engine; returns whether it is paused now. Raises what the source raises."""
+        was_paused = self._source.paused
+        paused = await self._source.control(action)
+        if paused and not was_paused:
+            logger.info("paused by a viewer: requests wait until a viewer resumes, or none is left")
+        elif was_paused and not paused:
+            logger.info("resumed by a viewer")
+        self._resume_unless_watched()  # who asked need not be one who watches
+        return paused
+
+    def _resume_unless_watched(self) -> None:
+        if self._source.paused and not self._viewers and self._resuming is None:
+            self._resuming = asyncio.create_task(self._resume_later())
+
+    async def _resume_later(self) -> None:
+        """Cancelled by the next viewer. An engine that is gone, or about to end, needs nothing any more."""
+        await asyncio.sleep(RESUME_AFTER_S)
+        self._resuming = None
+        with contextlib.suppress(PageBrainError):
+            if self._source.paused:
+                await self._source.control("resume")
+                logger.info("resumed: nobody watches any more")
 
     def event_since(self, num_seen: int) -> bytes:
         """The newest state, and the steps after the first ``num_seen``, as far as they are still known."""

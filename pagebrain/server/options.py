@@ -22,7 +22,7 @@ class ServerOptions:
         cors_origins: web pages from these origins may use the server; ``*`` is all.
         chat_template: a Jinja template for chats; ``None`` is the tokenizer's own.
         max_body_bytes: longest body of a request.
-        max_queued_requests: most requests that wait for their first token at a time.
+        max_queued_requests: most prompts that wait for their first token at a time; a request may hold many.
         max_queued_tokens: most prompt tokens that wait so, each sample counted.
         drain_s: seconds that requests under way have to finish when the server is told to end.
         log_level: ``critical``, ``error``, ``warning``, ``info`` or ``debug``; the last may show what is in prompts.

@@ -4,18 +4,22 @@ A text that cannot fit whatever its tokens are is refused before it is tokenized
 """
 
 import asyncio
+import logging
+import traceback
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from jinja2.exceptions import TemplateError, UndefinedError
+from jinja2.exceptions import TemplateError, TemplateSyntaxError, UndefinedError
 
 from pagebrain.errors import InvalidRequestError
 from pagebrain.sampling_params import SamplingParams
-from pagebrain.server.errors import bad_request
+from pagebrain.server.errors import ApiError, bad_request
 from pagebrain.server.protocol import ChatMessage
 
 if TYPE_CHECKING:
     from pagebrain.server.client import EngineClient
+
+logger = logging.getLogger(__name__)
 
 LONG_TEXT = 4096
 """Characters; a longer text is worked on in a thread."""
@@ -74,8 +78,7 @@ class PromptReader:
     async def chat_prompt(self, messages: Sequence[ChatMessage]) -> str:
         """The text of a chat.
 
-        Raises ``ApiError`` if there is no template, or it does not take these messages; what a broken template raises comes
-        as it is.
+        Raises ``ApiError`` if there is no template, it does not take these messages, or it is broken, which is logged.
         """
         tokenizer = self._client.tokenizer
         if tokenizer is None or not (self._chat_template or tokenizer.chat_template):
@@ -93,10 +96,12 @@ class PromptReader:
             text = self._client.tokenizer.apply_chat_template(
                 turns, chat_template=self._chat_template, add_generation_prompt=True, tokenize=False
             )
-        except TemplateError as error:
-            if not _is_about_messages(error):
-                raise
-            raise bad_request(f"the chat template does not take these messages: {error}", "messages") from error
+        except Exception as error:
+            if isinstance(error, TemplateError) and _is_about_messages(error):
+                raise bad_request(f"the chat template does not take these messages: {error}", "messages") from error
+            logger.error("the chat template failed with %s%s", type(error).__name__, _template_line(error))
+            logger.debug("what it said", exc_info=True)
+            raise ApiError(500, "the server's chat template failed; its log says where", code="internal_error") from None
         return str(text)
 
     def _encode_all(self, prompts: Sequence[str | Sequence[int]]) -> list[tuple[int, ...] | Sequence[int]]:
@@ -118,6 +123,13 @@ def _is_about_messages(error: TemplateError) -> bool:
     if isinstance(error, UndefinedError):
         return not str(error).endswith("is undefined")  # a name, and not a part of something that is there
     return type(error) is TemplateError  # its own raise_exception
+
+
+def _template_line(error: Exception) -> str:
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == "<template>"]
+    if isinstance(error, TemplateSyntaxError):
+        lines = [error.lineno]
+    return f" in its line {lines[-1]}" if lines else ""
 
 
 def _max_bytes(client: "EngineClient") -> int | None:

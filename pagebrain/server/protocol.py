@@ -6,7 +6,8 @@ schema that ``/openapi.json`` shows is made of these models.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.config import JsonDict
 
 from pagebrain.sampling_params import MAX_LOGPROBS, MAX_SAMPLES, SamplingParams
 from pagebrain.server.errors import bad_request
@@ -22,10 +23,20 @@ DEFAULT_MAX_TOKENS = 16
 """Of ``/v1/completions``, as OpenAI has it."""
 
 
-class Strict(BaseModel):
-    """A request: types are not converted, unknown fields are refused."""
+_ONLY_NULLS: JsonDict = {"additionalProperties": {"type": "null"}}
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+
+class Strict(BaseModel):
+    """A request: types are not converted, unknown fields are refused unless they are ``null``, which asks for nothing."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra=_ONLY_NULLS)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_out_unknown_nulls(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or None not in value.values():
+            return value
+        return {name: member for name, member in value.items() if member is not None or name in cls.model_fields}
 
 
 class StreamOptions(Strict):
@@ -191,7 +202,9 @@ class GenerateRequest(Strict):
 class TokenizeRequest(Strict):
     """``POST /tokenize``: a text, or the messages of a chat, which go through the chat template."""
 
-    model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["prompt"]}, {"required": ["messages"]}]})
+    model_config = ConfigDict(
+        json_schema_extra={**_ONLY_NULLS, "oneOf": [{"required": ["prompt"]}, {"required": ["messages"]}]}
+    )
 
     model: str | None = None
     prompt: str = ""

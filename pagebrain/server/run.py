@@ -35,6 +35,9 @@ GRACE_S = 2.0
 
 PARENT_CHECK_S = 0.5
 
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+"""Those that tell the server to end."""
+
 UNSENT_S = 90
 """The system drops a connection whose client takes nothing for so long; ``sse.py`` has given the client up by then."""
 
@@ -149,6 +152,7 @@ class _Life:
             if watch is not None:
                 watch.cancel()
             await self.client.stop()
+            _ignore_signals()
         return self.status
 
     def _make_server(self) -> _Server:
@@ -180,12 +184,10 @@ class _Life:
     # Endings ----------------------------------------------------------------------------------------------------------
 
     def _catch_signals(self) -> None:
+        """Not with handlers of the event loop's, which it takes away when it closes: a late signal would then kill."""
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            try:
-                loop.add_signal_handler(number, self._told_to_end, signal.Signals(number).name)
-            except NotImplementedError:  # Windows
-                signal.signal(number, lambda got, _: loop.call_soon_threadsafe(self._told_to_end, signal.Signals(got).name))
+        for number in SIGNALS:
+            signal.signal(number, lambda got, _: loop.call_soon_threadsafe(self._told_to_end, signal.Signals(got).name))
 
     def _told_to_end(self, name: str) -> None:
         """A signal came; a second one means not to wait for anybody."""
@@ -196,6 +198,7 @@ class _Life:
 
     def _begin_to_end(self, why: str) -> None:
         if self._starting is not None:
+            _say(f"{why}: ending before the model is loaded")
             starting, self._starting = self._starting, None
             starting.cancel()
         elif self._draining is None:
@@ -204,8 +207,12 @@ class _Life:
     async def _drain(self, why: str) -> None:
         """Finish what is under way: what the engine computes, and what clients have not fetched yet."""
         self.client.begin_drain()
-        if self.client.num_streams:
-            _say(f"{why}: finishing {self.client.num_streams} requests, for {self.options.drain_s:g} seconds at most")
+        num_streams = self.client.num_streams
+        if num_streams:
+            requests = "1 request" if num_streams == 1 else f"{num_streams} requests"
+            _say(f"{why}: finishing {requests}, for {self.options.drain_s:g} seconds at most")
+        else:
+            _say(f"{why}: ending, with no request under way")
         until = time.monotonic() + self.options.drain_s
         while self._is_at_work() and time.monotonic() < until:
             await asyncio.sleep(0.02)
@@ -243,6 +250,12 @@ def _belongs_to(parent: int) -> bool:
     if os.name != "posix" or parent <= 1:
         return False
     return os.getsid(0) != os.getpid() and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
+
+
+def _ignore_signals() -> None:
+    """The process is about to end, with a status that a signal must not change any more."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _say(line: str) -> None:

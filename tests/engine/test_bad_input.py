@@ -210,8 +210,17 @@ def refused(*args: Any, **settings: Any) -> str:
 
 
 def test_an_unknown_model_folder_is_said_to_be_missing(tmp_path: Path) -> None:
-    assert f"there is no model folder {tmp_path}/nowhere" in refused(f"{tmp_path}/nowhere", byte_tokenizer())
-    assert "there is no" in refused(f"{tmp_path}/nowhere")
+    for tokenizer in ((), (byte_tokenizer(),)):  # the model's own is not to blame
+        assert f"there is no model folder {tmp_path}/nowhere" in refused(f"{tmp_path}/nowhere", *tokenizer)
+    assert f"there is no tokenizer folder {tmp_path}/nowhere" in refused(None, f"{tmp_path}/nowhere")
+
+
+@pytest.mark.parametrize("kind", ["model", "tokenizer"])
+def test_a_name_that_the_hub_does_not_know_is_said_to_be_that_of_what_was_named(kind: str) -> None:
+    said = refused(**{kind: "nope/none"})
+    what = {"model": "the config of", "tokenizer": "the tokenizer of"}[kind]
+    assert said.startswith(f"{what} 'nope/none' could not be read: ") and f"{kind}=" not in said
+    assert "..." not in said and "offline" not in said, "advice for users of Hugging Face's libraries"
 
 
 def test_a_folder_without_tokenizer_is_refused_unless_one_is_named(tmp_path: Path) -> None:

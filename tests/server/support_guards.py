@@ -12,7 +12,8 @@ import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import StreamingResponse
 
-from pagebrain.server.guards import BODY_TIMEOUT_S, add_guards
+from pagebrain.server.body_guard import BODY_TIMEOUT_S
+from pagebrain.server.guards import add_guards
 from pagebrain.server.live import ASSETS
 from pagebrain.server.options import ServerOptions
 

@@ -16,7 +16,7 @@ import uvicorn
 from pagebrain import LLM
 from pagebrain.server.app import create_app
 from pagebrain.server.client import EngineClient
-from pagebrain.server.messages import Abort, Ready, Stepped, Submit, pack_delta
+from pagebrain.server.messages import Abort, Ended, Ready, Stepped, Submit, pack_delta
 from pagebrain.server.options import ServerOptions
 
 SETTINGS: dict[str, Any] = {"dtype": "float64", "num_blocks": 256, "max_num_seqs": 16, "max_num_batched_tokens": 256}
@@ -58,6 +58,7 @@ class InProcessClient(EngineClient):
             self._news.set()
         elif isinstance(message, Abort):
             self.engine.abort(message.request_id)
+            self._act_on(Ended(message.request_id))
 
     def die(self, reason: str) -> None:
         """As if the engine's process had ended."""

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pagebrain.server.admission import MAX_RETRY_AFTER_S, Admission, QueueFullError
+from pagebrain.server.admission import MAX_RETRY_AFTER_S, UNKNOWN_RETRY_AFTER_S, Admission, QueueFullError
 
 
 class Clock:
@@ -20,6 +20,8 @@ def test_the_limit_of_requests_is_reached_and_left_again() -> None:
     with pytest.raises(QueueFullError, match="2 requests are waiting and 1 more would pass the limit of 2"):
         queue.check(1, 10)
     queue.start("a")
+    with pytest.raises(QueueFullError, match="1 request is waiting and 2 more would pass the limit of 2"):
+        queue.check(2, 10)
     queue.check(1, 10)
     queue.wait("c", 10)
     queue.leave("b")
@@ -65,15 +67,31 @@ def test_the_time_to_come_back_follows_the_pace_of_the_last_seconds() -> None:
         return caught.value.retry_after_s
 
     queue.wait("first", 1)
-    assert retry_after_s() == MAX_RETRY_AFTER_S  # nobody has been served yet
-    for number in range(20):  # two a second, over the window of ten
+    assert retry_after_s() == UNKNOWN_RETRY_AFTER_S <= 2  # nobody has been served yet
+    for number in range(20):
         queue.wait(f"served-{number}", 1)
         queue.start(f"served-{number}")
+        clock.now_s += 0.5
     for number in range(9):
         queue.wait(f"waiting-{number}", 1)
-    assert retry_after_s() == 5  # ten wait
-    clock.now_s += 11
-    assert retry_after_s() == MAX_RETRY_AFTER_S  # the pace of long ago says nothing
+    assert retry_after_s() == 5  # ten wait, and two a second were served
+    clock.now_s += 9.2
+    assert retry_after_s() == MAX_RETRY_AFTER_S  # one in ten seconds
+    clock.now_s += 1
+    assert retry_after_s() == UNKNOWN_RETRY_AFTER_S  # the pace of long ago says nothing
+
+
+def test_the_pace_of_a_server_that_was_idle_is_that_of_its_busy_time() -> None:
+    clock = Clock()
+    queue = Admission(max_requests=8, max_tokens=10**6, clock=clock)
+    for number in range(8):
+        queue.wait(str(number), 1)
+    for number in range(4):
+        queue.start(str(number))
+        clock.now_s += 0.25
+    with pytest.raises(QueueFullError) as caught:
+        queue.check(5, 1)
+    assert caught.value.retry_after_s == 1  # four were served in a second, and four wait
 
 
 def test_what_is_remembered_of_those_who_were_served_is_bounded() -> None:

@@ -89,6 +89,7 @@ def test_both_names_of_the_limit_count(name: str, api: ServerThread) -> None:
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": 5}]}]}, "messages[0].content", "string"),
         ({"messages": [{"role": "developer", "content": "x"}]}, "messages", "developers have no say here"),
         ({"tools": []}, "tools", "not supported"),
+        ({"response_format": {"type": "text"}}, "response_format", "not supported"),
         ({"response_format": {"type": "json_object"}}, "response_format", "not supported"),
         ({"prompt": "x"}, "prompt", "not supported"),
     ],

@@ -113,7 +113,9 @@ def _error(answer: httpx.Response, status: int = 400) -> dict[str, Any]:
         ),
         ({"user": "x" * 513}, "user", "at most 512"),
         ({"best_of": 1}, "best_of", "not supported"),
-        ({"suffix": None}, "suffix", "not supported"),
+        ({"suffix": ""}, "suffix", "not supported"),
+        ({"stream": True, "stream_options": {"x": 1}}, "stream_options.x", "not supported"),
+        ({"stop_token_ids": [1] * 2000}, "stop_token_ids", "must have at most 1024 items, got ["),
         ({"guided_json": {}}, "guided_json", "not supported"),
         ({"\u0000": 1}, "\u0000", "not supported"),
     ],
@@ -134,7 +136,7 @@ def test_a_mistaken_field_is_named(fields: dict[str, Any], param: str, words: st
         (b"{", "not valid JSON"),
         (b'{"prompt": "x"} trailing', "not valid JSON"),
         (b"{'prompt': 'x'}", "not valid JSON"),
-        (b'\xef\xbb\xbf{"prompt": "x"}', "not valid JSON"),
+        (b'\xef\xbb\xbf{"prompt": "x"}', "byte order mark (U+FEFF), leave that out"),
         ('{"prompt": "x"}'.encode("utf-16"), "not UTF-8"),
         (b'{"prompt": "\xff"}', "not UTF-8"),
         (b'{"prompt": "x", "temperature": NaN}', "NaN is no JSON number"),
@@ -167,6 +169,17 @@ def test_a_body_that_is_no_request_is_refused(body: bytes, words: str, api: Serv
         answer = httpx.post(api.url + path, content=body, headers={"Content-Type": "application/json"}, timeout=30)
         error = _error(answer)
         assert words in error["message"] or path.endswith("chat/completions"), error
+
+
+def test_null_is_as_good_as_left_out_also_for_what_is_not_supported(api: ServerThread) -> None:
+    nulls: dict[str, Any] = dict.fromkeys(("suffix", "best_of", "guided_json", "temperature"))
+    body = {"prompt": "Once", "stream": True, "stream_options": {"include_usage": True, "include_obfuscation": None}}
+    assert '"usage": {' in api.post("/v1/completions", body | nulls).text
+    turn = {"role": "user", "content": "Hi", "name": None, "tool_calls": None}
+    chat = {"messages": [turn], "max_tokens": 1, "response_format": None, "tools": None}
+    assert api.post("/v1/chat/completions", chat).status_code == 200
+    error = _error(api.post("/v1/chat/completions", chat | {"tools": []}))
+    assert error["param"] == "tools" and error["code"] == "unsupported_parameter"
 
 
 def test_what_stands_in_strings_is_not_counted(api: ServerThread) -> None:
@@ -269,6 +282,17 @@ def test_what_is_not_there_is_said_in_the_same_shape(
 def test_another_content_type_is_refused(api: ServerThread) -> None:
     answer = httpx.post(f"{api.url}/v1/completions", content=b'{"prompt": "x"}', headers={"Content-Type": "text/plain"})
     assert _error(answer, 415)["code"] == "unsupported_media_type"
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "br", "GZIP", "deflate, gzip"])
+def test_a_compressed_body_is_refused(encoding: str, api: ServerThread) -> None:
+    def post(encoding: str) -> httpx.Response:
+        headers = {"Content-Type": "application/json", "Content-Encoding": encoding}
+        return httpx.post(f"{api.url}/tokenize", content=b'{"prompt": "x"}', headers=headers)
+
+    error = _error(post(encoding), 415)
+    assert error["code"] == "unsupported_media_type" and f"got the content encoding {encoding}:" in error["message"]
+    assert post("identity").status_code == 200
 
 
 def test_an_unexpected_failure_tells_and_logs_nothing_of_the_prompt(

@@ -1,6 +1,7 @@
 """The routes beside OpenAI's two: ``/generate``, the tokenizer, what is served and how it does."""
 
 import json
+import time
 from typing import Any
 
 import httpx
@@ -9,6 +10,7 @@ import pytest
 
 import pagebrain
 from pagebrain import LLM, SamplingParams
+from pagebrain.server import tokens
 from tests.server.support_in_process import ServerThread
 
 
@@ -139,6 +141,37 @@ def test_health_and_version_answer(api: ServerThread) -> None:
     assert api.get("/version").json() == {"version": pagebrain.__version__}
 
 
+def test_health_can_be_asked_for_without_its_body(api: ServerThread) -> None:
+    answer = httpx.head(f"{api.url}/health")
+    assert answer.status_code == 200 and not answer.content
+    with ServerThread() as server:
+        server.call(server.client.begin_drain)
+        answer = httpx.head(f"{server.url}/health")
+        assert answer.status_code == 503 and not answer.content
+
+
+def test_an_engine_that_says_nothing_for_long_is_not_healthy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokens, "MAX_SILENCE_S", 0.2)
+    with ServerThread() as server:
+        time.sleep(0.3)
+        assert server.get("/health").status_code == 200, "it had nothing to say"
+        server.client.step_s = 0.02
+        with httpx.stream("POST", f"{server.url}/generate", json={"prompt": "Once", "max_new_tokens": 900}) as response:
+            lines, until = response.iter_lines(), time.monotonic() + 0.5
+            while time.monotonic() < until:
+                next(lines)
+            assert server.get("/health").status_code == 200, "it speaks all the time"
+            server.client.step_s = 3600
+            time.sleep(0.5)
+            answer = server.get("/health")
+            assert answer.status_code == 503 and answer.json()["error"]["code"] == "engine_silent"
+            server.client.paused = True
+            assert server.get("/health").status_code == 200, "it has been told to stand still"
+        server.client.paused = False
+        server.wait_until_idle()
+        assert server.get("/health").status_code == 200
+
+
 def test_pages_that_load_scripts_from_elsewhere_are_off(api: ServerThread) -> None:
     assert [api.get(path).status_code for path in ("/docs", "/redoc", "/docs/oauth2-redirect")] == [404] * 3
 
@@ -153,7 +186,7 @@ def test_the_schema_names_what_is_answered_and_bounds_what_is_taken(api: ServerT
         assert set(answers["200"]["content"]) == {"application/json", "text/event-stream"}
     assert set(paths["/generate"]["post"]["responses"]["200"]["content"]) == {"text/event-stream"}
     for name in ("CompletionRequest", "ChatRequest", "GenerateRequest", "TokenizeRequest", "DetokenizeRequest"):
-        assert models[name]["additionalProperties"] is False
+        assert models[name]["additionalProperties"] == {"type": "null"}
     fields = models["CompletionRequest"]["properties"]
     assert {"type": "integer", "maximum": 128, "minimum": 1} in fields["n"]["anyOf"]
     assert models["CompletionRequest"]["required"] == ["prompt"]

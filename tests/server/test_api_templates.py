@@ -1,5 +1,6 @@
 """Chat templates: whose fault it is when one fails, the client's messages' or the server's own."""
 
+import logging
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,12 @@ def test_a_template_that_is_none_is_found_before_the_server_starts(text: str, li
         _read(tmp_path / "template.jinja", text)
 
 
+@pytest.mark.parametrize("text", ["", " \n\t"])
+def test_an_empty_template_is_found_before_the_server_starts(text: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--chat-template .*template.jinja is empty: name a file"):
+        _read(tmp_path / "template.jinja", text)
+
+
 def test_what_hugging_faces_templates_may_use_is_taken(tmp_path: Path) -> None:
     text = (
         "{% for m in messages %}{% if m.role == 'system' %}{% continue %}{% endif %}{% generation %}{{ m | tojson }}"
@@ -55,11 +62,25 @@ def test_what_hugging_faces_templates_may_use_is_taken(tmp_path: Path) -> None:
     ],
 )
 def test_only_what_is_about_the_messages_is_a_clients_mistake(
-    template: str, status: int, words: str, api: ServerThread, monkeypatch: pytest.MonkeyPatch
+    template: str,
+    status: int,
+    words: str,
+    api: ServerThread,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(PromptReader, "_chat_template", property(lambda _: template), raising=False)
     for path in ("/v1/chat/completions", "/tokenize"):
+        caplog.clear()
         answer = api.post(path, {"messages": MESSAGES})
         error = answer.json()["error"]
         assert answer.status_code == status and words in error["message"], error
         assert error["param"] == ("messages" if status == 400 else None)
+        records = [record for record in caplog.records if record.levelno >= logging.ERROR]
+        if status == 400:
+            assert records == []
+        else:  # one line, which names the line of the template and quotes nothing
+            (record,) = records
+            assert record.message.startswith("the chat template failed with ") and "\n" not in record.message
+            assert "Hi" not in record.message and record.exc_info is None
+            assert record.message.endswith("Error in its line 1")

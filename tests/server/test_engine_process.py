@@ -141,6 +141,32 @@ def test_observers_hear_of_every_token_and_every_end(engine: Engine) -> None:
     assert computed >= 2 * 5 + 2 * 5  # prompts and decodes
 
 
+@pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
+def test_an_engine_that_stands_still_with_requests_under_way_is_silent(doomed: Engine) -> None:
+    client, pid = doomed.client, doomed.client.engine_pid
+    assert pid is not None
+
+    async def scenario() -> None:
+        await asyncio.sleep(0.3)
+        assert client.silent_s == 0, "it has nothing to say"
+        stream = client.submit([50, 60], SamplingParams(ignore_eos=True), "frozen")
+        assert client.silent_s < 0.2
+        await stream.read()
+        os.kill(pid, signal.SIGSTOP)
+        await asyncio.sleep(0.5)
+        assert client.silent_s > 0.3
+        stream.close()
+        assert client.silent_s > 0.3, "it has not let the request go yet"
+        client.submit([50, 60], SamplingParams(max_tokens=1), "another").close()
+        assert client.silent_s > 0.3, "another request is no sign of life"
+        os.kill(pid, signal.SIGCONT)
+        await doomed.idle()
+        await asyncio.sleep(0.2)
+        assert client.silent_s == 0
+
+    doomed.run(scenario())
+
+
 def test_prompt_logprobs_come_with_the_first_delta(engine: Engine) -> None:
     params = SamplingParams(temperature=0, max_tokens=2, prompt_logprobs=1, logprobs=1)
     (expected,) = LLM(num_blocks=50, dtype="float64").generate(PROMPT, params, use_tqdm=False)
@@ -354,7 +380,7 @@ def test_a_step_that_keeps_failing_ends_the_engine_with_its_reason(tmp_path: Pat
     ("settings", "kind", "message"),
     [
         ({"num_blocks": 1, "max_model_len": 64}, ConfigError, "num_blocks=1"),
-        ({"model": "./no/such/folder"}, ModelLoadError, "no model folder|no tokenizer folder"),
+        ({"model": "./no/such/folder"}, ModelLoadError, "there is no model folder ./no/such/folder"),
     ],
 )
 def test_what_cannot_be_built_raises_what_building_raised(

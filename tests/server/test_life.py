@@ -63,6 +63,22 @@ time.sleep(600)
 """
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_told_to_end_again_and_again_it_ends_in_order_and_says_why(number: signal.Signals) -> None:
+    with Served(*POOL) as served:
+        times = 0
+        while served.process.poll() is None:  # to its very end, when nobody listens to signals any more
+            served.process.send_signal(number)
+            times += 1
+            time.sleep(0.01)
+        assert times > 5
+        assert served.wait() == 0
+        assert [line for line in served.lines if "end" in line] == [
+            f"pagebrain: {number.name}: ending, with no request under way"
+        ]
+        served.wait_gone()
+
+
 @pytest.mark.parametrize("leads_a_session", [False, True])
 def test_when_the_parent_is_killed_the_server_ends_unless_meant_to_stay(tmp_path: Path, leads_a_session: bool) -> None:
     if leads_a_session:
@@ -87,6 +103,8 @@ def test_when_the_parent_is_killed_the_server_ends_unless_meant_to_stay(tmp_path
             server.terminate()
         gone, left = psutil.wait_procs(family, timeout=15)
         assert not left
+        why = "SIGTERM" if leads_a_session else "the process that started the server has gone"
+        assert said.read_text().splitlines()[-1] == f"pagebrain: {why}: ending, with no request under way"
     finally:
         for process in family:
             if process.is_running():
@@ -114,7 +132,8 @@ def test_a_model_that_cannot_be_loaded_is_one_line_and_leaves_nothing(tmp_path: 
     with Served("--model", str(folder), wait=False, start_new_session=True) as served:
         assert served.wait(90) == 2
         (line,) = served.lines
-        assert line.startswith("pagebrain: error: ") and str(folder) in line
+        missing = "the weights of" if model == "no weights" else "there is no model folder"
+        assert line.startswith(f"pagebrain: error: {missing} ") and str(folder) in line
         left = [process for process in psutil.process_iter() if _runs_in_session(process, served.process.pid)]
         assert not psutil.wait_procs(left, timeout=10)[1]
 
@@ -137,7 +156,9 @@ def test_told_to_end_while_it_loads_it_ends(how: str, after_s: float) -> None:
             os.killpg(served.process.pid, signal.SIGINT)
         assert served.wait(30) == 0
         assert not served.url, "it had loaded already"
-        assert not [line for line in served.lines if "Traceback" in line or "rror" in line]
+        (line,) = served.lines
+        name = "SIGTERM" if how == "the server" else "SIGINT"
+        assert line == f"pagebrain: {name}: ending before the model is loaded"
         served.wait_gone()
 
 

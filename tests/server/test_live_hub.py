@@ -2,12 +2,14 @@
 
 import asyncio
 import json
+import logging
 import time
 from collections.abc import Coroutine
 from typing import Any
 
 import pytest
 
+from pagebrain.server import live_hub
 from pagebrain.server.live_feed import INTERVAL_S, MAX_STEPS
 from pagebrain.server.live_hub import MAX_VIEWERS, LiveEndedError, LiveHub, TooManyViewersError, Viewer
 from tests.server.support_live import FakeClient, Simulation
@@ -205,5 +207,55 @@ def test_when_the_engine_dies_the_viewers_learn_why() -> None:
         hub.leave(viewer)
         with pytest.raises(LiveEndedError, match="its process ended unexpectedly"):
             hub.join()
+
+    run(test())
+
+
+@pytest.mark.parametrize("who", ["a viewer", "somebody who does not watch"])
+def test_a_pause_that_nobody_watches_ends_and_both_are_logged(
+    who: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(live_hub, "RESUME_AFTER_S", 0.1)
+
+    async def test() -> None:
+        client = new_client()
+        hub = LiveHub(client)
+        viewers = [hub.join(), hub.join()] if who == "a viewer" else []
+        assert await hub.control("pause") and await hub.control("step")
+        for viewer in viewers[1:]:
+            hub.leave(viewer)
+        await asyncio.sleep(0.3 if viewers else 0)
+        assert client.paused, "one is left"
+        for viewer in viewers[:1]:
+            hub.leave(viewer)
+        await asyncio.sleep(0.3)
+        assert not client.paused and client.actions == ["pause", "step", "resume"]
+
+    with caplog.at_level(logging.INFO):
+        run(test())
+    assert [record.message.partition(":")[0] for record in caplog.records if record.name == live_hub.__name__] == [
+        "paused by a viewer",
+        "resumed",
+    ]
+
+
+def test_a_viewer_who_comes_back_soon_finds_the_pause_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live_hub, "RESUME_AFTER_S", 0.2)
+
+    async def test() -> None:
+        client = new_client()
+        hub = LiveHub(client)
+        viewer = hub.join()
+        await hub.control("pause")
+        for _ in range(3):  # each time there is as much time to come back
+            hub.leave(viewer)
+            await asyncio.sleep(0.12)
+            viewer = hub.join()
+        await asyncio.sleep(0.3)
+        assert client.paused and client.actions == ["pause"]
+        assert not await hub.control("resume")
+        hub.leave(viewer)
+        await asyncio.sleep(0.3)
+        assert client.actions == ["pause", "resume"]
 
     run(test())

@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
+from pagebrain.server import live_hub
 from pagebrain.server.live import ASSETS, FeedResponse
 from pagebrain.server.live_hub import MAX_VIEWERS, LiveHub
 from pagebrain.server.options import ServerOptions
@@ -207,6 +208,17 @@ def test_pause_step_and_resume(address: str, client: FakeClient) -> None:
     assert control("resume").json() == {"paused": False}
     assert control("fly").status_code in (400, 422)
     assert client.actions[-3:] == ["pause", "step", "resume"]
+
+
+def test_a_pause_by_somebody_who_does_not_watch_ends_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live_hub, "RESUME_AFTER_S", 0.1)
+    client = FakeClient(Simulation())
+    with serving(fake_app(client, ServerOptions(live_control=True))) as address:
+        assert httpx.post(f"{address}/live/control", json={"action": "pause"}).json() == {"paused": True}
+        until = time.monotonic() + 10
+        while client.paused and time.monotonic() < until:
+            time.sleep(0.01)
+        assert not client.paused and client.actions == ["pause", "resume"]
 
 
 def test_without_live_control_nobody_pauses_the_engine() -> None:

@@ -48,7 +48,7 @@ def test_told_to_end_it_finishes_what_is_under_way_and_takes_nothing_new(tmp_pat
         assert choices(got)[-1]["finish_reason"] == "length"
         assert served.wait() == 0
         served.wait_gone()
-        assert any("finishing 1 requests" in line for line in served.lines)
+        assert any("SIGTERM: finishing 1 request, for 30 seconds" in line for line in served.lines)
 
 
 @pytest.mark.parametrize("how", ["the drain limit", "a second signal"])

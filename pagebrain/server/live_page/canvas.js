@@ -1,4 +1,4 @@
-// What the two canvases share: sharp pixels, the page's colours, and fills for sequences.
+// What the two canvases share: sharp pixels, the page's colours, fills for sequences, and frames.
 
 import { colour, textColour, texture } from "./palette.js";
 
@@ -84,6 +84,23 @@ export class Sheet {
     }
     return this.fills.get(key);
   }
+}
+
+/** Make a rounded box the path. */
+export function rounded(context, { x, y, w, h }, radius) {
+  context.beginPath();
+  context.roundRect(x, y, w, h, radius);
+}
+
+/** Draw a box's frame, so far inside it; what is less than 0 is outside. */
+export function outline(context, { x, y, w, h }, radius, style, thick, inset, dash = []) {
+  context.beginPath();
+  context.roundRect(x + inset, y + inset, Math.max(1, w - 2 * inset), Math.max(1, h - 2 * inset), radius);
+  context.strokeStyle = style;
+  context.lineWidth = thick;
+  context.setLineDash(dash);
+  context.stroke();
+  context.setLineDash([]);
 }
 
 /** Tell when an element's size changes: `change(width, height)` in whole CSS pixels. */

@@ -41,6 +41,17 @@ class Card {
     this.element.classList.add("over", how);
     this.button.hidden = true;
   }
+
+  /** Belong to no sequence any more. */
+  leave() {
+    this.element.classList.remove("failed", "ended");
+    this.requestId = this.seqId = null;
+    dress(this.element, null);
+    dress(this.name, null);
+    this.name.textContent = "·";
+    this.name.disabled = true;
+    this.name.removeAttribute("aria-label");
+  }
 }
 
 export class Cards {
@@ -65,6 +76,11 @@ export class Cards {
     if (extra > 0) this.#drop((one) => one.isOver && extra-- > 0);
     this.on.change();
     return card;
+  }
+
+  /** What failed was a matter of an engine that may be gone, sequences and all: its text stays, its name and the red go. */
+  forget() {
+    for (const card of this.all.filter((one) => one.element.matches(".failed, .ended"))) card.leave();
   }
 
   draw(selected) {

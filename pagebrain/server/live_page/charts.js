@@ -75,7 +75,7 @@ function options(place, colours, series, words, range) {
     legend: { show: false },
     scales: { x: { time: false, range: [-WINDOW_S, 0] }, y: { range } },
     axes: [
-      { ...axis, size: 20, gap: 3, space: 60, values: (_, values) => values.map((value) => (value === 0 ? "now" : `${value} s`)) },
+      { ...axis, size: 24, gap: 7, space: 60, values: (_, values) => values.map((value) => (value === 0 ? "now" : `${value} s`)) },
       { ...axis, size: 40, gap: 4, splits: (_, __, least, most) => [least, roundBelow(most)], values: (_, values) => words(values) },
     ],
     series: [{}, ...series.map((one) => ({ points: { show: false }, ...one }))],

@@ -1,5 +1,7 @@
 // Pause, resume, single steps, and slow motion: a single step every so often, asked for by this page.
 
+const SETTLED_MS = 1000;
+
 export class Controls {
   constructor(root, session, model, say) {
     this.session = session;
@@ -10,72 +12,98 @@ export class Controls {
     this.pause = root.querySelector("#pause");
     this.step = root.querySelector("#step");
     this.pace = root.querySelector("#pace");
-    this.timer = null;
-    this.isBusy = false;
+    this.perSecond = 0; // the pace that was chosen; 0 is full speed
+    this.timer = null; // asks for the steps of slow motion
+    this.inFlight = null;
+    this.askedAt = 0;
     this.pause.addEventListener("click", () => this.toggle());
     this.step.addEventListener("click", () => this.stepOnce());
     this.pace.addEventListener("change", () => this.setPace(Number(this.pace.value)));
     document.addEventListener("keydown", (event) => this.#key(event));
-    document.addEventListener("visibilitychange", () => document.hidden && this.#stopSlowMotion());
+    document.addEventListener("visibilitychange", () => document.hidden && this.#stopTimer());
   }
 
   get isAllowed() {
     return Boolean(this.model.hello?.control);
   }
 
-  draw() {
-    const { hello, paused } = this.model;
-    this.buttons.hidden = !this.isAllowed;
-    this.hint.hidden = !hello || this.isAllowed;
-    const runs = !paused || this.timer !== null;
-    setText(this.pause.querySelector(".word"), runs ? "Pause" : "Resume");
-    this.pause.setAttribute("aria-pressed", String(!runs));
-    document.documentElement.classList.toggle("is-paused", paused && this.timer === null);
+  get runs() {
+    return !this.model.paused || this.timer !== null;
   }
 
+  draw() {
+    const { runs } = this;
+    this.buttons.hidden = !this.isAllowed;
+    this.hint.hidden = !this.model.hello || this.isAllowed;
+    if (!this.model.paused && this.timer === null && this.#isAtRest) this.perSecond = 0; // somebody else's page resumed it
+    if (this.pace.value !== String(this.perSecond)) this.pace.value = String(this.perSecond); // not while its list is open
+    setText(this.pause.querySelector(".word"), runs ? "Pause" : "Resume");
+    this.pause.setAttribute("aria-pressed", String(!runs));
+    document.documentElement.classList.toggle("is-paused", !runs);
+  }
+
+  /** Nothing was asked for lately, so that what the feed says of the engine is true. */
+  get #isAtRest() {
+    return this.inFlight === null && performance.now() - this.askedAt > SETTLED_MS;
+  }
+
+  /** Stop, or go on at the pace that was chosen. */
   async toggle() {
-    const runs = !this.model.paused || this.timer !== null;
-    this.#stopSlowMotion();
-    if (await this.#send(runs ? "pause" : "resume")) this.say(runs ? "Paused." : "Running.");
+    if (this.runs) {
+      this.#stopTimer();
+      if (await this.#send("pause")) this.say("Paused.");
+    } else if (await this.#run()) {
+      this.say("Running.");
+    }
   }
 
   async stepOnce() {
-    this.#stopSlowMotion();
+    this.#stopTimer();
     if (await this.#send("step")) this.say("One step.");
   }
 
-  /** So many steps a second; 0 is full speed. */
+  /** So many steps a second; 0 is full speed. What is paused stays so until it is resumed. */
   async setPace(perSecond) {
-    this.#stopSlowMotion();
-    if (perSecond === 0) return this.#send("resume");
-    this.pace.value = String(perSecond);
-    this.timer = setInterval(() => this.#send("step"), 1000 / perSecond);
+    this.perSecond = perSecond;
+    if (!this.runs) return this.say("Resume goes on at this pace.");
+    this.#stopTimer();
+    await this.#run();
+  }
+
+  #run() {
+    if (this.perSecond === 0) return this.#send("resume");
+    this.timer = setInterval(() => this.inFlight ?? this.#send("step"), 1000 / this.perSecond);
     this.draw();
     return this.#send("step");
   }
 
-  #stopSlowMotion() {
-    if (this.timer === null) return;
+  #stopTimer() {
     clearInterval(this.timer);
     this.timer = null;
-    this.pace.value = "0";
-    this.draw();
   }
 
+  /** One request at a time, in the order in which they were asked for. Returns whether it was done. */
   async #send(action) {
-    if (this.isBusy || !this.isAllowed) return false;
-    this.isBusy = true;
+    while (this.inFlight) await this.inFlight;
+    if (!this.isAllowed) return false;
+    this.inFlight = this.#post(action);
+    const isDone = await this.inFlight;
+    this.draw();
+    return isDone;
+  }
+
+  async #post(action) {
     try {
       const response = await this.session.request("live/control", { body: { action } });
       this.model.paused = (await response.json()).paused;
-      this.draw();
       return true;
     } catch (error) {
-      this.#stopSlowMotion();
+      this.#stopTimer();
       this.say(error.message, true);
       return false;
     } finally {
-      this.isBusy = false;
+      this.inFlight = null;
+      this.askedAt = performance.now();
     }
   }
 

@@ -77,6 +77,11 @@ function select(seqId) {
   change();
 }
 
+/** As `select`, but what is chosen already stays so. */
+function choose(seqId) {
+  if (!isChosen || selected !== seqId) select(seqId);
+}
+
 function follow() {
   if (isChosen || (selected !== null && model.status(selected) === "running")) return;
   const { running } = model.state;
@@ -93,7 +98,8 @@ function say(words, isError = false) {
 
 function looker(selector) {
   const line = find(selector);
-  const usual = line.textContent;
+  const usual = matchMedia("(hover: none)").matches ? line.dataset.touch : line.textContent;
+  line.textContent = usual;
   return (words) => {
     if (line.textContent !== (words ?? usual)) line.textContent = words ?? usual;
   };
@@ -109,7 +115,7 @@ const table = new BlockTable(find("#table"), model, {
   },
 });
 const queues = new Queues(find("#queues"), model, select);
-const timeline = new Timeline(find("#timeline"), model, { select, change, look: looker("#timeline-look") });
+const timeline = new Timeline(find("#timeline"), model, { select, choose, change, look: looker("#timeline-look") });
 const charts = new Charts(find("#charts"), model, change);
 const controls = new Controls(find("#controls"), session, model, say);
 const prompts = new Prompts(find("#prompts"), session, model, { select, change });
@@ -122,6 +128,8 @@ let connection = "connecting";
 const feed = new Feed(session, {
   hello(hello) {
     model.takeHello(hello);
+    prompts.forget();
+    say("");
     selected = null;
     isChosen = false;
     setText("#model", hello.model);
@@ -147,11 +155,12 @@ const feed = new Feed(session, {
     const words = {
       connecting: "connecting …",
       live: "live",
-      lost: `connection lost, trying again in ${status.seconds} s. ${status.reason ?? ""}`,
+      lost: `${(status.reason || "Connection lost").replace(/\.?$/, ".")} Trying again in ${status.seconds} s.`,
       locked: "an API key is needed",
       off: "not watching",
     };
     setText("#connection", words[status.state]);
+    find("#connection").title = words[status.state];
     change();
   },
 });
@@ -216,6 +225,7 @@ window.pagebrainLive = Object.freeze({
       lost: [...model.lost],
       grid: pool.grid,
       rows: timeline.rows,
+      sequences: timeline.sequences,
       steps: model.steps.map(({ step, preempted, finished, skipped }) => ({ step, preempted, finished, skipped })),
       historyLength: model.history.time.length,
     });

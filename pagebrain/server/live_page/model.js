@@ -6,6 +6,9 @@ const MAX_STEPS = 600;
 const HISTORY_S = 60;
 const RATE_OVER_S = 1; // tokens/s are those of the last second
 const NOBODY = -1;
+const MAX_NAMES = 6;
+
+export const MAX_NEXT_FREE = 32; // as many free blocks does the feed name (live_feed.py), the next one first
 
 const EMPTY = {
   step: 0, free_blocks: 0, next_free: [], tables: {}, shared: {}, waiting: [], running: [], preempted: [], context: {}, requests: {},
@@ -31,6 +34,7 @@ export class Model {
     this.lost = new Map(); // block -> the sequence that lost it by preemption in the latest steps
     this.sequenceOf = new Map(); // "request/sample" -> sequence
     this.usedSlots = 0;
+    this.hasShared = false; // whether any block ever had two holders
   }
 
   takeHello(hello) {
@@ -110,19 +114,43 @@ export class Model {
     if (!holders.length) {
       const place = this.state.next_free.indexOf(block);
       const lost = this.lost.get(block);
-      const words = place === 0 ? "is free, the next to be handed out" : place > 0 ? `is free, number ${place + 1} in line` : "is free";
+      const further = this.state.next_free.length < this.state.free_blocks ? "is free, further back in line" : "is free";
+      const words = place === 0 ? "is free, the next to be handed out" : place > 0 ? `is free, number ${place + 1} in line` : further;
       return `Block ${block} ${words}${lost === undefined ? "" : `; preemption just took it from ${letter(lost)}`}.`;
     }
     const [seqId, logical] = holders[0];
     const slots = `${this.filled(seqId, logical)} of ${size} slots hold a token`;
     if (holders.length > 1) {
       const names = holders.map(([id, index]) => `${letter(id)} (logical ${index})`);
-      const shown = names.slice(0, 6).join(", ") + (names.length > 6 ? ` and ${names.length - 6} more` : "");
-      return `Block ${block} is shared by ${names.length} sequences: ${shown}; ${slots}.`;
+      return `Block ${block} is shared by ${names.length} sequences: ${enumerate(names)}; ${slots}.`;
     }
     const lost = this.lost.get(block);
     const from = lost === undefined || lost === seqId ? "" : ` Preemption just took it from ${letter(lost)}.`;
     return `Block ${block} is ${letter(seqId)}’s logical block ${logical} of ${this.table(seqId).length}; ${slots}.${from}`;
+  }
+
+  /** Sequence -> how many of the blocks `first .. last` it holds, by id. A shared block counts for its first holder. */
+  heldBy(first, last) {
+    const counts = new Map();
+    for (const seqId of this.owner.slice(first, last + 1).sort()) {
+      if (seqId !== NOBODY) counts.set(seqId, (counts.get(seqId) ?? 0) + 1);
+    }
+    return counts;
+  }
+
+  /** Many blocks in words: "Blocks 0 to 3: 4 of 4 held; A holds 2, B and C hold one each." */
+  describeMany(first, last) {
+    const byCount = new Map(); // how many -> who holds so many
+    let used = 0;
+    for (const [seqId, count] of this.heldBy(first, last)) {
+      used += count;
+      byCount.set(count, [...(byCount.get(count) ?? []), letter(seqId)]);
+    }
+    const groups = [...byCount].sort(([a], [b]) => b - a).map(([count, names]) => {
+      const number = count === 1 ? "one" : count;
+      return names.length > 1 ? `${enumerate(names)} hold ${number} each` : `${names[0]} holds ${number}`;
+    });
+    return `Blocks ${first} to ${last}: ${used} of ${last - first + 1} held${used ? `; ${groups.join(", ")}` : ""}.`;
   }
 
   /** Who holds what, from the tables; the holder with the lowest id comes first. */
@@ -145,6 +173,7 @@ export class Model {
     this.owner = owner;
     this.logical = logical;
     this.sharers = sharers;
+    this.hasShared ||= sharers.size > 0;
     this.usedSlots = usedSlots;
     this.sequenceOf = new Map();
     for (const [name, [requestId, sample]] of Object.entries(this.state.requests)) {
@@ -194,4 +223,11 @@ export class Model {
     while (timeS - history.time[old] > HISTORY_S) old += 1;
     if (old > 32) for (const values of Object.values(history)) values.splice(0, old);
   }
+}
+
+/** "A, B and C"; of many, the first. */
+function enumerate(names) {
+  const shown = names.slice(0, MAX_NAMES);
+  const last = names.length > MAX_NAMES ? `${names.length - MAX_NAMES} more` : shown.pop();
+  return shown.length ? `${shown.join(", ")} and ${last}` : last;
 }

@@ -1,10 +1,13 @@
 // The map of the physical pool: a cell a block, coloured by who holds it. In a huge pool a cell stands for many blocks.
 
-import { onResize, Sheet, themeColours } from "./canvas.js";
+import { onResize, outline, rounded, Sheet, themeColours } from "./canvas.js";
+import { MAX_NEXT_FREE } from "./model.js";
 import { colour, letter, textColour, texture } from "./palette.js";
-import { cellAt, layOut } from "./pool_grid.js";
+import { blocksOf, boxOf, cellAt, layOut } from "./pool_grid.js";
 
 const NUMBERED = 25; // CSS pixels: a cell so large also shows the number of its block, and which logical block it is
+const NAMED = 17; // so large, it shows the holder's letter
+const MARKED = 12; // so large, it shows that it was just handed out
 const FONT = '"Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif';
 
 export class PoolMap {
@@ -19,7 +22,9 @@ export class PoolMap {
     this.cursor = null; // the cell that is pointed at
     this.selected = null;
     this.pointedBlock = null; // pointed at from the block table
-    this.path = root.querySelector(".pool-path");
+    this.meaning = root.querySelector(".cell-meaning");
+    this.nextFirst = root.querySelector(".next-first");
+    this.marks = [...root.querySelectorAll(".legend [data-mark]")];
     onResize(this.stage, () => this.on.change());
     this.stage.addEventListener("pointermove", (event) => this.#point(this.#cellOf(event)));
     this.stage.addEventListener("pointerleave", () => this.#point(null));
@@ -37,45 +42,38 @@ export class PoolMap {
     const places = new Map(model.state.next_free.map((block, place) => [block, place]));
     const cell = this.grid.perCell === 1 ? (index) => this.#block(context, index, places) : (index) => this.#heap(context, index);
     for (let index = 0; index < this.grid.cells; index += 1) cell(index);
-    if (this.grid.perCell === 1) this.#trail(context);
+    this.#trail(context);
     this.#cursor(context);
+    this.#explain();
     if (this.cursor !== null) this.on.look(this.describe(this.cursor));
   }
 
   /** Where a cell is: its box without the gap. */
   box(cell) {
-    const { columns, width, height } = this.grid;
-    const gap = Math.min(width, height) >= 24 ? 3 : Math.min(width, height) >= 13 ? 2 : 1;
-    return {
-      x: (cell % columns) * width + gap / 2,
-      y: Math.floor(cell / columns) * height + gap / 2,
-      w: width - gap,
-      h: height - gap,
-    };
+    return boxOf(this.grid, cell);
   }
 
   describe(cell) {
-    const { perCell } = this.grid;
-    if (perCell === 1) return this.model.describe(cell);
-    const { first, last, used, counts } = this.#count(cell);
-    const [seqId, most] = largest(counts);
-    const who = used ? `; ${letter(seqId)} holds most of them, ${most}` : "";
-    return `Blocks ${first} to ${last}: ${used} of ${last - first + 1} held${who}.`;
+    return this.grid.perCell === 1 ? this.model.describe(cell) : this.model.describeMany(...this.#blocksOf(cell));
   }
 
-  /** The blocks of a cell, counted by holder. */
-  #count(cell) {
-    const { owner, numBlocks } = this.model;
-    const first = cell * this.grid.perCell;
-    const last = Math.min(first + this.grid.perCell, numBlocks) - 1;
-    const counts = new Map();
-    let used = 0;
-    for (let block = first; block <= last; block += 1) {
-      if (owner[block] < 0) continue;
-      used += 1;
-      counts.set(owner[block], (counts.get(owner[block]) ?? 0) + 1);
-    }
-    return { first, last, used, counts };
+  #blocksOf(cell) {
+    return blocksOf(this.grid, cell, this.model.numBlocks);
+  }
+
+  /** What a cell means, and of the marks those that can appear. The others keep their places, or the map would jump. */
+  #explain() {
+    const { model, grid } = this;
+    const [isBlock, { w, h }] = [grid.perCell === 1, this.box(0)];
+    const plain = Math.min(w, h) < NAMED ? "Colour says whose." : "Colour and letter say whose.";
+    const meaning = isBlock ? plain : `A square is ${grid.perCell} blocks.`;
+    if (this.meaning.textContent !== meaning) this.meaning.textContent = meaning;
+    const appears = {
+      free: true, next: isBlock, holders: !isBlock, partly: isBlock,
+      sharing: isBlock && model.hasShared, fresh: isBlock && Math.min(w, h) >= MARKED, lost: isBlock,
+    };
+    for (const mark of this.marks) mark.classList.toggle("absent", !appears[mark.dataset.mark]);
+    this.nextFirst.textContent = model.numBlocks > MAX_NEXT_FREE ? `(first ${MAX_NEXT_FREE})` : "";
   }
 
   #block(context, block, places) {
@@ -88,7 +86,7 @@ export class PoolMap {
     if (seqId < 0) this.#freeBlock(context, block, box, radius, places.get(block));
     else this.#heldBlock(context, block, seqId, box, radius);
     if (model.lost.has(block)) this.#lostMark(context, block, box, radius);
-    else if (model.fresh.has(block) && size >= 12) this.#freshMark(context, box, size);
+    else if (model.fresh.has(block) && size >= MARKED) this.#freshMark(context, box, size);
     if (size >= NUMBERED) this.#number(context, block, box, seqId);
   }
 
@@ -149,7 +147,7 @@ export class PoolMap {
     }
     context.restore();
     outline(context, box, radius, share < 1 ? colour(seqId) : "rgb(0 0 0 / 0.25)", 1, 0.5);
-    if (size < 17) return;
+    if (size < NAMED) return;
     const names = (others ?? [[seqId, logical]]).map(([id]) => letter(id));
     const name = names.length < 3 ? names.join("+") : `${names[0]}+${names.length - 1}`;
     const text = size >= NUMBERED && names.length === 1 ? `${name}${subscript(logical)}` : name;
@@ -187,7 +185,7 @@ export class PoolMap {
   #lostMark(context, block, box, radius) {
     const { model, colours } = this;
     const size = Math.min(box.w, box.h);
-    if (size >= 17 && model.owner[block] < 0) {
+    if (size >= NAMED && model.owner[block] < 0) {
       rounded(context, box, radius);
       context.fillStyle = colours["alarm-soft"];
       context.fill();
@@ -237,27 +235,32 @@ export class PoolMap {
     context.fillText(String(block), box.x + 3.5, box.y + 3);
   }
 
-  /** Many blocks in one cell: filled from below as far as they are held, in the colour of whoever holds most. */
+  /** Many blocks in one cell: filled from below as far as they are held, a stripe for each holder. */
   #heap(context, cell) {
     const box = this.box(cell);
-    const { first, last, used, counts } = this.#count(cell);
+    const [first, last] = this.#blocksOf(cell);
+    const counts = [...this.model.heldBy(first, last)];
+    const used = counts.reduce((sum, [, count]) => sum + count, 0);
     context.fillStyle = this.colours.free;
     context.fillRect(box.x, box.y, box.w, box.h);
-    if (used) {
-      const high = Math.max(1.5, (box.h * used) / (last - first + 1));
-      context.fillStyle = this.sheet.fill(largest(counts)[0]);
-      context.fillRect(box.x, box.y + box.h - high, box.w, high);
+    if (!used) return;
+    const high = Math.max(1.5, (box.h * used) / (last - first + 1));
+    let under = 0;
+    for (const [seqId, count] of counts) {
+      // Each is drawn up to the top, and the next one over it: so no pale seam is left between two of them.
+      context.fillStyle = this.sheet.fill(seqId);
+      context.fillRect(box.x, box.y + box.h - high, box.w, (high * (used - under)) / used);
+      under += count;
     }
-    const { selected } = this;
-    if (selected !== null && counts.has(selected)) outline(context, box, 0, this.colours.ink, 1.5, 0.75);
   }
 
-  /** The selected sequence's blocks: framed, and joined in logical order. */
+  /** The selected sequence's blocks, framed. */
   #trail(context) {
     const table = this.selected === null ? [] : this.model.table(this.selected);
     const { colours } = this;
     if (!table.length) return;
-    const boxes = table.map((block) => this.box(block));
+    const cells = new Set(table.map((block) => Math.floor(block / this.grid.perCell)));
+    const boxes = [...cells].map((cell) => this.box(cell));
     const size = Math.min(boxes[0].w, boxes[0].h);
     for (const box of boxes) {
       outline(context, box, size >= 22 ? 4 : size >= 12 ? 2 : 0, colours.paper, size >= 20 ? 5 : 3, -1);
@@ -290,10 +293,10 @@ export class PoolMap {
   #choose(cell) {
     if (cell === null) return;
     this.#point(cell);
-    const { perCell } = this.grid;
-    const holders = perCell === 1 ? this.model.holders(cell).map(([id]) => id) : [...this.#count(cell).counts.keys()];
+    const many = this.grid.perCell > 1;
+    const holders = many ? [...this.model.heldBy(...this.#blocksOf(cell)).keys()] : this.model.holders(cell).map(([id]) => id);
     if (!holders.length) return;
-    // Chosen once more, a shared block gives its next holder.
+    // Chosen once more, a cell with several holders gives the next one.
     this.on.select(holders[(holders.indexOf(this.selected) + 1) % holders.length]);
   }
 
@@ -319,25 +322,4 @@ const SUBSCRIPTS = "₀₁₂₃₄₅₆₇₈₉";
 
 function subscript(number) {
   return [...String(number)].map((digit) => SUBSCRIPTS[digit]).join("");
-}
-
-function largest(counts) {
-  let best = [null, 0];
-  for (const entry of counts) if (entry[1] > best[1]) best = entry;
-  return best;
-}
-
-function rounded(context, { x, y, w, h }, radius) {
-  context.beginPath();
-  context.roundRect(x, y, w, h, radius);
-}
-
-function outline(context, { x, y, w, h }, radius, style, thick, inset, dash = []) {
-  context.beginPath();
-  context.roundRect(x + inset, y + inset, Math.max(1, w - 2 * inset), Math.max(1, h - 2 * inset), radius);
-  context.strokeStyle = style;
-  context.lineWidth = thick;
-  context.setLineDash(dash);
-  context.stroke();
-  context.setLineDash([]);
 }

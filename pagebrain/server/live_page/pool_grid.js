@@ -1,4 +1,4 @@
-// How many cells the map of the pool has, and where they lie. Numbers only.
+// How many cells the map of the pool has, where they lie, and which blocks each stands for. Numbers only.
 
 const SMALLEST = 9; // CSS pixels; a cell that stands for one block is at least this wide and high
 const WIDEST = 120;
@@ -25,6 +25,22 @@ export function layOut(numBlocks, width, height) {
     if (!best || score > best.score) best = { score, columns, rows, width: cellWidth, height: cellHeight };
   }
   return { perCell, cells, columns: best.columns, rows: best.rows, width: best.width, height: best.height };
+}
+
+/** Where a cell is: its box {x, y, w, h} without the gap. */
+export function boxOf({ columns, width, height }, cell) {
+  const gap = Math.min(width, height) >= 24 ? 3 : Math.min(width, height) >= 13 ? 2 : 1;
+  return {
+    x: (cell % columns) * width + gap / 2,
+    y: Math.floor(cell / columns) * height + gap / 2,
+    w: width - gap,
+    h: height - gap,
+  };
+}
+
+/** [first, last] of the blocks that a cell stands for. */
+export function blocksOf({ perCell }, cell, numBlocks) {
+  return [cell * perCell, Math.min((cell + 1) * perCell, numBlocks) - 1];
 }
 
 /** The cell under a point of the map, or null. */

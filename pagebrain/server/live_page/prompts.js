@@ -30,6 +30,12 @@ export class Prompts {
     this.#count();
   }
 
+  /** The page connected anew: what failed before is no news any more. */
+  forget() {
+    this.#refuse("");
+    this.cards.forget();
+  }
+
   draw(selected) {
     this.cards.draw(selected);
   }

@@ -2,7 +2,7 @@
 
 import { dress, letter } from "./palette.js";
 
-const MAX_CHIPS = 48;
+const MAX_CHIPS = 256; // they scroll
 
 export class Queues {
   /** `select(seqId)` when a chip is chosen. */

@@ -8,24 +8,32 @@ const GUTTER = 34; // for the letters
 const FOOT = 18; // for the step numbers
 const [LOWEST_ROW, HIGHEST_ROW] = [13, 24];
 const COLUMN = 15;
+const NOTE = 15; // for the line that says how many rows there was no room for
 
 export class Timeline {
-  /** `on.select(seqId)` when a row is chosen, `on.look(words)` when a step is pointed at, `on.change()` when it must be drawn. */
+  /**
+   * `on.select(seqId)` when a letter is chosen, `on.choose(seqId)` when a step is chosen in a row, `on.look(words)` when a step
+   * is pointed at, `on.change()` when it must be drawn.
+   */
   constructor(root, model, on) {
     this.model = model;
     this.on = on;
     this.stage = root.querySelector(".timeline-stage");
     this.sheet = new Sheet(root.querySelector("canvas"));
+    this.note = root.querySelector(".timeline-note");
     this.back = 0; // columns scrolled into the past
-    this.rows = [];
+    this.sequences = []; // all that are in the steps shown
+    this.rows = []; // those of them that there is room for
     this.shown = [];
     this.selected = null;
-    this.pointed = null;
+    this.pointed = null; // {index, seqId} under the mouse
+    this.cursor = null; // the number of the step that was chosen by keyboard, tap or click
     onResize(this.stage, () => this.on.change());
-    this.stage.addEventListener("click", (event) => this.#choose(event));
+    this.stage.addEventListener("click", (event) => this.#press(event));
     this.stage.addEventListener("pointermove", (event) => this.#point(event));
     this.stage.addEventListener("pointerleave", () => this.#unpoint());
     this.stage.addEventListener("keydown", (event) => this.#key(event));
+    this.stage.addEventListener("blur", () => this.#choose(null));
     this.stage.addEventListener("wheel", (event) => this.#wheel(event), { passive: false });
   }
 
@@ -37,25 +45,49 @@ export class Timeline {
     const columns = Math.max(1, Math.floor((width - GUTTER - 4) / COLUMN));
     const { steps } = this.model;
     this.columns = columns;
+    this.#keepCursorInSight();
     this.back = Math.max(0, Math.min(this.back, steps.length - columns));
     const end = steps.length - this.back;
     this.shown = steps.slice(Math.max(0, end - columns), end);
-    this.rows = this.#rowsOf(this.shown, Math.floor((height - FOOT) / LOWEST_ROW));
-    this.rowHeight = Math.max(LOWEST_ROW, Math.min(HIGHEST_ROW, (height - FOOT) / Math.max(1, this.rows.length)));
+    this.#layOutRows(height - FOOT);
     this.#ground(context, width);
     this.rows.forEach((seqId, row) => this.#row(context, seqId, row));
     this.#foot(context);
-    if (this.pointed) this.#say();
+    this.#say();
   }
 
-  /** Sequences in these steps, the newest if there is not room for all, in order of their ids. */
-  #rowsOf(steps, most) {
+  /** A row for each sequence in these steps, in order of their ids; the newest and the selected one if all are too many. */
+  #layOutRows(height) {
     const seen = new Set();
-    for (const step of steps) {
+    for (const step of this.shown) {
       for (const seqId of step.rows.keys()) seen.add(seqId);
       for (const seqId of step.preempted) seen.add(seqId);
     }
-    return [...seen].sort((a, b) => a - b).slice(-most);
+    this.sequences = [...seen].sort((a, b) => a - b);
+    const isTooMany = this.sequences.length * LOWEST_ROW > height;
+    this.top = isTooMany ? NOTE : 0;
+    const most = Math.max(1, Math.floor((height - this.top) / LOWEST_ROW));
+    this.rows = this.sequences.slice(-most);
+    if (seen.has(this.selected) && !this.rows.includes(this.selected)) this.rows.splice(0, 1, this.selected);
+    this.rowHeight = Math.max(LOWEST_ROW, Math.min(HIGHEST_ROW, (height - this.top) / Math.max(1, this.rows.length)));
+    this.note.hidden = !isTooMany;
+    this.note.textContent = isTooMany ? this.#noteInWords() : "";
+  }
+
+  /** "3 more above: A to C"; there is no such place if the selected row stands between or above them. */
+  #noteInWords() {
+    const left = this.sequences.filter((seqId) => !this.rows.includes(seqId));
+    if (left.at(-1) > this.rows[0]) return `${left.length} more not shown`;
+    return `${left.length} more above: ${letter(left[0])}${left.length > 1 ? ` to ${letter(left.at(-1))}` : ""}`;
+  }
+
+  /** A step that was chosen stays in sight while others come, until it is let go or forgotten by the model. */
+  #keepCursorInSight() {
+    const { steps } = this.model;
+    if (this.cursor === null) return;
+    const place = steps.findIndex((step) => step.step === this.cursor);
+    if (place < 0) this.cursor = null;
+    else this.back = Math.min(Math.max(this.back, steps.length - this.columns - place), steps.length - 1 - place);
   }
 
   #left(index) {
@@ -63,23 +95,29 @@ export class Timeline {
   }
 
   #ground(context, width) {
-    const { colours, shown, rows, rowHeight } = this;
-    const bottom = rows.length * rowHeight;
+    const { colours, shown, rows, rowHeight, top } = this;
+    const bottom = top + rows.length * rowHeight;
     const selected = rows.indexOf(this.selected);
     if (selected >= 0) {
       context.fillStyle = colours.free;
-      context.fillRect(0, selected * rowHeight, width, rowHeight);
+      context.fillRect(0, top + selected * rowHeight, width, rowHeight);
     }
     if (this.pointed && shown[this.pointed.index]) {
       context.fillStyle = colours.free;
-      context.fillRect(this.#left(this.pointed.index), 0, COLUMN, bottom);
+      context.fillRect(this.#left(this.pointed.index), top, COLUMN, bottom - top);
+    }
+    const chosen = shown.findIndex((step) => step.step === this.cursor);
+    if (chosen >= 0) {
+      context.strokeStyle = colours.accent;
+      context.lineWidth = 2;
+      context.strokeRect(this.#left(chosen), top + 1, COLUMN, bottom - top - 2);
     }
     shown.forEach((step, index) => {
       if (!step.skipped) return;
       context.strokeStyle = colours.muted;
       context.setLineDash([2, 3]);
       context.beginPath();
-      context.moveTo(this.#left(index) - 0.5, 0);
+      context.moveTo(this.#left(index) - 0.5, top);
       context.lineTo(this.#left(index) - 0.5, bottom);
       context.stroke();
       context.setLineDash([]);
@@ -88,7 +126,7 @@ export class Timeline {
 
   #row(context, seqId, row) {
     const { colours, shown, rowHeight } = this;
-    const top = row * rowHeight;
+    const top = this.top + row * rowHeight;
     const middle = top + rowHeight / 2;
     const isSelected = seqId === this.selected;
     context.font = `700 ${Math.min(13, rowHeight * 0.72)}px ${FONT}`;
@@ -176,7 +214,7 @@ export class Timeline {
 
   #foot(context) {
     const { shown, rows, rowHeight, colours } = this;
-    const y = rows.length * rowHeight + 4;
+    const y = this.top + rows.length * rowHeight + 4;
     context.font = `11px ${FONT}`;
     context.fillStyle = colours.muted;
     context.textAlign = "center";
@@ -186,57 +224,71 @@ export class Timeline {
     });
   }
 
-  #rowAt(event) {
-    const row = Math.floor((event.clientY - this.stage.getBoundingClientRect().top) / this.rowHeight);
-    return this.rows[row] ?? null;
+  /** What is under the mouse or a finger: {index, seqId}; the index of a step shown, or less than 0 on the letters. */
+  #placeOf(event) {
+    const { left, top } = this.stage.getBoundingClientRect();
+    const index = Math.floor((event.clientX - left - GUTTER) / COLUMN);
+    return { index, seqId: this.rows[Math.floor((event.clientY - top - this.top) / this.rowHeight)] ?? null };
   }
 
-  #choose(event) {
-    const seqId = this.#rowAt(event);
-    if (seqId !== null) this.on.select(seqId);
+  /** A letter selects its sequence; a place in its row chooses the step as well, and chosen once more lets it go. */
+  #press(event) {
+    const { index, seqId } = this.#placeOf(event);
+    if (index < 0) {
+      if (seqId !== null) this.on.select(seqId);
+      return;
+    }
+    const step = this.shown[index];
+    if (!step) return;
+    this.#choose(step.step === this.cursor && (seqId === null || seqId === this.selected) ? null : step.step);
+    if (seqId !== null) this.on.choose(seqId);
+  }
+
+  #choose(step) {
+    if (step === this.cursor) return;
+    this.cursor = step;
+    this.on.change();
   }
 
   #point(event) {
-    const index = Math.floor((event.clientX - this.stage.getBoundingClientRect().left - GUTTER) / COLUMN);
+    const { index, seqId } = this.#placeOf(event);
     if (!this.shown[index]) return this.#unpoint();
-    const seqId = this.#rowAt(event);
     if (this.pointed?.index === index && this.pointed.seqId === seqId) return;
     this.pointed = { index, seqId };
-    this.#say();
     this.on.change();
   }
 
   #unpoint() {
     if (!this.pointed) return;
     this.pointed = null;
-    this.on.look(null);
     this.on.change();
   }
 
+  /** In words the step under the mouse, else the one that was chosen, and what it did for the selected sequence. */
   #say() {
-    const step = this.shown[this.pointed.index];
-    if (!step) return;
-    const { seqId } = this.pointed;
-    const sum = `${step.prefill_tokens} prefill and ${step.decode_tokens} decode tokens in ${step.ms.toFixed(1)} ms`;
-    let words = `Step ${step.step}: ${sum}.`;
-    const did = seqId === null ? undefined : step.rows.get(seqId);
-    if (did?.count === 1) words += ` ${letter(seqId)}: decode of token ${did.start}.`;
-    else if (did) words += ` ${letter(seqId)}: prefill of tokens ${did.start} to ${did.start + did.count - 1}.`;
-    if (step.preempted.includes(seqId)) words += ` ${letter(seqId)} was preempted.`;
-    this.on.look(words);
+    const pointed = this.pointed && this.shown[this.pointed.index];
+    if (pointed) this.on.look(inWords(pointed, this.pointed.seqId));
+    else if (this.cursor === null) this.on.look(null);
+    else this.on.look(inWords(this.shown.find((step) => step.step === this.cursor), this.selected));
   }
 
   #key(event) {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
-    const at = this.rows.indexOf(this.selected);
+    const { steps } = this.model;
+    const at = this.sequences.indexOf(this.selected);
+    const place = steps.findIndex((step) => step.step === (this.cursor ?? this.shown.at(-1)?.step));
+    const by = this.cursor === null ? 0 : 1; // the first press chooses the newest step in sight
+    const moves = { ArrowLeft: -by, ArrowRight: by, Home: -place, End: steps.length - 1 - place };
     if (event.key === "ArrowUp" || event.key === "ArrowDown") {
       const to = at < 0 ? 0 : at + (event.key === "ArrowUp" ? -1 : 1);
-      if (this.rows[to] !== undefined) this.on.select(this.rows[to]);
-    } else if (event.key === "ArrowLeft") this.#scroll(5);
-    else if (event.key === "ArrowRight") this.#scroll(-5);
-    else if (event.key === "Home") this.#scroll(Infinity);
-    else if (event.key === "End") this.#scroll(-Infinity);
-    else return;
+      if (this.sequences[to] !== undefined) this.on.select(this.sequences[to]);
+    } else if (event.key in moves) {
+      const to = Math.min(steps.length - 1, Math.max(0, place + moves[event.key]));
+      if (steps.length) this.#choose(steps[to].step);
+    } else if (event.key === "Escape") {
+      this.back = 0;
+      return this.#choose(null);
+    } else return;
     event.preventDefault();
   }
 
@@ -248,7 +300,21 @@ export class Timeline {
   }
 
   #scroll(columns) {
+    this.cursor = null;
     this.back = Math.max(0, Math.min(this.back + columns, this.model.steps.length - this.columns));
     this.on.change();
   }
+}
+
+/** A step, and what it did for a sequence. Its query length alone makes a row prefill or decode, as in pagebrain/trace.py. */
+function inWords(step, seqId) {
+  const sum = `${step.prefill_tokens} prefill and ${step.decode_tokens} decode tokens in ${step.ms.toFixed(1)} ms`;
+  const words = [`Step ${step.step}: ${sum}.`];
+  const did = step.rows.get(seqId);
+  if (did?.count > 1) words.push(`${letter(seqId)}: prefill of tokens ${did.start} to ${did.start + did.count - 1}.`);
+  else if (did?.start === 0) words.push(`${letter(seqId)}: token 0, the first of its prompt; one alone counts as decode.`);
+  else if (did) words.push(`${letter(seqId)}: decode of token ${did.start}.`);
+  if (step.preempted.includes(seqId)) words.push(`${letter(seqId)} was preempted.`);
+  if (step.finished.includes(seqId)) words.push(`${letter(seqId)} is finished.`);
+  return words.join(" ");
 }
