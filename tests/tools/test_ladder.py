@@ -10,8 +10,9 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from chapters.course.cli import main
 from chapters.course.commands import ladder_
-from chapters.course.workload import Record, run_engine
-from pagebrain import LLM
+from chapters.course.workload import Record, room_for_all, run_chapter, run_engine
+from pagebrain import LLM, PageBrainConfig
+from pagebrain.trace import StepTrace
 
 
 @pytest.fixture(scope="module")
@@ -137,3 +138,36 @@ def test_mistakes_are_one_line(model_folder: str, options: list[str], said: str,
 def test_without_a_tokenizer_it_says_what_to_use(model_folder: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["ladder", "--model", model_folder, "--load-format", "dummy", "--device", "cpu"]) == 2
     assert "use --requests N" in capsys.readouterr().err
+
+
+def test_a_chapter_is_timed_from_its_first_step_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it makes once before, such as a CUDA graph, does not count."""
+    now = 100.0
+    monkeypatch.setattr("chapters.course.workload.time.monotonic", lambda: now)
+
+    def generate(model: Any, prompts: Any, max_new_tokens: int, on_logits: Any, *, on_step: Any) -> list[list[int]]:
+        nonlocal now
+        now += 30.0  # making what it needs
+        empty: dict[int, Any] = {}
+        on_step(StepTrace(0, (), empty, (), empty, num_blocks=1, block_size=1, launched_s=now))
+        now += 2.0
+        return [[1, 2]]
+
+    record = run_chapter(generate, None, [[5]], 2)  # type: ignore[arg-type]
+    assert record.seconds == 2.0 and record.answers == [[1, 2]] and len(record.traces) == 1
+
+
+def test_every_chapter_that_takes_a_config_gets_room_for_all_requests(model_folder: str) -> None:
+    model = GPT2LMHeadModel(GPT2Config.from_pretrained(model_folder))
+    prompts = [[1] * 30, [2] * 3, [3]]
+    config = room_for_all(model, prompts, 20)
+    assert (config.max_num_seqs, config.num_blocks, config.max_model_len) == (3, 4 + 2 + 2, 50) and config.lookahead
+    given: list[PageBrainConfig | None] = []
+
+    def taking(*args: Any, config: PageBrainConfig) -> list[list[int]]:
+        given.append(config)
+        return [[0]]
+
+    run_chapter(taking, model, prompts, 20, config=config)
+    run_chapter(lambda *args: [[0]], model, prompts, 20, config=config)
+    assert given == [config]
