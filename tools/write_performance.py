@@ -69,9 +69,8 @@ def gpu_table() -> str:
         return NOT_YET
     report = json.loads(file.read_text(encoding="utf-8"))
     heading, *rows = table_rows(report)
-    lines = [markdown_row(heading), markdown_row(["---"] * len(heading))]
-    lines += [markdown_row([f"**{cell}**" if cell and row[0] == "PageBrain" else cell for cell in row]) for row in rows]
-    return "\n".join([*lines, "", " ".join(notes(report))])
+    rows = [[f"**{cell}**" if cell and row[0] == "PageBrain" else cell for cell in row] for row in rows]
+    return markdown_table(heading, rows, " ".join(notes(report)))
 
 
 def gpu_kernels_table() -> str:
@@ -81,18 +80,18 @@ def gpu_kernels_table() -> str:
         return NOT_YET
     report = json.loads(file.read_text(encoding="utf-8"))
     shape, found = report["shape"], report["versions"]
-    lines = [markdown_row(["sequences", "context", "time", "K and V read at", "of a copy"]), markdown_row(["---"] * 5)]
+    rows = []
     for row in report["decode"]:
         speed, time = row["kv_bytes_per_s"] / 1e12, row["seconds"] * 1e6
         cells = [f"{row['num_seqs']}", f"{row['context_len']}", f"{time:.1f} us", f"{speed:.2f} TB/s"]
-        lines.append(markdown_row([*cells, f"{row['share_of_copy']:.0%}"]))
+        rows.append([*cells, f"{row['share_of_copy']:.0%}"])
     copy = f"{report['copy_bytes_per_s'] / 1e12:.2f} TB/s"
     note = (
         f"Decode attention of one layer, {shape['num_heads']} heads of {shape['head_dim']} in {shape['dtype']}, blocks of "
         f"{shape['block_size']}; medians of {report['replays']} replays. A copy moved {copy} in the same run. "
         f"{found['gpu']}, torch {found['torch']}, Triton {found['triton']}, {report['date'][:10]}."
     )
-    return "\n".join([*lines, "", note])
+    return markdown_table(["sequences", "context", "time", "K and V read at", "of a copy"], rows, note)
 
 
 def gpu_steps_table() -> str:
@@ -104,7 +103,7 @@ def gpu_steps_table() -> str:
     if not rows:
         return NOT_YET
     heading, *others = rows
-    return "\n".join(map(markdown_row, [heading, ["---"] * len(heading), *others]))
+    return markdown_table(heading, others)
 
 
 def gpu_serving_table() -> str:
@@ -117,7 +116,7 @@ def gpu_serving_table() -> str:
     report = json.loads(file.read_text(encoding="utf-8"))
     settings, found = report["settings"], report["versions"]
     heading = ["clients", "server", "output tokens/s", "first token, ms", "between two events, ms", "per output token, ms"]
-    lines = [markdown_row(heading), markdown_row(["---"] * len(heading))]
+    rows = []
     loads = list(dict.fromkeys(run["load"] for run in report["runs"]))
     for load in loads:
         metrics = [run["metrics"] for run in report["runs"] if run["load"] == load]
@@ -128,8 +127,8 @@ def gpu_serving_table() -> str:
             cells.append(f"{statistics.median(medians):.3g} ({min(medians):.3g} to {max(medians):.3g})")
         theirs = [f"{figure:,}" for figure in VLLM["server"].get(load, ())]
         if theirs:
-            lines.append(markdown_row([load.split()[0], f"{VLLM['name']} [1]", *theirs, ""]))
-        lines.append(markdown_row([f"**{cell}**" for cell in (load.split()[0], "PageBrain", *cells)]))
+            rows.append([load.split()[0], f"{VLLM['name']} [1]", *theirs, ""])
+        rows.append([f"**{cell}**" for cell in (load.split()[0], "PageBrain", *cells)])
     share = max(run["metrics"]["tokens_per_event"] for run in report["runs"])
     note = (
         f"[1] {VLLM['note']}. {settings['requests']:,} requests in each run, streamed, prompts of {settings['input_len']} "
@@ -139,7 +138,7 @@ def gpu_serving_table() -> str:
         f"the median, lowest to highest in brackets. Server and {settings['processes']} client processes share "
         f"{found['cores']} cores. {found['gpu']}, torch {found['torch']}, Triton {found['triton']}, {report['date'][:10]}."
     )
-    return "\n".join([*lines, "", note])
+    return markdown_table(heading, rows, note)
 
 
 def gpu_ladder_table() -> str:
@@ -154,9 +153,10 @@ def gpu_ladder_table() -> str:
     return f"{picture}{ladder_rows(report)}\n\nThe command:\n\n```\n{report['command']}\n```"
 
 
-def markdown_row(cells: list[str]) -> str:
-    """One line of a table."""
-    return f"| {' | '.join(cells)} |"
+def markdown_table(heading: list[str], rows: list[list[str]], note: str = "") -> str:
+    """A table, and a note below it."""
+    lines = [f"| {' | '.join(cells)} |" for cells in (heading, ["---"] * len(heading), *rows)]
+    return "\n".join([*lines, "", note] if note else lines)
 
 
 def serving_table() -> str:

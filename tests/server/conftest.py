@@ -1,10 +1,11 @@
-"""One server in this process for all tests of the HTTP API, and the same model offline."""
+"""One server in this process for all tests of the HTTP API, the same model offline, and a browser for the live page."""
 
 from collections.abc import Iterator
 
 import pytest
 
 from pagebrain import LLM
+from tests.server.support_browser import Browser, OpenPage, chromium, pages
 from tests.server.support_in_process import SETTINGS, ServerThread
 
 CHAT_TEMPLATE = (
@@ -26,3 +27,17 @@ def api() -> Iterator[ServerThread]:
 def offline() -> LLM:
     """The same model and settings without a server."""
     return LLM(**SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Chromium, for the tests of one file."""
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture
+def open_page(browser: Browser) -> Iterator[OpenPage]:
+    """What opens the live page of a server; every page must end without a problem."""
+    with pages(browser) as open_page:
+        yield open_page

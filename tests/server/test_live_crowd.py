@@ -1,29 +1,15 @@
 """PageBrain Live when there are many: sequences, blocks, rows. Nothing that it leaves out goes unsaid."""
 
-from collections.abc import Iterator
-
 import pytest
 
 from pagebrain.server.live_feed import MAX_NEXT_FREE
 from pagebrain.server.options import ServerOptions
 from pagebrain.viz.state import letter
 from pagebrain.viz.style import SEQUENCE_COLOURS
-from tests.server.support_browser import Browser, LivePage, OpenPage, chromium, needs_browser, pages
+from tests.server.support_browser import LivePage, OpenPage, needs_browser
 from tests.server.support_live import FakeClient, Simulation, fake_app, serving
 
 pytestmark = needs_browser
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as browser:
-        yield browser
-
-
-@pytest.fixture
-def open_page(browser: Browser) -> Iterator[OpenPage]:
-    with pages(browser) as open_page:
-        yield open_page
 
 
 def crowd(num_blocks: int, num_seqs: int, max_num_seqs: int, num_steps: int = 60, num_new: int = 400) -> FakeClient:

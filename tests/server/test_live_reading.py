@@ -8,24 +8,12 @@ import pytest
 
 from pagebrain.server.messages import ControlAction
 from pagebrain.server.options import ServerOptions
-from tests.server.support_browser import PHONE, Browser, LivePage, OpenPage, chromium, needs_browser, pages
+from tests.server.support_browser import PHONE, LivePage, OpenPage, needs_browser
 from tests.server.support_live import FakeClient, Simulation, fake_app, serving
 
 pytestmark = needs_browser
 
 SMALL_PHONE = {"width": 360, "height": 640}
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as browser:
-        yield browser
-
-
-@pytest.fixture
-def open_page(browser: Browser) -> Iterator[OpenPage]:
-    with pages(browser) as open_page:
-        yield open_page
 
 
 @pytest.fixture
