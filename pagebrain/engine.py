@@ -9,15 +9,13 @@ import dataclasses
 import itertools
 import logging
 import time
-import traceback
 from collections import deque
 from collections.abc import Callable
-from pathlib import Path
 
 from pagebrain.cache import CacheManager
 from pagebrain.config import PageBrainConfig
 from pagebrain.detokenizer import Detokenizer
-from pagebrain.errors import IntegrityError, InvalidRequestError, StepError
+from pagebrain.errors import IntegrityError, InvalidRequestError, StepError, place
 from pagebrain.executor import Executor, InFlight, StepResult
 from pagebrain.outputs import FinishReason, OutputDelta, RequestOutput, TokenLogprobs
 from pagebrain.parts import SchedulerPart
@@ -392,6 +390,4 @@ class Engine:
 
 def _describe(error: Exception) -> str:
     """An error of a part in one line, with where it was raised: the part may be somebody's own."""
-    frames = traceback.extract_tb(error.__traceback__)
-    where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno}, in {frames[-1].name})" if frames else ""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}{where}"
+    return f"{type(error).__name__}: {' '.join(str(error).split())}{place(error)}"

@@ -5,6 +5,9 @@ caller (the command line, the server) can tell a mistake in the input, which des
 traceback.
 """
 
+import traceback
+from pathlib import Path
+
 
 class PageBrainError(Exception):
     """Base of all errors that PageBrain raises on purpose."""
@@ -48,3 +51,9 @@ class IntegrityError(PageBrainError):
 
 class StepError(PageBrainError):
     """A forward step failed. The engine rolled back to the state before it: requests and blocks are intact."""
+
+
+def place(error: BaseException) -> str:
+    """Where an exception was raised, to be written after its name: `` (file.py:12, in function)``, or nothing."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return f" ({Path(frames[-1].filename).name}:{frames[-1].lineno}, in {frames[-1].name})" if frames else ""

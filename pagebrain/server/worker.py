@@ -10,16 +10,14 @@ import os
 import queue
 import signal
 import time
-import traceback
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 from pagebrain.build import BuiltEngine, build_engine
 from pagebrain.cli.quiet import quiet
 from pagebrain.config import PageBrainConfig
 from pagebrain.engine import Engine
-from pagebrain.errors import InvalidRequestError, PageBrainError, StepError
+from pagebrain.errors import InvalidRequestError, PageBrainError, StepError, place
 from pagebrain.server.live_feed import LiveFeed
 from pagebrain.server.logs import configure_logging
 from pagebrain.server.messages import (
@@ -95,9 +93,7 @@ def kind_and_place(error: BaseException) -> str:
     """What kind of exception is at the root of ``error``, and where it came from. Not its message: it may quote a prompt."""
     while error.__cause__ is not None:
         error = error.__cause__
-    frames = traceback.extract_tb(error.__traceback__)
-    where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno}, in {frames[-1].name})" if frames else ""
-    return f"{type(error).__name__}{where}"
+    return f"{type(error).__name__}{place(error)}"
 
 
 def _picklable(built: BuiltEngine) -> PageBrainConfig:
