@@ -16,6 +16,7 @@ from pagebrain.block import BlockManager
 from pagebrain.cache import CacheManager
 from pagebrain.config import PageBrainConfig
 from pagebrain.detokenizer import Detokenizer
+from pagebrain.devices import limit_threads
 from pagebrain.engine import Engine
 from pagebrain.errors import ConfigError
 from pagebrain.executor import Executor, TorchExecutor
@@ -37,6 +38,8 @@ _OWN_PARTS: dict[str, Any] = {
     "sampler": Sampler,
 }
 
+_MORE_MEMORY = "choose a smaller model, or raise the limit (a container's, ulimit -v)"
+
 
 @dataclass(frozen=True)
 class BuiltEngine:
@@ -57,13 +60,15 @@ def build_engine(
     With ``base`` its weights are shared and left as they are. Without, the model is loaded and belongs to the engine, which
     may lay its weights out anew for speed.
     """
+    limit_threads()
     parts = {name: find_part(name, config.swap.get(name), own) for name, own in _OWN_PARTS.items()}
     if config.device != "cpu" and torch.cuda.is_available():
         gc.collect()  # an engine that was dropped is garbage in cycles, and its pools lie on the GPU until it is collected
         torch.cuda.empty_cache()
     owned = base is None
     if tokenizer is None and (base is None or config.tokenizer is not None):
-        tokenizer = load_tokenizer(config)
+        with enough_memory(config.device, "the tokenizer", _MORE_MEMORY):
+            tokenizer = load_tokenizer(config)
     detokenizer = None if tokenizer is None else Detokenizer(tokenizer)  # before the weights: it is quicker to fail
     if base is None:
         config = resolve_device_and_dtype(config)
@@ -97,7 +102,8 @@ def build_engine(
         cache_manager = CacheManager(block_manager, config, has_dummy_block=uses_rows)
     model = _paged_model(base, cache_manager, parts["attention"], uses_rows)
     del base  # so that packing frees each original as it goes
-    packed = pack_weights(model) if owned else False
+    with enough_memory(config.device, "a copy of the weights in another layout", _MORE_MEMORY):
+        packed = pack_weights(model) if owned else False
     sampler = make_part("sampler", parts["sampler"], config)
     executor: Executor
     if uses_rows:
@@ -108,7 +114,8 @@ def build_engine(
         if weight.is_cuda:
             notices.append(_found_on_gpu(config, step_bytes, executor.capture_s))
     else:
-        executor = TorchExecutor(model, cache_manager, sampler, config)
+        with enough_memory(config.device, "the tokens of all sequences", "lower max_num_seqs or max_model_len"):
+            executor = TorchExecutor(model, cache_manager, sampler, config)
 
     def make_scheduler(retirement: RetirementQueue) -> SchedulerPart:
         scheduler: SchedulerPart = make_part("scheduler", parts["scheduler"], config, cache_manager, retirement)

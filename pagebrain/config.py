@@ -7,13 +7,13 @@ resolved config and trust it.
 
 import dataclasses
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from pagebrain import machine
 from pagebrain.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -45,8 +45,8 @@ class PageBrainConfig:
         device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda`` or ``cuda:N``.
         block_size: token slots in a block.
         num_blocks: physical blocks; ``None`` takes what ``memory_fraction`` allows.
-        memory_fraction: share of memory that K and V may take, in (0, 1]: of the machine's on a CPU (``None`` is 0.3), of
-            what is free once the model is loaded on a GPU (``None`` is 0.9).
+        memory_fraction: share of memory that K and V may take, in (0, 1], of what is free once the model is loaded: ``None``
+            is 0.9 on a GPU, 0.3 on a CPU, where a container's limit and ``ulimit`` count (:mod:`pagebrain.machine`).
         max_num_seqs: most sequences in one step; ``None`` is 64 on a CPU, 256 on a GPU.
         max_num_batched_tokens: most tokens in one step, longer prompts are computed in chunks; ``None`` is 512 on a CPU,
             16,384 on a GPU.
@@ -215,30 +215,32 @@ class PageBrainConfig:
             raise ConfigError("the config does not know its model yet: make it with PageBrainConfig.for_model(base, ...)")
         return self.num_layers, self.num_heads, self.head_dim
 
-    def _memory_bytes(self) -> int:
-        """What K and V could take at most: the machine's memory on a CPU, what is free on a GPU."""
+    def _memory(self) -> machine.MemoryLimit:
+        """What K and V could take at most: what is free."""
         if self.device.startswith("cuda"):
-            free, _ = torch.cuda.mem_get_info(self.device)
-            return int(free)
-        return _cpu_memory_bytes()
+            free, total = torch.cuda.mem_get_info(self.device)
+            return machine.MemoryLimit(int(total), int(free), "the GPU's memory")
+        return machine.available_memory()
 
     def _check_memory_holds(self, num_blocks: int) -> None:
-        available = self._memory_bytes()
-        if num_blocks * self.block_bytes > available:
+        available = self._memory()
+        if num_blocks * self.block_bytes > available.free_bytes:
             raise ConfigError(
-                f"num_blocks={num_blocks} of {self.block_bytes} bytes each take {num_blocks * self.block_bytes / 1e9:,.1f} "
-                f"GB for K and V, and there are {available / 1e9:,.1f} GB: use {available // self.block_bytes} at most"
+                f"num_blocks={num_blocks} of {self.block_bytes} bytes each take {num_blocks * self.block_bytes / 1e9:,.2f} "
+                f"GB for K and V, and there are {available}: use fewer than {available.free_bytes // self.block_bytes + 1}"
             )
 
     def _blocks_that_fit(self, max_model_len: int, reserved_bytes: int) -> int:
         """Blocks for the memory at hand, no more than ``max_num_seqs`` full sequences can use."""
         useful = self.max_num_seqs * self.blocks_for(max_model_len)
         fraction = self.memory_fraction or (0.9 if self.device.startswith("cuda") else 0.3)
-        budget = max(0.0, self._memory_bytes() * fraction - reserved_bytes)
+        available = self._memory()
+        budget = max(0.0, available.free_bytes * fraction - reserved_bytes)
         fitting = math.floor(budget / self.block_bytes)
         if fitting < self.blocks_for(2):
             raise ConfigError(
-                f"{budget:,.0f} bytes for K and V hold no block of {self.block_bytes:,}: raise memory_fraction"
+                f"{budget:,.0f} bytes for K and V hold no block of {self.block_bytes:,}, with {available}: raise "
+                "memory_fraction, or the limit"
             )
         num_blocks = min(useful, fitting)
         if self.max_model_len is not None:
@@ -281,11 +283,3 @@ def _checked_device(device: object) -> str:
     if found.type == "cuda" and found.index is not None and found.index >= torch.cuda.device_count():
         raise ConfigError(f"device {device!r} does not exist: this machine has {torch.cuda.device_count()} CUDA GPUs")
     return "cpu" if found.type == "cpu" else str(found)
-
-
-def _cpu_memory_bytes() -> int:
-    """Physical memory of the machine; a modest guess where the system does not tell."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return 4 * 2**30

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pagebrain.cache import CacheManager
 from pagebrain.config import PageBrainConfig
 from pagebrain.detokenizer import Detokenizer
-from pagebrain.errors import IntegrityError, InvalidRequestError, StepError, place
+from pagebrain.errors import IntegrityError, InvalidRequestError, StepError, is_out_of_memory, place
 from pagebrain.executor import Executor, InFlight, StepResult
 from pagebrain.outputs import FinishReason, OutputDelta, RequestOutput, TokenLogprobs
 from pagebrain.parts import SchedulerPart
@@ -390,4 +390,5 @@ class Engine:
 
 def _describe(error: Exception) -> str:
     """An error of a part in one line, with where it was raised: the part may be somebody's own."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}{place(error)}"
+    what = "out of memory (lower max_num_batched_tokens or max_num_seqs): " if is_out_of_memory(error) else ""
+    return f"{what}{type(error).__name__}: {' '.join(str(error).split())}{place(error)}"

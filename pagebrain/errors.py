@@ -5,7 +5,9 @@ caller (the command line, the server) can tell a mistake in the input, which des
 traceback.
 """
 
+import errno
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -57,3 +59,32 @@ def place(error: BaseException) -> str:
     """Where an exception was raised, to be written after its name: `` (file.py:12, in function)``, or nothing."""
     frames = traceback.extract_tb(error.__traceback__)
     return f" ({Path(frames[-1].filename).name}:{frames[-1].lineno}, in {frames[-1].name})" if frames else ""
+
+
+_NO_MEMORY = (
+    "can't allocate memory",  # torch's allocator for CPUs
+    "not enough memory",  # the same on Windows
+    "out of memory",  # CUDA's
+    "cannot allocate memory",  # the system's, in the text of another error
+    "bad_alloc",  # C++
+    "failed to map segment from shared object",  # the loader's, when a library is imported
+    "can't start new thread",  # whose stack found no room
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether ``error``, or what caused it, says that there was too little memory. Libraries say so in several ways."""
+    return any(_says_no_memory(cause) for cause in _causes(error))
+
+
+def _says_no_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return True
+    text = str(error).lower() if isinstance(error, (RuntimeError, ImportError)) else ""
+    return any(sign in text for sign in _NO_MEMORY)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__

@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoTokenizer, GPT2Config, GPT2LMHeadModel,
 
 from pagebrain.assets import BUNDLED_MODEL
 from pagebrain.config import PageBrainConfig
+from pagebrain.devices import limit_threads
 from pagebrain.errors import ModelLoadError
 
 GPT2_SIZES = {
@@ -49,6 +50,7 @@ def load_model(config: PageBrainConfig) -> GPT2LMHeadModel:
 
     Raises ``ModelLoadError`` if there is none, it cannot be read whole, or it is not a GPT-2.
     """
+    limit_threads()
     config = resolve_device_and_dtype(config)
     name = _model_name(config)
     if config.load_format == "dummy":

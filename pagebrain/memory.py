@@ -1,13 +1,14 @@
-"""GPU memory: what the largest step needs, found out by computing it, and errors that name the setting to lower."""
+"""Errors of too little memory, which name the setting to lower; and what a GPU's largest step needs, by computing it."""
 
 import contextlib
 from collections.abc import Iterator
 
 import torch
 
+from pagebrain import machine
 from pagebrain.attention import ForwardBatch
 from pagebrain.config import PageBrainConfig
-from pagebrain.errors import ConfigError
+from pagebrain.errors import ConfigError, is_out_of_memory
 from pagebrain.models.gpt2 import PagedGPT2LMHeadModel
 from pagebrain.parts import SamplerPart
 from pagebrain.sampling import SampleRow
@@ -17,10 +18,14 @@ from pagebrain.sampling_params import MAX_LOGPROBS, SamplingParams
 
 @contextlib.contextmanager
 def enough_memory(device: str, what: str, advice: str) -> Iterator[None]:
-    """Turn a CUDA out-of-memory error into a ``ConfigError`` that says what there was no room for and what to do."""
+    """Turn an out-of-memory error, on a GPU or a CPU, into a ``ConfigError``: what there was no room for, and what to do."""
     try:
         yield
-    except torch.cuda.OutOfMemoryError as error:
+    except Exception as error:
+        if isinstance(error, ConfigError) or not is_out_of_memory(error):  # a ConfigError has been made of it already
+            raise
+        if not device.startswith("cuda"):
+            raise ConfigError(f"there is not enough memory for {what}: {machine.available_memory()}; {advice}") from error
         free, total = torch.cuda.mem_get_info(device)
         raise ConfigError(
             f"the GPU has no room for {what}: {free / 1e9:.1f} of its {total / 1e9:.1f} GB are free; {advice}"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
@@ -25,6 +24,7 @@ from torch.nn import functional as F
 from transformers import GPT2LMHeadModel
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the file also runs as a script
+from pagebrain.machine import available_cores  # noqa: E402
 from tools.story_grammar import HELD_OUT, NAMES, POOLS, Split, Story, generate_story, generate_texts  # noqa: E402
 
 Tokens = NDArray[np.uint16]
@@ -330,7 +330,7 @@ def main() -> None:
     trained = json.loads((args.folder / "metrics.json").read_text(encoding="utf-8"))["training"]
     tokenizer = Tokenizer.from_file(str(args.folder / "tokenizer.json"))
     model = GPT2LMHeadModel.from_pretrained(args.folder).to(args.device)
-    texts = generate_texts(trained["seed"], trained["corpus_stories"], workers=os.cpu_count() or 1)
+    texts = generate_texts(trained["seed"], trained["corpus_stories"], workers=available_cores())
     training = encode_texts(tokenizer, texts)
     figures = measure(model, tokenizer, training, args.stories, args.samples, trained["seed"])
     print(json.dumps(figures, indent=2, ensure_ascii=False))

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from pagebrain.bench.child import child_events, run_in_child
-from pagebrain.bench.machine import available_cores, versions
+from pagebrain.bench.machine import versions
 from pagebrain.bench.report import summarize
 from pagebrain.bench.session import Case, SessionSpec, run_row
 from pagebrain.bench.settings import candidates
@@ -32,6 +32,7 @@ from pagebrain.bench.workload import BenchRequest, LengthRange, make_warmup, mak
 from pagebrain.config import PageBrainConfig
 from pagebrain.errors import ConfigError, PageBrainError
 from pagebrain.loading import resolve_device_and_dtype
+from pagebrain.machine import available_cores
 from tools.gpu_table import CASES, HF_WORKLOAD, SAMPLINGS, VLLM, WORKLOADS, Workload, case_name, print_tables
 
 PARTS = ("starts", "pagebrain", "hf")

@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pagebrain.bench.machine import available_cores, versions
+from pagebrain.bench.machine import versions
+from pagebrain.machine import available_cores
 from pagebrain.models.packing import PackedLinear
 
 LAYER_SHAPES = ((768, 2304), (768, 768), (768, 3072), (3072, 768))

@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, GPT2TokenizerFast  # type: ignore[attr-defined]
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the file also runs as a script
+from pagebrain.machine import available_cores  # noqa: E402
 from tools.evaluate_bundled_model import (  # noqa: E402
     END_OF_TEXT,
     HELDOUT_SEED,
@@ -298,7 +299,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = torch.device(args.device)
 
     # Few stories are generated faster than processes start.
-    workers = (os.cpu_count() or 1) if args.corpus_stories > 5000 else 1
+    workers = available_cores() if args.corpus_stories > 5000 else 1
     texts = list(generate_texts(args.seed, args.corpus_stories, workers=workers))
     tokenizer = train_tokenizer(texts[:TOKENIZER_STORIES])
     eos = end_of_text_id(tokenizer)

@@ -1,14 +1,9 @@
 """What the numbers were measured on and with."""
 
-import os
 import platform
 
 from pagebrain import __version__
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+from pagebrain.machine import memory_limit_bytes
 
 
 def versions(device: str) -> dict[str, str]:
@@ -23,6 +18,7 @@ def versions(device: str) -> dict[str, str]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": _processor(),
+        "memory": f"{memory_limit_bytes() / 1e9:.1f} GB",
     }
     if not device.startswith("cuda"):
         return found

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from pagebrain.bench.child import run_in_child
-from pagebrain.bench.machine import available_cores, versions
+from pagebrain.bench.machine import versions
 from pagebrain.bench.sampled import Sampling
 from pagebrain.bench.settings import ENGINES, candidates
 from pagebrain.bench.spec import RunResult, RunSpec
 from pagebrain.bench.workload import BenchRequest, LengthRange, check_lengths, make_warmup, make_workload, model_limits
 from pagebrain.errors import ConfigError, InvalidRequestError, PageBrainError
+from pagebrain.machine import available_cores
 
 _MAX_WARMUP_REQUESTS = 256
 

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from pagebrain import __version__
+from pagebrain.machine import available_cores, available_memory
 
 NUM_TOKENS = 24
 """Tokens that the bundled model generates to be compared with Hugging Face."""
@@ -69,6 +70,7 @@ def check_python() -> Iterator[Finding]:
     good = sys.version_info[:2] >= wanted
     yield Finding("Python", "ok" if good else "broken", version, None if good else "install Python 3.10 or later")
     yield Finding("platform", "ok", f"{platform.system()} {platform.machine()}")
+    yield Finding("memory", "ok", str(available_memory()))
 
 
 def check_packages() -> Iterator[Finding]:
@@ -93,7 +95,9 @@ def check_device() -> Iterator[Finding]:
     """What there is to compute on."""
     import torch
 
-    yield Finding("CPU threads", "ok", f"{torch.get_num_threads()} used by torch")
+    from pagebrain.devices import limit_threads
+
+    yield Finding("CPU threads", "ok", f"{limit_threads()} used by torch, {available_cores()} processors for this process")
     names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     if names:
         yield Finding("GPU", "ok", ", ".join(names))

@@ -17,6 +17,8 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 from pagebrain.cli.quiet import quiet
+from pagebrain.errors import is_out_of_memory
+from pagebrain.machine import available_memory
 
 INTERNAL_ERROR = 1
 USAGE_ERROR = 2
@@ -110,6 +112,11 @@ class CommandLine:
         except OSError as error:  # a full disk, say
             _discard_output()
             return self._fail(str(error))
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            reason = " ".join(str(error).split()) or type(error).__name__
+            return self._fail(f"out of memory: {available_memory()}: {reason}")
 
     def _run(self, arguments: list[str]) -> int:
         parser = self._parser(arguments)

@@ -5,11 +5,12 @@ not copied) and replaces what that model does with its cache. Tokens of all sequ
 so there is one forward for prefill and decode alike; only attention looks at where one sequence ends and the next begins.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.modeling_outputs import CausalLMOutput
 from transformers.models.gpt2.modeling_gpt2 import GPT2Attention, GPT2Block
@@ -34,11 +35,15 @@ class PagedGPT2Attention(nn.Module):
         self.paged = PagedAttention(layer, cache_manager, attention_scale(base.config, layer), attention)
 
     def forward(self, hidden: Tensor, batch: ForwardBatch) -> Tensor:
-        """``[num_tokens, n_embd]`` to the same shape."""
+        """``[num_tokens, n_embd]`` to the same shape; there may be rows of padding at the end, which no attention sees."""
+        num_padding = hidden.shape[0] - batch.token_ids.shape[0]  # rows without a token, at the end
         qkv = self.c_attn(hidden).view(-1, 3, self.num_heads, self.head_dim)
+        if num_padding:
+            qkv = qkv[:-num_padding]
         query, key, value = qkv.unbind(1)  # each [num_tokens, num_heads, head_dim]
         context = self.paged(query, key, value, batch)  # [num_tokens, num_heads, head_dim]
-        out: Tensor = self.c_proj(context.reshape(hidden.shape[0], -1))
+        context = context.reshape(context.shape[0], -1)
+        out: Tensor = self.c_proj(F.pad(context, (0, 0, 0, num_padding)) if num_padding else context)
         return out
 
 
@@ -110,6 +115,8 @@ class PagedGPT2LMHeadModel(nn.Module):
         self.ln_f = base.transformer.ln_f
         self.lm_head = base.lm_head
         self.ops = ResidualOps()
+        # Rows that are computed for a number of tokens: as many, but packed weights ask for more.
+        self.rows_for: Callable[[int], int] = int
         self._num_cached: dict[int, int] = {}  # what forward() has put in the cache, by sequence id
 
     @torch.no_grad()
@@ -121,12 +128,21 @@ class PagedGPT2LMHeadModel(nn.Module):
         """
         blocks = cast(list[PagedGPT2Block], list(self.h))
         with on_device(self.wte.weight.device):
-            hidden, normed = self.ops.embed_norm(batch.token_ids, batch.positions, self.wte, self.wpe, blocks[0].ln_1)
+            token_ids, positions = self._padded(batch.token_ids), self._padded(batch.positions)
+            hidden, normed = self.ops.embed_norm(token_ids, positions, self.wte, self.wpe, blocks[0].ln_1)
             for block, next_norm in zip(blocks, [*(block.ln_1 for block in blocks[1:]), self.ln_f], strict=True):
                 hidden, normed = block(hidden, normed, batch, next_norm, self.ops)  # each [num_tokens, n_embd]
             # The head is a third of GPT-2 small's weights, and a row of logits takes 200 kB: only rows that are asked for.
-            logits: Tensor = self.lm_head(normed if batch.logits_rows is None else normed[batch.logits_rows])
+            if batch.logits_rows is None:
+                logits: Tensor = self.lm_head(normed)[: batch.token_ids.shape[0]]
+            else:
+                logits = self.lm_head(normed[self._padded(batch.logits_rows)])[: batch.logits_rows.shape[0]]
         return logits
+
+    def _padded(self, ids: Tensor) -> Tensor:
+        """``[n]`` to ``[rows_for(n)]``, with zeros at the end."""
+        num_padding = self.rows_for(ids.shape[0]) - ids.shape[0]
+        return F.pad(ids, (0, num_padding)) if num_padding else ids
 
     def forward(
         self, input_ids: Tensor, *, input_pos: Tensor, cache_pos: Tensor, seq_ids: Iterable[int] | None = None

@@ -17,7 +17,7 @@ from pagebrain.build import BuiltEngine, build_engine
 from pagebrain.cli.quiet import quiet
 from pagebrain.config import PageBrainConfig
 from pagebrain.engine import Engine
-from pagebrain.errors import InvalidRequestError, PageBrainError, StepError, place
+from pagebrain.errors import InvalidRequestError, PageBrainError, StepError, is_out_of_memory, place
 from pagebrain.server.live_feed import LiveFeed
 from pagebrain.server.logs import configure_logging
 from pagebrain.server.messages import (
@@ -91,9 +91,10 @@ def _run(worker: "Worker") -> None:
 
 def kind_and_place(error: BaseException) -> str:
     """What kind of exception is at the root of ``error``, and where it came from. Not its message: it may quote a prompt."""
+    what = "out of memory: " if is_out_of_memory(error) else ""
     while error.__cause__ is not None:
         error = error.__cause__
-    return f"{type(error).__name__}{place(error)}"
+    return f"{what}{type(error).__name__}{place(error)}"
 
 
 def _picklable(built: BuiltEngine) -> PageBrainConfig:

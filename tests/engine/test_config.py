@@ -1,12 +1,15 @@
 """How a configuration is resolved against a model and a machine."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
 
-from pagebrain import LLM, PageBrainConfig, SamplingParams, config
+from pagebrain import LLM, PageBrainConfig, SamplingParams, machine
 from pagebrain.errors import ConfigError
+from pagebrain.machine import MemoryLimit
+from tests.support.machine import GB, Tree
 from tests.support.models import random_gpt2
 
 
@@ -27,7 +30,8 @@ def test_a_config_cannot_be_changed_after_it_was_checked() -> None:
 def test_num_blocks_follows_the_memory_fraction_up_to_what_all_seats_can_use(monkeypatch: pytest.MonkeyPatch) -> None:
     base = random_gpt2()
     block_bytes = PageBrainConfig.for_model(base, num_blocks=4).block_bytes
-    monkeypatch.setattr(config, "_cpu_memory_bytes", lambda: 1000 * block_bytes)
+    free = MemoryLimit(5000 * block_bytes, 1000 * block_bytes, "a test's memory")
+    monkeypatch.setattr(machine, "available_memory", lambda: free)
     counts = [PageBrainConfig.for_model(base, memory_fraction=share).num_blocks for share in (0.05, 0.1, 1.0)]
     assert counts == [50, 100, 64 * 4]  # 64 seats of 64 tokens, 16 to a block
     with pytest.raises(ConfigError, match="hold no block of .* raise memory_fraction"):
@@ -39,6 +43,25 @@ def test_num_blocks_follows_the_memory_fraction_up_to_what_all_seats_can_use(mon
 def test_more_blocks_than_the_machine_has_memory_for_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"num_blocks=2000000000 of .* bytes each take .* GB for K and V, and there are"):
         PageBrainConfig.for_model(random_gpt2(), num_blocks=2_000_000_000)
+
+
+def test_in_a_container_the_cache_is_planned_and_checked_with_what_is_free_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    container = Tree(tmp_path).v2("/", {"memory.max": 2 * GB, "memory.current": 2 * GB - 100 * 2**20})
+    container.write("proc/meminfo", f"MemTotal: {64 * GB // 1024} kB\nMemAvailable: {64 * GB // 1024} kB\n")
+    available = machine.available_memory
+    monkeypatch.setattr(machine, "available_memory", lambda: available(container.root))
+    base, free = random_gpt2(), 100 * 2**20
+    planned = PageBrainConfig.for_model(base, max_num_seqs=4096, max_num_batched_tokens=4096)
+    assert planned.num_blocks == free * 0.3 // planned.block_bytes < 4096 * 4
+    most = free // planned.block_bytes
+    assert PageBrainConfig.for_model(base, num_blocks=most).num_blocks == most
+    wanted = (
+        rf"there are 0.10 GB free of 2.15 GB \(the limit of this container or control group\): use fewer than {most + 1}"
+    )
+    with pytest.raises(ConfigError, match=wanted):
+        PageBrainConfig.for_model(base, num_blocks=most + 1)
 
 
 def test_a_model_with_an_end_token_outside_its_vocabulary_has_none() -> None:

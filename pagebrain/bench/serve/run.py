@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from pagebrain.bench.child import run_in_child
-from pagebrain.bench.machine import available_cores, versions
+from pagebrain.bench.machine import versions
 from pagebrain.bench.serve.load import Load, parse_loads
 from pagebrain.bench.serve.metrics import measure, parse_slo
 from pagebrain.bench.serve.options import DEFAULT_CONCURRENCY, add_serve_arguments, check_options
@@ -22,6 +22,7 @@ from pagebrain.bench.serve.processes import DriveResult, drive_processes
 from pagebrain.bench.serve.progress import Follow, progress_bar
 from pagebrain.bench.serve.target import Target
 from pagebrain.bench.workload import BenchRequest, LengthRange, check_lengths, make_warmup, make_workload
+from pagebrain.machine import available_cores
 
 DEFAULT_VOCAB_SIZE = 50257
 
