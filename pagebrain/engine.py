@@ -100,7 +100,7 @@ class Engine:
         request_id = self._new_request_id() if request_id is None else request_id
         if request_id in self._requests:
             raise InvalidRequestError(f"request id {request_id!r} is under way already: choose another")
-        token_ids = checked_token_ids(prompt, self.encode, self.config)
+        token_ids = checked_token_ids(prompt, self.encode, params, self.config)
         params.check_vocabulary(self.config.vocab_size or 0)
         if params.stop and self.detokenizer is None:
             raise InvalidRequestError("stop strings need a tokenizer, and the model has none: use stop_token_ids")
@@ -309,6 +309,12 @@ class Engine:
     def _append(self, seq: Sequence, token_id: int, scores: TokenLogprobs | None, now: float) -> None:
         """Add the sampled token, see whether the sequence ends with it, and say what is new to whoever wants to know."""
         state = self._requests[seq.request.request_id]
+        if state.first_token_s is None:
+            state.first_token_s = now
+        if seq.params.max_tokens == 0:  # only scored: the token sampled at the end of the prompt is dropped
+            self._end(seq, "length", None)
+            self._hand_out(state, seq, "", (), None, now)
+            return
         stream = state.stream_of[seq.seq_id]
         is_stop_token = token_id in state.stop_ids and self._may_stop(seq)
         text = ""
@@ -318,8 +324,6 @@ class Engine:
         token_ids.append(token_id)
         if scores is not None:
             seq.logprobs.append(scores)
-        if state.first_token_s is None:
-            state.first_token_s = now
 
         if is_stop_token:
             self._end(seq, "stop", token_id if token_id in seq.params.stop_token_ids else None)
@@ -327,31 +331,40 @@ class Engine:
             self._end(seq, "stop", stream.stopped_by)
         elif len(token_ids) >= seq.max_num_tokens:
             self._end(seq, "length", None)
-        request_ended = False
-        if seq.status is _FINISHED:
-            text += "" if stream is None else stream.finish()
-            request_ended = state.is_finished
-            if request_ended:
-                state.finished_s = now
-                del self._requests[seq.request.request_id]
-        if state.wants_deltas or request_ended:
-            self._deltas.append(self._delta(seq, text, token_id, scores, state.output() if request_ended else None))
+        if stream is not None and seq.status is _FINISHED:
+            text += stream.finish()
+        self._hand_out(state, seq, text, (token_id,), scores, now)
 
-    def _delta(
-        self, seq: Sequence, text: str, token_id: int, scores: TokenLogprobs | None, finished: RequestOutput | None
-    ) -> OutputDelta:
-        is_first = len(seq.token_ids) == seq.num_prompt_tokens + 1
-        return OutputDelta(
+    def _hand_out(
+        self,
+        state: RequestState,
+        seq: Sequence,
+        text: str,
+        token_ids: tuple[int, ...],
+        scores: TokenLogprobs | None,
+        now: float,
+    ) -> None:
+        """Make the delta of what a step added to a sequence, if it is wanted; the end of its last sample ends a request."""
+        finished: RequestOutput | None = None
+        if seq.status is _FINISHED and state.is_finished:
+            state.finished_s = now
+            del self._requests[seq.request.request_id]
+            finished = state.output()
+        if not state.wants_deltas and finished is None:
+            return
+        is_first = len(seq.token_ids) == seq.num_prompt_tokens + len(token_ids)
+        delta = OutputDelta(
             seq.request.request_id,
             seq.sample_index,
             text,
-            (token_id,),
+            token_ids,
             () if scores is None else (scores,),
             seq.finish_reason,
             seq.stop_reason,
             tuple(seq.prompt_logprobs) if is_first and seq.prompt_logprobs else None,
             finished,
         )
+        self._deltas.append(delta)
 
     def _may_stop(self, seq: Sequence) -> bool:
         """Whether the next token of ``seq`` may end it."""

@@ -72,10 +72,10 @@ class TokenRows:
     num_rows: int
     max_model_len: int
     device: str
-    token_ids: Tensor = field(init=False)  # int64 [num_rows, max_model_len]
+    token_ids: Tensor = field(init=False)  # int64 [num_rows, max_model_len + 1]; the last place is written, never read
 
     def __post_init__(self) -> None:
-        self.token_ids = torch.zeros(self.num_rows, self.max_model_len, dtype=torch.int64, device=self.device)
+        self.token_ids = torch.zeros(self.num_rows, self.max_model_len + 1, dtype=torch.int64, device=self.device)
         self._free = list(range(self.num_rows))
         self._row_of: dict[int, int] = {}
 

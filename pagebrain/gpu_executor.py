@@ -267,9 +267,10 @@ class GpuExecutor:
     def _sample(self, logits: Tensor, chunks: list[_Chunk]) -> SamplerOutput:
         sample_rows = [self.rows.sample_row(chunk.entry.seq, chunk.row, chunk.entry.context_len) for chunk in chunks]
         output = self.sampler.sample(logits, sample_rows)
-        places = np.array([(chunk.row.index, chunk.entry.context_len) for chunk in chunks])
-        rows, positions = to_device(places.T.copy(), logits.device)
-        self.rows.token_ids[rows, positions] = output.token_ids.int()
+        places = np.array([(chunk.row.index, chunk.entry.context_len, index) for index, chunk in enumerate(chunks)])
+        places = places[places[:, 1] < self.rows.token_ids.shape[1]]  # a full context is only scored: nothing goes on
+        rows, positions, indices = to_device(places.T.copy(), logits.device)
+        self.rows.token_ids[rows, positions] = output.token_ids[indices].int()
         return output
 
     def _result(

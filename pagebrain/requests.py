@@ -18,11 +18,13 @@ Prompt = str | SequenceOf[int]
 """A text, or token ids."""
 
 
-def checked_token_ids(prompt: Prompt, encode: Callable[[str], list[int]] | None, config: PageBrainConfig) -> tuple[int, ...]:
+def checked_token_ids(
+    prompt: Prompt, encode: Callable[[str], list[int]] | None, params: SamplingParams, config: PageBrainConfig
+) -> tuple[int, ...]:
     """The prompt as token ids.
 
     Raises ``InvalidRequestError`` for one that is empty, names ids outside the vocabulary, leaves no position to generate
-    into, or is text while there is no tokenizer.
+    into although something is to be generated, or is text while there is no tokenizer.
     """
     if isinstance(prompt, str):
         if encode is None:
@@ -40,7 +42,13 @@ def checked_token_ids(prompt: Prompt, encode: Callable[[str], list[int]] | None,
     for index, token_id in enumerate(token_ids):
         if not 0 <= token_id < config.vocab_size:
             raise InvalidRequestError(f"prompt token {index} is {token_id}, but ids run from 0 to {config.vocab_size - 1}")
-    if len(token_ids) >= config.max_model_len:
+    if params.max_tokens == 0:
+        if len(token_ids) > config.max_model_len:
+            raise InvalidRequestError(
+                f"the prompt has {len(token_ids)} tokens, but at most {config.max_model_len} (max_model_len) can be scored: "
+                "shorten it"
+            )
+    elif len(token_ids) >= config.max_model_len:
         raise InvalidRequestError(
             f"the prompt has {len(token_ids)} tokens, but at most {config.max_model_len - 1} leave room to generate one "
             f"(max_model_len is {config.max_model_len}): shorten it"
@@ -49,13 +57,18 @@ def checked_token_ids(prompt: Prompt, encode: Callable[[str], list[int]] | None,
 
 
 def max_num_tokens(num_prompt_tokens: int, params: SamplingParams, config: PageBrainConfig) -> int:
-    """Most tokens of prompt and output; ``InvalidRequestError`` if ``min_tokens`` do not fit."""
+    """Most tokens of prompt and output; ``InvalidRequestError`` if ``min_tokens`` do not fit.
+
+    A prompt that is only scored counts one token more: a step samples at its end, and the engine drops that token.
+    """
     assert config.max_model_len is not None
     room = config.max_model_len - num_prompt_tokens
     if params.min_tokens > room:
         raise InvalidRequestError(
             f"min_tokens is {params.min_tokens}, but {num_prompt_tokens} prompt tokens leave room for {room}"
         )
+    if params.max_tokens == 0:
+        return num_prompt_tokens + 1
     return num_prompt_tokens + min(room, params.max_tokens or room)
 
 

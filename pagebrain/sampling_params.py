@@ -34,7 +34,8 @@ class SamplingParams:
         presence_penalty: subtracted once from the logit of each token seen in the output, in [-2, 2].
         frequency_penalty: subtracted per occurrence in the output, in [-2, 2].
         logit_bias: token id -> number added to its logit, in [-100, 100].
-        max_tokens: most tokens to generate; ``None`` means until the model's last position.
+        max_tokens: most tokens to generate; ``None`` means until the model's last position, and 0 that the prompt is only
+            scored (see ``prompt_logprobs``): it may then take up every position.
         min_tokens: no end of sequence, stop token or stop string ends the sample before this many tokens.
         stop: strings that end the sample; the text is cut before them.
         stop_token_ids: token ids that end the sample; the token stays in ``token_ids``, its text is left out.
@@ -81,7 +82,7 @@ class SamplingParams:
         self._check_number("repetition_penalty", 0.01, 100.0)
         self._check_number("presence_penalty", -2.0, 2.0)
         self._check_number("frequency_penalty", -2.0, 2.0)
-        self._check_int("max_tokens", 1, None, optional=True)
+        self._check_int("max_tokens", 0, None, optional=True)
         self._check_int("min_tokens", 0, None)
         self._check_int("seed", None, None, optional=True)
         self._check_int("logprobs", 0, MAX_LOGPROBS, optional=True)

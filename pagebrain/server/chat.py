@@ -13,13 +13,14 @@ from pagebrain.server.body import JsonRoute
 from pagebrain.server.documented import documented
 from pagebrain.server.heavy import json_answer
 from pagebrain.server.logprobs import TokenTexts, chat_logprobs
-from pagebrain.server.protocol import ChatRequest
+from pagebrain.server.protocol import ChatRequest, StreamOptions
 from pagebrain.server.responses import ChatChoice, ChatLogprobs, ChatResponse
-from pagebrain.server.service import Heading, Service, answer_size, usage
-from pagebrain.server.sse import DONE, ClientGoneError, EventStream, read_all
+from pagebrain.server.service import Heading, Service, StreamUsage, answer_size, usage
+from pagebrain.server.sse import ClientGoneError, EventStream, read_all
 from pagebrain.server.streams import RequestStream
 
 quote = json.JSONEncoder().encode
+_NOTHING_MORE = '"logprobs": null, "finish_reason": null}]'
 
 
 def chat_routes(service: Service) -> APIRouter:
@@ -30,14 +31,14 @@ def chat_routes(service: Service) -> APIRouter:
     async def create_chat_completion(body: ChatRequest, request: Request) -> Response:
         """Continue a conversation. With ``stream`` the answer comes as server-sent events."""
         service.check_model(body.model)
-        wants_usage = body.wants_usage
+        options = body.checked_stream_options()
         params = body.sampling_params()
         prompt = await service.prompts.chat_prompt(body.messages)
         prompts = await service.prompts.token_ids([prompt], params)
-        heading = Heading.new("chatcmpl", service.model_name)
-        [stream] = service.submit(prompts, params, heading.id, request, body.user)
+        heading = Heading.new("chatcmpl", service.model_name, body.request_id)
+        [stream] = service.submit(prompts, params, heading.id, request, body.end_user)
         if body.stream:
-            return EventStream([stream], ChatEvents(heading, stream, service.texts, wants_usage))
+            return EventStream([stream], ChatEvents(heading, stream, service.texts, options))
         try:
             answers = await read_all([stream], request.receive)
         except ClientGoneError:
@@ -73,15 +74,12 @@ def chat_completion(heading: Heading, stream: RequestStream, texts: TokenTexts, 
 class ChatEvents:
     """The same as server-sent events: who speaks, what is said bit by bit, why it ended."""
 
-    def __init__(self, heading: Heading, stream: RequestStream, texts: TokenTexts, wants_usage: bool) -> None:
-        self._stream = stream
+    def __init__(self, heading: Heading, stream: RequestStream, texts: TokenTexts, options: StreamOptions) -> None:
         self._texts = texts
-        self._wants_usage = wants_usage
+        self._usage = StreamUsage([stream], options)
         self._wants_logprobs = stream.params.logprobs is not None
         self._start = heading.event_start("chat.completion.chunk")
-        self._end = ', "usage": null}\n\n' if wants_usage else "}\n\n"
         self._heads = [f'{self._start}[{{"index": {index}, "delta": ' for index in range(stream.params.n)]
-        self._tail = f', "logprobs": null, "finish_reason": null}}]{self._end}'
         self._silent = set(range(stream.params.n))
 
     def opening(self) -> str:
@@ -95,22 +93,25 @@ class ChatEvents:
             head = self._heads[delta.index]
             if delta.index in self._silent:
                 self._silent.discard(delta.index)
-                events.append(f'{head}{{"role": "assistant", "content": ""}}{self._tail}')
+                end = self._usage.end(0, delta.index)
+                events.append(f'{head}{{"role": "assistant", "content": ""}}, {_NOTHING_MORE}{end}')
+            if self._usage.is_continuous:
+                self._usage.count(0, delta)
+            end = self._usage.end(0, delta.index)
             if self._wants_logprobs and delta.token_ids:
                 logprobs = json.dumps(_logprobs(self._texts, delta))
-                tail = f', "logprobs": {logprobs}, "finish_reason": null}}]{self._end}'
-                events.append(f'{head}{{"content": {quote(delta.text)}}}{tail}')
+                events.append(
+                    f'{head}{{"content": {quote(delta.text)}}}, "logprobs": {logprobs}, "finish_reason": null}}]{end}'
+                )
             elif delta.text:
-                events.append(f'{head}{{"content": {quote(delta.text)}}}{self._tail}')
+                events.append(f'{head}{{"content": {quote(delta.text)}}}, {_NOTHING_MORE}{end}')
             if delta.finish_reason is not None:
-                events.append(f'{head}{{}}, "logprobs": null, "finish_reason": "{delta.finish_reason}"}}]{self._end}')
+                events.append(f'{head}{{}}, "logprobs": null, "finish_reason": "{delta.finish_reason}"}}]{end}')
         return "".join(events)
 
     def ending(self) -> str:
         """The usage, if it was asked for, and the end."""
-        if not self._wants_usage:
-            return DONE
-        return f'{self._start}[], "usage": {json.dumps(usage([self._stream]))}}}\n\n{DONE}'
+        return self._usage.ending(self._start)
 
 
 def _logprobs(texts: TokenTexts, delta: OutputDelta) -> ChatLogprobs:

@@ -164,7 +164,7 @@ class EngineClient:
 
     def check(self, prompt: Prompt, params: SamplingParams) -> tuple[int, ...]:
         """The prompt's token ids. Raises ``InvalidRequestError`` for what can never be served, as the engine would."""
-        token_ids = checked_token_ids(prompt, None if self.tokenizer is None else self.encode, self.config)
+        token_ids = checked_token_ids(prompt, None if self.tokenizer is None else self.encode, params, self.config)
         params.check_vocabulary(self.config.vocab_size or 0)
         if params.stop and self.detokenizer is None:
             raise InvalidRequestError("stop strings need a tokenizer, and the model has none: use stop_token_ids")

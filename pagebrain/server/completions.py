@@ -14,10 +14,10 @@ from pagebrain.server.body import JsonRoute
 from pagebrain.server.documented import documented
 from pagebrain.server.heavy import json_answer
 from pagebrain.server.logprobs import CompletionScorer, joined
-from pagebrain.server.protocol import CompletionRequest
+from pagebrain.server.protocol import CompletionRequest, StreamOptions
 from pagebrain.server.responses import CompletionChoice, CompletionResponse
-from pagebrain.server.service import Heading, Service, answer_size, usage
-from pagebrain.server.sse import DONE, ClientGoneError, EventStream, read_all
+from pagebrain.server.service import Heading, Service, StreamUsage, answer_size, usage
+from pagebrain.server.sse import ClientGoneError, EventStream, read_all
 from pagebrain.server.streams import RequestStream
 
 quote = json.JSONEncoder().encode
@@ -31,14 +31,14 @@ def completion_routes(service: Service) -> APIRouter:
     async def create_completion(body: CompletionRequest, request: Request) -> Response:
         """Continue a prompt, or several. With ``stream`` the answer comes as server-sent events."""
         service.check_model(body.model)
-        wants_usage = body.wants_usage
+        options = body.checked_stream_options()
         params = body.sampling_params()
         prompts = await service.prompts.token_ids(body.prompts, params)
-        heading = Heading.new("cmpl", service.model_name)
-        streams = service.submit(prompts, params, heading.id, request, body.user)
+        heading = Heading.new("cmpl", service.model_name, body.request_id)
+        streams = service.submit(prompts, params, heading.id, request, body.end_user)
         writers = make_writers(service, body, streams)
         if body.stream:
-            return EventStream(streams, CompletionEvents(heading, streams, writers, wants_usage))
+            return EventStream(streams, CompletionEvents(heading, streams, writers, options))
         try:
             answers = await read_all(streams, request.receive)
         except ClientGoneError:
@@ -57,22 +57,15 @@ class ChoiceWriter:
         prompt_token_ids: of its prompt.
         echo: the prompt's text, if the answer is to begin with it.
         scorer: makes the logprobs, if they are wanted.
-        only_echo: the answer leaves out what was generated.
     """
 
     def __init__(
-        self,
-        index: int,
-        prompt_token_ids: tuple[int, ...],
-        echo: str | None,
-        scorer: CompletionScorer | None,
-        only_echo: bool,
+        self, index: int, prompt_token_ids: tuple[int, ...], echo: str | None, scorer: CompletionScorer | None
     ) -> None:
         self.index = index
         self._prompt_token_ids = prompt_token_ids
         self._echo = echo
         self._scorer = scorer
-        self.only_echo = only_echo
 
     @property
     def is_plain(self) -> bool:
@@ -81,17 +74,14 @@ class ChoiceWriter:
 
     def add(self, delta: OutputDelta, prompt_scores: tuple[TokenLogprobs | None, ...] | None) -> CompletionChoice:
         """The next piece; the scores of the prompt go with the first."""
-        text, logprobs = "", None
-        if not self.only_echo:
-            text = delta.text
+        logprobs = None
         if self._scorer is not None and self._echo is not None and prompt_scores is not None:
-            logprobs = self._scorer.prompt(self._prompt_token_ids, prompt_scores)
-        if self._scorer is not None and not self.only_echo:
+            logprobs = self._scorer.prompt(self._prompt_token_ids, prompt_scores, self._echo)
+        if self._scorer is not None:
             new = self._scorer.answer(delta.token_ids, delta.logprobs)
             logprobs = new if logprobs is None else joined(logprobs, new)
-        text, self._echo = (self._echo or "") + text, None
-        reason = "length" if delta.finish_reason == "stop" and self.only_echo else delta.finish_reason
-        return {"index": self.index, "text": text, "logprobs": logprobs, "finish_reason": reason}
+        text, self._echo = (self._echo or "") + delta.text, None
+        return {"index": self.index, "text": text, "logprobs": logprobs, "finish_reason": delta.finish_reason}
 
 
 def make_writers(service: Service, body: CompletionRequest, streams: list[RequestStream]) -> list[ChoiceWriter]:
@@ -104,7 +94,7 @@ def make_writers(service: Service, body: CompletionRequest, streams: list[Reques
         for _ in range(stream.params.n):
             skip = stream.params.skip_special_tokens
             scorer = None if body.logprobs is None else CompletionScorer(service.texts, skip)
-            writers.append(ChoiceWriter(len(writers), stream.prompt_token_ids, echo, scorer, body.only_scores))
+            writers.append(ChoiceWriter(len(writers), stream.prompt_token_ids, echo, scorer))
     return writers
 
 
@@ -123,7 +113,7 @@ def completion(
         "created": heading.created,
         "model": heading.model,
         "choices": choices,
-        "usage": usage(streams, writers[0].only_echo),
+        "usage": usage(streams),
     }
 
 
@@ -131,20 +121,18 @@ class CompletionEvents:
     """The same as server-sent events."""
 
     def __init__(
-        self, heading: Heading, streams: list[RequestStream], writers: list[ChoiceWriter], wants_usage: bool
+        self, heading: Heading, streams: list[RequestStream], writers: list[ChoiceWriter], options: StreamOptions
     ) -> None:
-        self._streams = streams
         self._writers = writers
-        self._wants_usage = wants_usage
+        self._usage = StreamUsage(streams, options)
         self._start = heading.event_start("text_completion")
-        self._end = ', "usage": null}\n\n' if wants_usage else "}\n\n"
         self._heads = [f'{self._start}[{{"index": {writer.index}, "text": ' for writer in writers]
         self._tails = {
-            reason: f', "logprobs": null, "finish_reason": {json.dumps(reason)}}}]{self._end}'
+            reason: f', "logprobs": null, "finish_reason": {json.dumps(reason)}}}]{self._usage.plain_end}'
             for reason in (None, "stop", "length", "abort")
         }
         self._num_samples = streams[0].params.n
-        self._is_plain = writers[0].is_plain
+        self._is_plain = writers[0].is_plain and not self._usage.is_continuous
         self._held: dict[int, list[OutputDelta]] = {}  # by prompt, until its scores are there
         if streams[0].params.prompt_logprobs is not None:
             self._held = {index: [] for index in range(len(streams))}
@@ -165,15 +153,16 @@ class CompletionEvents:
         if prompt_index in self._held:
             deltas = self._with_held(prompt_index, deltas)
         scores = self._prompt_scores.get(prompt_index)
-        choices = [self._writers[first + delta.index].add(delta, scores) for delta in deltas]
-        return "".join(f"{self._start}[{json.dumps(choice)}]{self._end}" for choice in choices)
+        events = []
+        for delta in deltas:
+            self._usage.count(prompt_index, delta)
+            choice = self._writers[first + delta.index].add(delta, scores)
+            events.append(f"{self._start}[{json.dumps(choice)}]{self._usage.end(prompt_index, delta.index)}")
+        return "".join(events)
 
     def ending(self) -> str:
         """The usage, if it was asked for, and the end."""
-        if not self._wants_usage:
-            return DONE
-        counted = usage(self._streams, self._writers[0].only_echo)
-        return f'{self._start}[], "usage": {json.dumps(counted)}}}\n\n{DONE}'
+        return self._usage.ending(self._start)
 
     def _with_held(self, prompt_index: int, deltas: list[OutputDelta]) -> list[OutputDelta]:
         """The samples share their prompt, whose scores come with the first: the others' tokens may come before them."""

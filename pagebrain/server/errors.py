@@ -20,6 +20,7 @@ from typing_extensions import TypedDict
 
 from pagebrain.errors import InvalidRequestError, PageBrainError
 from pagebrain.server.admission import QueueFullError
+from pagebrain.server.defaults import DEFAULTS
 from pagebrain.server.streams import DrainingError, EngineDeadError, RequestFailedError, SlowReaderError
 
 logger = logging.getLogger(__name__)
@@ -78,11 +79,10 @@ def bad_request(message: str, param: str | None = None) -> ApiError:
     return ApiError(400, message, param=param)
 
 
-def unsupported(param: str) -> ApiError:
-    """A 400 for a field that the API does not know, or does not honour."""
-    return ApiError(
-        400, f"'{param}' is not supported by this server: leave it out", param=param, code="unsupported_parameter"
-    )
+def unsupported(param: str, but: str = "") -> ApiError:
+    """A 400 for a field that the API does not know, or does not honour; ``but`` says what of it is, and what was got."""
+    says = f"supported {but}" if but else "not supported by this server"
+    return ApiError(400, f"'{param}' is {says}: leave it out", param=param, code="unsupported_parameter")
 
 
 def as_api_error(error: Exception) -> ApiError:
@@ -161,7 +161,8 @@ def first_problem(errors: Sequence[Mapping[str, Any]]) -> ApiError:
     if problem["type"] == "missing":
         return bad_request(f"'{param}' is required", param)
     if problem["type"] == "extra_forbidden":
-        return unsupported(param)
+        defaults = " or ".join(json.dumps(value) for value in DEFAULTS.get(path[-1], ()))
+        return unsupported(param, defaults and f"only as {defaults}, got {_short.repr(problem['input'])}")
     says = re.sub(r"^(Input|String|List|Dictionary|Value|Tuple) should", "must", problem["msg"])
     says = re.sub(r" after validation, not .*", "", says)
     return bad_request(f"'{param}' {says}, got {_short.repr(problem['input'])}", param)

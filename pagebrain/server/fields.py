@@ -21,6 +21,8 @@ MAX_REQUEST_TOKENS = 2 * MAX_PROMPT_TOKENS
 MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 256
 MAX_LOGIT_BIASES = 1024
+MAX_LABEL_CHARACTERS = 512
+"""Of a name that a client gives to somebody or something."""
 
 
 def _invalid(message: str) -> PydanticCustomError:
@@ -57,6 +59,8 @@ def _check_ids(value: list[Any]) -> list[Any]:
 
 
 def _check_stop(value: object) -> object:
+    if value == "":
+        return []
     strings = [value] if isinstance(value, str) else value
     if not isinstance(strings, list) or len(strings) > MAX_STOPS:
         raise _invalid(f"must be a string or a list of at most {MAX_STOPS} strings")
@@ -84,7 +88,8 @@ def _check_content(value: object) -> object:
     if not isinstance(value, list) or not value:
         raise _invalid("must be a string or a non-empty list of text parts")
     for part in value:
-        if not isinstance(part, dict) or part.keys() != {"type", "text"}:
+        named = {name for name, member in part.items() if member is not None} if isinstance(part, dict) else set()
+        if named - {"cache_control"} != {"type", "text"}:
             raise _invalid('must hold parts of the form {"type": "text", "text": "..."}; no other kind is supported')
         if part["type"] != "text" or not isinstance(part["text"], str):
             raise _invalid("must hold parts of type text, with a string as their text; no other kind is supported")
@@ -106,8 +111,10 @@ _PROMPT_SCHEMA: dict[str, JsonValue] = {
         {"type": "array", "items": _TOKEN_IDS, "minItems": 1, "maxItems": MAX_PROMPTS},
     ]
 }
-_STOP_TEXT: JsonValue = {"type": "string", "minLength": 1, "maxLength": MAX_STOP_CHARACTERS}
-_STOP_SCHEMA: dict[str, JsonValue] = {"anyOf": [_STOP_TEXT, {"type": "array", "items": _STOP_TEXT, "maxItems": MAX_STOPS}]}
+_STOP_TEXT: dict[str, JsonValue] = {"type": "string", "minLength": 1, "maxLength": MAX_STOP_CHARACTERS}
+_STOP_SCHEMA: dict[str, JsonValue] = {
+    "anyOf": [_STOP_TEXT | {"minLength": 0}, {"type": "array", "items": _STOP_TEXT, "maxItems": MAX_STOPS}]
+}
 _LOGIT_BIAS_SCHEMA: dict[str, JsonValue] = {
     "type": "object",
     "propertyNames": {"pattern": "^(0|[1-9][0-9]{0,8})$"},
@@ -116,9 +123,9 @@ _LOGIT_BIAS_SCHEMA: dict[str, JsonValue] = {
 }
 _TEXT_PART: dict[str, JsonValue] = {
     "type": "object",
-    "properties": {"type": {"type": "string", "enum": ["text"]}, "text": {"type": "string"}},
+    "properties": {"type": {"type": "string", "enum": ["text"]}, "text": {"type": "string"}, "cache_control": {}},
     "required": ["type", "text"],
-    "additionalProperties": False,
+    "additionalProperties": {"type": "null"},
 }
 _CONTENT_SCHEMA: dict[str, JsonValue] = {
     "anyOf": [{"type": "string"}, {"type": "array", "items": _TEXT_PART, "minItems": 1}]
@@ -130,6 +137,7 @@ Prompt = Annotated[
 Stop = Annotated[list[str], PlainValidator(_check_stop), WithJsonSchema(_STOP_SCHEMA)]
 LogitBias = Annotated[dict[int, float], PlainValidator(_check_logit_bias), WithJsonSchema(_LOGIT_BIAS_SCHEMA)]
 Content = Annotated[str, PlainValidator(_check_content), WithJsonSchema(_CONTENT_SCHEMA)]
+Label = Annotated[str, Field(max_length=MAX_LABEL_CHARACTERS)]
 TokenId = Annotated[int, Field(ge=0)]
 Probability = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Temperature = Annotated[float, Field(ge=0, allow_inf_nan=False)]

@@ -47,7 +47,8 @@ class CompletionScorer:
     """Makes the legacy logprobs object of one answer, piece by piece.
 
     It keeps count of the characters, so that each token's ``text_offset`` is where its text begins in the answer's: the
-    first character that it has a part in. A token that a stop string cuts off keeps the offset that it would have had.
+    first character that it has a part in. Bytes that never become a character are sent as U+FFFD, which counts like any
+    other. A token that a stop string cuts off keeps the offset that it would have had.
     """
 
     def __init__(self, texts: TokenTexts, skip_special_tokens: bool) -> None:
@@ -56,10 +57,17 @@ class CompletionScorer:
         self._num_characters = 0
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
-    def prompt(self, token_ids: Sequence[int], scores: Sequence[TokenLogprobs | None]) -> CompletionLogprobs:
-        """The prompt's tokens, which the answer echoes."""
+    def prompt(self, token_ids: Sequence[int], scores: Sequence[TokenLogprobs | None], echo: str) -> CompletionLogprobs:
+        """The prompt's tokens, which the answer echoes as this text.
+
+        A tokenizer may put tokens of its own around a text; in the echo they take up no room.
+        """
         part = self._part(token_ids, scores, skip_special_tokens=False)
-        self._num_characters += len(self._decoder.decode(b"", final=True))  # the answer's text begins afresh
+        written = self._texts.decode(token_ids)
+        begin = next((offset for offset in part["text_offset"] if written.startswith(echo, offset)), 0)
+        part["text_offset"] = [min(max(0, offset - begin), len(echo)) for offset in part["text_offset"]]
+        self._num_characters = len(echo)
+        self._decoder.reset()  # the answer's text begins afresh
         return part
 
     def answer(self, token_ids: Sequence[int], scores: Sequence[TokenLogprobs | None]) -> CompletionLogprobs:
@@ -69,16 +77,23 @@ class CompletionScorer:
     def _part(
         self, token_ids: Sequence[int], scores: Sequence[TokenLogprobs | None], skip_special_tokens: bool
     ) -> CompletionLogprobs:
-        offsets = []
-        for token_id in token_ids:
-            offsets.append(self._num_characters)
-            self._num_characters += len(self._decoder.decode(self._texts.bytes(token_id, skip_special_tokens)))
+        offsets = [self._advance(self._texts.bytes(token_id, skip_special_tokens)) for token_id in token_ids]
         return {
             "tokens": [self._texts.text(token_id) for token_id in token_ids],
             "token_logprobs": [None if score is None else finite(score.logprob) for score in scores],
             "top_logprobs": [None if score is None else self._top(score) for score in scores],
             "text_offset": offsets,
         }
+
+    def _advance(self, token_bytes: bytes) -> int:
+        """Count a token's characters. Returns the number of the one that its first byte is a part of."""
+        begin, has_unfinished = self._num_characters, bool(self._decoder.getstate()[0])
+        text = self._decoder.decode(token_bytes[:1])
+        if has_unfinished and text and (len(text) > 1 or self._decoder.getstate()[0]):
+            begin += 1  # the byte did not go on with what was unfinished, which has become U+FFFD
+        text += self._decoder.decode(token_bytes[1:])
+        self._num_characters += len(text)
+        return begin
 
     def _top(self, score: TokenLogprobs) -> dict[str, float]:
         """The most probable tokens, best first, and the chosen one. Of two that look alike the better one counts."""

@@ -85,7 +85,7 @@ class PromptReader:
             raise bad_request(
                 "the model has no chat template: use /v1/completions, or start the server with --chat-template", "messages"
             )
-        turns = [{"role": message.role, "content": message.content} for message in messages]
+        turns = [message.turn for message in messages]
         if sum(len(message.content) for message in messages) > LONG_TEXT:
             return await asyncio.to_thread(self._render, turns)
         return self._render(turns)

@@ -1,7 +1,8 @@
 """What the API takes: one model for each kind of request, strict in types, bounded in size, closed to unknown fields.
 
-What a field means to the sampler is said, and checked once more, in :class:`~pagebrain.sampling_params.SamplingParams`. The
-schema that ``/openapi.json`` shows is made of these models.
+What a field means to the sampler is said, and checked once more, in :class:`~pagebrain.sampling_params.SamplingParams`.
+Fields that the API has no use for may ask for nothing, see :mod:`pagebrain.server.defaults`. The schema that
+``/openapi.json`` shows is made of these models.
 """
 
 from typing import Annotated, Any, Literal
@@ -10,8 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.config import JsonDict
 
 from pagebrain.sampling_params import MAX_LOGPROBS, MAX_SAMPLES, SamplingParams
-from pagebrain.server.errors import bad_request
-from pagebrain.server.fields import Content, LogitBias, Penalty, Probability, Prompt, Stop, Temperature, TokenId
+from pagebrain.server.defaults import asks_for_nothing, describe_defaults
+from pagebrain.server.errors import bad_request, unsupported
+from pagebrain.server.fields import Content, Label, LogitBias, Penalty, Probability, Prompt, Stop, Temperature, TokenId
 
 MAX_CHOICES = 1024
 """Most answers to one request: prompts times ``n``."""
@@ -27,29 +29,46 @@ _ONLY_NULLS: JsonDict = {"additionalProperties": {"type": "null"}}
 
 
 class Strict(BaseModel):
-    """A request: types are not converted, unknown fields are refused unless they are ``null``, which asks for nothing."""
+    """A request: types are not converted, unknown fields are refused unless what they hold asks for nothing."""
 
     model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra=_ONLY_NULLS)
 
     @model_validator(mode="before")
     @classmethod
-    def _leave_out_unknown_nulls(cls, value: Any) -> Any:
-        if not isinstance(value, dict) or None not in value.values():
+    def _leave_out_what_asks_for_nothing(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
             return value
-        return {name: member for name, member in value.items() if member is not None or name in cls.model_fields}
+        fields = cls.model_fields
+        return {name: member for name, member in value.items() if name in fields or not asks_for_nothing(name, member)}
 
 
 class StreamOptions(Strict):
-    """``include_usage``: a last event counts the tokens."""
+    """``include_usage``: a last event counts all tokens. ``continuous_usage_stats``: each event counts its answer's own."""
 
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+
+
+def _describe_request(schema: JsonDict) -> None:
+    schema.update(_ONLY_NULLS)
+    properties = schema["properties"]
+    assert isinstance(properties, dict)
+    describe_defaults(properties)
 
 
 class SamplingRequest(Strict):
-    """What completions and chats have in common. A field that is ``null`` is as good as left out."""
+    """What completions and chats have in common. A field that is ``null`` is as good as left out.
+
+    The last group says whom the request is for, or how it could be served: nothing of it changes an answer.
+    ``request_id`` becomes a part of the answer's id, ``user`` (or ``safety_identifier``, its newer name) is for the request
+    log. Requests share nothing that a ``cache_salt`` could keep apart.
+    """
+
+    model_config = ConfigDict(json_schema_extra=_describe_request)
 
     model: str | None = None
     n: Annotated[int, Field(ge=1, le=MAX_SAMPLES)] | None = None
+    best_of: Annotated[int, Field(ge=1)] | None = None
     temperature: Temperature | None = None
     top_p: Probability | None = None
     top_k: Annotated[int, Field(ge=-1)] | None = None
@@ -67,7 +86,20 @@ class SamplingRequest(Strict):
     seed: int | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    user: Annotated[str, Field(max_length=512)] | None = None
+    user: Label | None = None
+    safety_identifier: Label | None = None
+    request_id: Annotated[str, Field(min_length=1, max_length=128)] | None = None
+    session_id: Label | None = None
+    metadata: dict[str, Any] | None = None
+    prompt_cache_key: Label | None = None
+    prompt_cache_retention: Label | None = None
+    prompt_cache_options: dict[str, Any] | None = None
+    cache_prompt: bool | None = None
+    cache_salt: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
+    parallel_tool_calls: bool | None = None
+    include_reasoning: bool | None = None
+    separate_reasoning: bool | None = None
+    stream_reasoning: bool | None = None
 
     @property
     def num_samples(self) -> int:
@@ -75,13 +107,20 @@ class SamplingRequest(Strict):
         return 1 if self.n is None else self.n
 
     @property
-    def wants_usage(self) -> bool:
-        """Whether the stream ends with a count of the tokens. Raises ``ApiError`` for options of a stream without one."""
-        if self.stream_options is not None and not self.stream:
+    def end_user(self) -> str | None:
+        """Whom the client says that it asks for."""
+        return self.user or self.safety_identifier
+
+    def checked_stream_options(self) -> StreamOptions:
+        """What is wanted of a stream. Raises ``ApiError`` if anything is, and the answer comes in one piece."""
+        options = self.stream_options or StreamOptions()
+        if (options.include_usage or options.continuous_usage_stats) and not self.stream:
             raise bad_request("'stream_options' needs 'stream' to be true", "stream_options")
-        return bool(self.stream_options and self.stream_options.include_usage)
+        return options
 
     def _sampling_params(self, **others: Any) -> SamplingParams:
+        if self.best_of not in (None, self.num_samples):
+            raise unsupported("best_of", f"only as 'n' ({self.num_samples}), got {self.best_of}")
         named = {name: getattr(self, name) for name in _SAMPLING_FIELDS}
         return SamplingParams(**{name: value for name, value in (named | others).items() if value is not None})
 
@@ -93,11 +132,19 @@ _SAMPLING_FIELDS = (
 )
 
 
+def _one_limit(max_tokens: int | None, max_completion_tokens: int | None) -> int | None:
+    """Most tokens to generate, under either of its names. Raises ``ApiError`` if both are given and differ."""
+    if None not in (max_tokens, max_completion_tokens) and max_tokens != max_completion_tokens:
+        raise bad_request("'max_tokens' and 'max_completion_tokens' differ: give one of them", "max_completion_tokens")
+    return max_completion_tokens if max_tokens is None else max_tokens
+
+
 class CompletionRequest(SamplingRequest):
-    """``POST /v1/completions``."""
+    """``POST /v1/completions``. ``max_completion_tokens`` is another name of ``max_tokens``."""
 
     prompt: Prompt
     max_tokens: Annotated[int, Field(ge=0)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=0)] | None = None
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
 
@@ -110,20 +157,17 @@ class CompletionRequest(SamplingRequest):
             return [self.prompt]
         return self.prompt
 
-    @property
-    def only_scores(self) -> bool:
-        """``max_tokens`` is 0: the prompt comes back, with its log-probabilities if asked for, and nothing is generated."""
-        return self.max_tokens == 0
-
     def sampling_params(self) -> SamplingParams:
         """The same, as the engine takes it. Raises ``ApiError`` or ``InvalidRequestError``.
 
-        The engine generates at least one token; where none is wanted, that one is left out of the answer.
+        With ``max_tokens`` 0 the prompt comes back, with its log-probabilities if asked for, and nothing is generated.
         """
-        max_tokens = DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens
-        if self.only_scores and not self.echo:
+        limit = _one_limit(self.max_tokens, self.max_completion_tokens)
+        max_tokens = DEFAULT_MAX_TOKENS if limit is None else limit
+        only_scores = max_tokens == 0
+        if only_scores and not self.echo:
             raise bad_request("'max_tokens' must be at least 1, unless 'echo' is true", "max_tokens")
-        if self.only_scores and self.min_tokens:
+        if only_scores and self.min_tokens:
             raise bad_request(f"'min_tokens' must be at most 'max_tokens' (0), got {self.min_tokens}", "min_tokens")
         if len(self.prompts) * self.num_samples > MAX_CHOICES:
             raise bad_request(
@@ -132,8 +176,8 @@ class CompletionRequest(SamplingRequest):
                 "n",
             )
         return self._sampling_params(
-            max_tokens=max(1, max_tokens),
-            logprobs=None if self.only_scores else self.logprobs,
+            max_tokens=max_tokens,
+            logprobs=None if only_scores else self.logprobs,
             prompt_logprobs=self.logprobs if self.echo else None,
         )
 
@@ -143,6 +187,13 @@ class ChatMessage(Strict):
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Content
+    name: Label | None = None
+
+    @property
+    def turn(self) -> dict[str, str]:
+        """The same, as chat templates know it."""
+        named = {} if self.name is None else {"name": self.name}
+        return {"role": self.role, "content": self.content, **named}
 
 
 Messages = Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
@@ -159,13 +210,11 @@ class ChatRequest(SamplingRequest):
 
     def sampling_params(self) -> SamplingParams:
         """The same, as the engine takes it. Raises ``ApiError`` or ``InvalidRequestError``."""
-        limits = {limit for limit in (self.max_tokens, self.max_completion_tokens) if limit is not None}
-        if len(limits) > 1:
-            raise bad_request("'max_tokens' and 'max_completion_tokens' differ: give one of them", "max_completion_tokens")
-        if self.top_logprobs is not None and not self.logprobs:
+        if self.top_logprobs and not self.logprobs:
             raise bad_request("'top_logprobs' needs 'logprobs' to be true", "top_logprobs")
         return self._sampling_params(
-            max_tokens=limits.pop() if limits else None, logprobs=(self.top_logprobs or 0) if self.logprobs else None
+            max_tokens=_one_limit(self.max_tokens, self.max_completion_tokens),
+            logprobs=(self.top_logprobs or 0) if self.logprobs else None,
         )
 
 

@@ -3,6 +3,7 @@
 import json
 import time
 import uuid
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -15,7 +16,9 @@ from pagebrain.server.errors import ApiError, bad_request
 from pagebrain.server.logprobs import TokenTexts
 from pagebrain.server.options import ServerOptions
 from pagebrain.server.prompts import PromptReader
+from pagebrain.server.protocol import StreamOptions
 from pagebrain.server.responses import Usage
+from pagebrain.server.sse import DONE
 from pagebrain.server.streams import DrainingError, RequestStream
 
 MAX_ITEMS = 2_000_000
@@ -93,7 +96,8 @@ class Service:
         items = 0
         for prompt in prompts:
             room = max(0, max_model_len - len(prompt))
-            items += num_items(params, len(prompt), min(room, params.max_tokens or room) * params.n)
+            limit = room if params.max_tokens is None else params.max_tokens
+            items += num_items(params, len(prompt), min(room, limit) * params.n)
         if items > MAX_ITEMS:
             raise bad_request(
                 f"'n', 'max_tokens', 'logprobs' (or 'top_logprobs') and the prompts together ask for up to {items} tokens "
@@ -140,9 +144,9 @@ class Heading:
     model: str
 
     @classmethod
-    def new(cls, prefix: str, model: str) -> "Heading":
-        """For an answer that begins now."""
-        return cls(f"{prefix}-{uuid.uuid4().hex}", int(time.time()), model)
+    def new(cls, prefix: str, model: str, request_id: str | None = None) -> "Heading":
+        """For an answer that begins now; its id is the client's, if that has given one."""
+        return cls(f"{prefix}-{request_id or uuid.uuid4().hex}", int(time.time()), model)
 
     def event_start(self, kind: str) -> str:
         """An event up to the value of ``choices``, made once for a stream."""
@@ -150,12 +154,49 @@ class Heading:
         return f"data: {json.dumps(fields)[:-1]}, " + '"choices": '
 
 
-def usage(streams: Sequence[RequestStream], only_prompts: bool = False) -> Usage:
-    """The tokens of a request's prompts and, unless the client gets ``only_prompts`` back, of the answers to them."""
-    prompt_tokens = sum(stream.num_prompt_tokens for stream in streams)
-    completion_tokens = 0 if only_prompts else sum(stream.num_generated for stream in streams)
+def usage(streams: Sequence[RequestStream]) -> Usage:
+    """The tokens of a request's prompts, and of the answers to them."""
+    return _usage(sum(stream.num_prompt_tokens for stream in streams), sum(stream.num_generated for stream in streams))
+
+
+def _usage(prompt_tokens: int, completion_tokens: int) -> Usage:
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
     }
+
+
+class StreamUsage:
+    """What the events of a stream say of the tokens that were used.
+
+    With ``include_usage`` a last event has the sum over all answers, and ``usage`` is ``null`` in those before. With
+    ``continuous_usage_stats`` each of these counts the prompt, and what has come so far, of the answer that it is about.
+
+    Args:
+        streams: of the request.
+        options: what the client wants.
+    """
+
+    def __init__(self, streams: Sequence[RequestStream], options: StreamOptions) -> None:
+        self._streams = streams
+        self._has_last = bool(options.include_usage)
+        self.is_continuous = bool(options.continuous_usage_stats)
+        self._num_generated: Counter[tuple[int, int]] = Counter()
+        self.plain_end = ', "usage": null}\n\n' if self._has_last else "}\n\n"
+
+    def count(self, prompt_index: int, delta: OutputDelta) -> None:
+        """Tokens came."""
+        self._num_generated[prompt_index, delta.index] += len(delta.token_ids)
+
+    def end(self, prompt_index: int, sample_index: int) -> str:
+        """The end of an event about this sample of that prompt, from behind its choices."""
+        if not self.is_continuous:
+            return self.plain_end
+        prompt_tokens = self._streams[prompt_index].num_prompt_tokens
+        counted = _usage(prompt_tokens, self._num_generated[prompt_index, sample_index])
+        return f', "usage": {json.dumps(counted)}}}\n\n'
+
+    def ending(self, event_start: str) -> str:
+        """The last event, if it was asked for, and the end of the stream."""
+        return (f'{event_start}[], "usage": {json.dumps(usage(self._streams))}}}\n\n' if self._has_last else "") + DONE

@@ -12,6 +12,7 @@ from pagebrain.detokenizer import Detokenizer
 from pagebrain.outputs import OutputDelta, TokenLogprobs
 from pagebrain.server.completions import ChoiceWriter, CompletionEvents
 from pagebrain.server.logprobs import LOWEST_LOGPROB, CompletionScorer, TokenTexts
+from pagebrain.server.protocol import StreamOptions
 from pagebrain.server.service import Heading
 from pagebrain.server.streams import RequestStream
 from tests.server.support_in_process import ServerThread
@@ -107,8 +108,8 @@ def test_samples_that_come_before_their_prompts_scores_wait_for_them() -> None:
 
     def make() -> CompletionEvents:
         scorers = [CompletionScorer(TokenTexts(None), skip_special_tokens=True) for _ in range(2)]
-        writers = [ChoiceWriter(index, (1, 2), "ab", scorer, False) for index, scorer in enumerate(scorers)]
-        return CompletionEvents(Heading.new("cmpl", "m"), [stream], writers, wants_usage=False)
+        writers = [ChoiceWriter(index, (1, 2), "ab", scorer) for index, scorer in enumerate(scorers)]
+        return CompletionEvents(Heading.new("cmpl", "m"), [stream], writers, StreamOptions())
 
     def delta(index: int, token: int, **more: Any) -> OutputDelta:
         return OutputDelta("r", index, f"<{token}>", (token,), (TokenLogprobs(token, -1.0, 1),), **more)
@@ -151,7 +152,7 @@ def test_an_unfinished_character_of_the_prompt_does_not_run_into_the_answer() ->
     scorer = CompletionScorer(texts, skip_special_tokens=True)
     scores = [TokenLogprobs(token_id, -1.0, 1) for token_id in ids]
     text = texts.decode(ids[:2])
-    assert scorer.prompt(ids[:2], scores[:2])["text_offset"] == [0, 0]
+    assert scorer.prompt(ids[:2], scores[:2], text)["text_offset"] == [0, 0]
     assert scorer.answer(ids, scores)["text_offset"] == [len(text)] * 4
     assert scorer.answer([65], scores[:1])["text_offset"] == [len(text) + 1]
 
@@ -164,7 +165,7 @@ def test_special_tokens_take_up_room_only_where_they_are_shown() -> None:
     for skip, offset in ((True, 0), (False, len("<|endoftext|>"))):
         part = CompletionScorer(texts, skip_special_tokens=skip).answer([end, a], scores)
         assert part["tokens"] == ["<|endoftext|>", "a"] and part["text_offset"] == [0, offset]
-    shown = CompletionScorer(texts, skip_special_tokens=True).prompt([end, a], scores)
+    shown = CompletionScorer(texts, skip_special_tokens=True).prompt([end, a], scores, "<|endoftext|>a")
     assert shown["text_offset"] == [0, len("<|endoftext|>")], "an echo shows them"
 
 

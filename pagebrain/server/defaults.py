@@ -1,0 +1,86 @@
+"""Fields that the API has no use for, and the values of them that ask for nothing: such a value is as good as none.
+
+Clients write out the defaults of their own API, or of another server's. What asks for no more than this server does anyway
+is accepted; any other value of such a field would change the answer, and is refused by name.
+"""
+
+from typing import Any
+
+from pydantic import JsonValue
+
+DEFAULTS: dict[str, tuple[JsonValue, ...]] = {
+    # OpenAI
+    "function_call": ("none", "auto"),
+    "functions": ([],),
+    "include_obfuscation": (False,),  # in stream_options
+    "modalities": (["text"],),
+    "reasoning_effort": ("none",),
+    "response_format": ({"type": "text"},),
+    "service_tier": ("auto", "default"),
+    "store": (False,),
+    "suffix": ("",),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+    "verbosity": ("medium",),
+    # in the messages of a chat
+    "annotations": ([],),
+    "tool_calls": ([],),
+    # vLLM
+    "add_generation_prompt": (True,),
+    "bad_words": ([],),
+    "chat_template_kwargs": ({},),
+    "continue_final_message": (False,),
+    "detokenize": (True,),
+    "documents": ([],),
+    "early_stopping": (False,),
+    "echo": (False,),  # of a chat
+    "kv_transfer_params": ({},),
+    "length_penalty": (1,),
+    "logits_processors": ([],),
+    "media_io_kwargs": ({},),
+    "mm_processor_kwargs": ({},),
+    "priority": (0,),
+    "return_prompt_text": (False,),
+    "return_token_ids": (False,),
+    "return_token_offsets": (False,),
+    "return_tokens_as_token_ids": (False,),
+    "spaces_between_special_tokens": (True,),
+    "stream_interval": (1,),
+    "use_beam_search": (False,),
+    "vllm_xargs": ({},),
+    "watermarking": (False,),
+    # SGLang
+    "custom_params": ({},),
+    "no_stop_trim": (False,),
+    "return_cached_tokens_details": (False,),
+    "return_hidden_states": (False,),
+    "return_meta_info": (False,),
+    "return_prompt_token_ids": (False,),
+    "return_routed_experts": (False,),
+    "session_params": ({},),
+    "use_audio_in_video": (False,),
+    # samplers of others, turned off
+    "mirostat": (0,),
+    "mirostat_mode": (0,),
+    "no_repeat_ngram_size": (0,),
+    "num_beams": (1,),
+    "tfs": (1,),
+    "tfs_z": (1,),
+    "top_a": (0,),
+    "typical_p": (1,),
+}
+"""By the name of the field."""
+
+
+def asks_for_nothing(name: str, value: Any) -> bool:
+    """Whether a field that the API has no use for is ``null`` or has one of its :data:`DEFAULTS`."""
+    if value is None:
+        return True
+    is_bool = isinstance(value, bool)
+    return any(value == default and is_bool == isinstance(default, bool) for default in DEFAULTS.get(name, ()))
+
+
+def describe_defaults(properties: dict[str, Any]) -> None:
+    """Add these fields to the properties of a JSON schema, unless they mean something there."""
+    for name, values in DEFAULTS.items():
+        properties.setdefault(name, {"enum": [*values, None], "description": "Accepted, and asks for nothing."})
