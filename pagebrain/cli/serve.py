@@ -22,6 +22,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--cors-origin", action="append", metavar="URL", help="let web pages from there in; repeatable")
     group.add_argument("--chat-template", metavar="FILE", help="a Jinja template for chats (default: the tokenizer's own)")
     group.add_argument("--drain-seconds", type=float, metavar="S", help="to finish requests when told to end (default: 30)")
+    group.add_argument(
+        "--keep-alive-seconds",
+        type=float,
+        metavar="S",
+        help="a connection without a request stays open so long (default: 180)",
+    )
     group.add_argument("--log-level", metavar="LEVEL", help="debug may show what is in prompts (default: info)")
     group.add_argument("--log-requests", action="store_true", help="write a line for each request that ends, without texts")
     group.add_argument("--live-control", action="store_true", help="let /live pause and step the engine")
@@ -63,6 +69,8 @@ def server_settings(args: argparse.Namespace, model: str | None) -> dict[str, An
         given["api_key"] = api_key
     if "cors_origin" in args:
         given["cors_origins"] = tuple(args.cors_origin)
+    if "keep_alive_seconds" in args:
+        given["keep_alive_s"] = args.keep_alive_seconds
     if "drain_seconds" in args:
         given["drain_s"] = args.drain_seconds
     if "chat_template" in args:

@@ -1,4 +1,4 @@
-"""What a request must pass before the API sees it: the name it calls the server by, its key, its content type, its size.
+"""What a request must pass before the API sees it: the name it calls the server by, its key, its path, the kind of its body.
 
 Plain ASGI middlewares: they cost microseconds and hold no stream up. What they refuse is answered in OpenAI's shape, and
 neither the API nor the engine hears of it. Here are those that look at headers; ``body_guard.py`` reads bodies. What a body
@@ -18,20 +18,22 @@ from pagebrain.server.body_guard import BODY_TIMEOUT_S, BodyGuard, announces_bod
 from pagebrain.server.errors import ApiError, error_response
 from pagebrain.server.live import ASSETS
 from pagebrain.server.options import ServerOptions
+from pagebrain.server.paths import PlainPaths, check_path
 
 _OPEN_PATHS = frozenset({"/health", "/live", *(f"/live/{name}" for name in ASSETS)})
 """What everybody may GET. A list of what needs a key would have holes: a router can be generous about what it takes for
-the same path, and Starlette's ignores a newline at the end."""
+the same path."""
 
 
 def add_guards(app: FastAPI, options: ServerOptions, body_timeout_s: float = BODY_TIMEOUT_S) -> None:
     """Put the guards around an app. Called once, before it serves.
 
-    From the outside in: CORS, so that browsers may read errors too; unexpected errors; API key, or the server's name where
-    there is no key to protect it; content type; body.
+    From the outside in: the spelling of the path; CORS, so that browsers may read errors too; unexpected errors; API key, or
+    the server's name where there is no key to protect it; path; content type; body.
     """
     app.add_middleware(BodyGuard, max_bytes=options.max_body_bytes, timeout_s=body_timeout_s)
     app.add_middleware(HeaderGuard, check=check_content_type)
+    app.add_middleware(HeaderGuard, check=check_path)
     if options.api_key is not None:
         app.add_middleware(HeaderGuard, check=KeyCheck(options.api_key))
     elif needs_host_check(options):
@@ -45,6 +47,7 @@ def add_guards(app: FastAPI, options: ServerOptions, body_timeout_s: float = BOD
             allow_headers=["Authorization", "Content-Type"],
             expose_headers=["Retry-After"],
         )
+    app.add_middleware(PlainPaths)
 
 
 class HeaderGuard:

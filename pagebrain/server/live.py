@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 from importlib import resources
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.types import Receive, Scope, Send
 
@@ -27,8 +27,9 @@ from pagebrain.server.live_hub import (
 )
 from pagebrain.server.messages import ControlAction
 from pagebrain.server.options import ServerOptions
+from pagebrain.server.paths import num_slashes_at_end
 from pagebrain.server.service import SECRET_HEADER, page_secret
-from pagebrain.server.sse import STALL_S, PatientSend, while_read
+from pagebrain.server.sse import while_there
 
 HEARTBEAT_S = 15.0
 """Seconds of silence after which a comment is sent, so that neither side nor anything between takes the other for gone."""
@@ -94,6 +95,10 @@ def live_router(client: LiveSource, options: ServerOptions) -> APIRouter:
 
     @router.get("/live")
     async def live_page(request: Request) -> Response:
+        if num_slashes := num_slashes_at_end(
+            request.scope
+        ):  # the page's files would be looked for in a folder that there is not
+            return RedirectResponse("../" * num_slashes + "live", status_code=308)
         return page.response(request)
 
     @router.get("/live/feed")
@@ -122,7 +127,7 @@ def live_router(client: LiveSource, options: ServerOptions) -> APIRouter:
 
     @router.get("/live/{asset:path}")
     async def live_asset(asset: str, request: Request) -> Response:
-        if asset not in assets:
+        if asset not in assets or b"%" in request.scope["raw_path"]:  # no name needs escapes
             raise ApiError(404, f"There is no {request.url.path}.")
         return assets[asset].response(request)
 
@@ -172,24 +177,19 @@ class FeedResponse(StreamingResponse):
 
     A plain streaming response would wait in ``send`` for a viewer that does not read, and leave cleaning up to the garbage
     collector. Here what is being sent and the word that the viewer has gone are waited for side by side.
-
-    Args:
-        stall_s: seconds without a byte taken after which the viewer is given up.
     """
 
-    def __init__(self, hub: LiveHub, viewer: Viewer, hello: bytes, stall_s: float = STALL_S) -> None:
+    def __init__(self, hub: LiveHub, viewer: Viewer, hello: bytes) -> None:
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no", "X-Content-Type-Options": "nosniff"}
         super().__init__(_nothing(), media_type="text/event-stream", headers=headers)
         self._hub = hub
         self._viewer = viewer
         self._hello = hello
-        self._stall_s = stall_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI application that is this response."""
-        patient = PatientSend(send, self._stall_s)
         try:
-            await while_read(self._send_all(patient), patient, receive)
+            await while_there(self._send_all(send), receive)
         finally:
             self._hub.leave(self._viewer)
 

@@ -24,6 +24,7 @@ class ServerOptions:
         max_body_bytes: longest body of a request.
         max_queued_requests: most prompts that wait for their first token at a time; a request may hold many.
         max_queued_tokens: most prompt tokens that wait so, each sample counted.
+        keep_alive_s: seconds that a connection stays open without a request.
         drain_s: seconds that requests under way have to finish when the server is told to end.
         log_level: ``critical``, ``error``, ``warning``, ``info`` or ``debug``; the last may show what is in prompts.
         log_requests: write a line for each request that ends.
@@ -42,6 +43,7 @@ class ServerOptions:
     max_body_bytes: int = 4 * 2**20
     max_queued_requests: int = 1024
     max_queued_tokens: int = 262_144
+    keep_alive_s: float = 180.0
     drain_s: float = 30.0
     log_level: str = "info"
     log_requests: bool = False
@@ -64,5 +66,7 @@ class ServerOptions:
         for name in ("max_queued_requests", "max_queued_tokens"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+        if not 0 < self.keep_alive_s < float("inf"):
+            raise ConfigError(f"--keep-alive-seconds must be more than 0 and finite, got {self.keep_alive_s}")
         if not 0 <= self.drain_s < float("inf"):
             raise ConfigError(f"--drain-seconds must be at least 0 and finite, got {self.drain_s}")

@@ -21,7 +21,7 @@ from pagebrain.config import PageBrainConfig
 from pagebrain.errors import ConfigError
 from pagebrain.server.app import create_app
 from pagebrain.server.client import EngineClient
-from pagebrain.server.connections import PunctualProtocol
+from pagebrain.server.connections import HttpConnection
 from pagebrain.server.logs import configure_logging
 from pagebrain.server.messages import settle_memory
 from pagebrain.server.options import ServerOptions
@@ -39,7 +39,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 """Those that tell the server to end."""
 
 UNSENT_S = 90
-"""The system drops a connection whose client takes nothing for so long; ``sse.py`` has given the client up by then."""
+"""The system drops a connection whose client takes nothing for so long; ``connections.py`` has given it up by then."""
 
 
 def serve(config: PageBrainConfig, options: ServerOptions, parent: int | None = None) -> int:
@@ -162,7 +162,8 @@ class _Life:
                 create_app(self.client, self.options),
                 log_config=None,
                 access_log=False,
-                http=PunctualProtocol,
+                http=HttpConnection,
+                timeout_keep_alive=self.options.keep_alive_s,  # type: ignore[arg-type]
                 lifespan="off",
                 ws="none",
                 timeout_graceful_shutdown=int(GRACE_S),

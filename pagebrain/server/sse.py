@@ -2,17 +2,17 @@
 
 This runs for every token of every client. While a client takes its events slowly, what comes meanwhile is merged by
 :meth:`~pagebrain.server.streams.RequestStream.read`; nobody else waits. When the client goes away, its streams are closed at
-once, and the engine frees their blocks.
+once, and the engine frees their blocks. A client that takes nothing for long is one that has gone, see
+:mod:`pagebrain.server.connections`.
 """
 
 import asyncio
 import logging
-import time
 from collections.abc import Coroutine, Sequence
 from typing import Any, Protocol, TypeVar
 
 from starlette.responses import Response
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from pagebrain.outputs import OutputDelta
 from pagebrain.server.errors import error_event
@@ -20,9 +20,6 @@ from pagebrain.server.heavy import BIG_ANSWER, in_turn
 from pagebrain.server.streams import RequestStream
 
 logger = logging.getLogger(__name__)
-
-STALL_S = 60.0
-"""A client that takes nothing for so long is given up."""
 
 CANCEL_AGAIN_S = 0.1
 
@@ -44,29 +41,24 @@ class Narrator(Protocol):
 
 
 class EventStream(Response):
-    """The response that streams ``streams``, one for each prompt of the request, and closes them however it ends.
-
-    Args:
-        stall_s: seconds without a byte taken after which the client is given up.
-    """
+    """The response that streams ``streams``, one for each prompt of the request, and closes them however it ends."""
 
     media_type = "text/event-stream"
 
-    def __init__(self, streams: Sequence[RequestStream], narrator: Narrator, stall_s: float = STALL_S) -> None:
+    def __init__(self, streams: Sequence[RequestStream], narrator: Narrator) -> None:
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._streams = streams
         self._narrator = narrator
-        self._stall_s = stall_s
         self._has_scores = any(
             stream.params.logprobs is not None or stream.params.prompt_logprobs is not None for stream in streams
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer; returns when the last event was taken, or the client is gone."""
-        self._send = PatientSend(send, self._stall_s)
+        self._send = send
         try:
-            await while_read(self._tell(), self._send, receive)
+            await while_there(self._tell(), receive)
         finally:
             for stream in self._streams:
                 stream.close()
@@ -130,40 +122,17 @@ def _num_scores(deltas: list[OutputDelta], num_samples: int) -> int:
     return count
 
 
-class PatientSend:
-    """Sends, and knows whether the client has taken nothing for ``stall_s`` seconds."""
-
-    def __init__(self, send: Send, stall_s: float) -> None:
-        self._send = send
-        self.stall_s = stall_s
-        self._since_s: float | None = None
-
-    async def __call__(self, message: Message) -> None:
-        """Send a message; waits while the client takes nothing."""
-        self._since_s = time.monotonic()
-        await self._send(message)
-        self._since_s = None
-
-    @property
-    def is_stalled(self) -> bool:
-        """Whether the client is to be given up."""
-        return self._since_s is not None and time.monotonic() - self._since_s >= self.stall_s
-
-
-async def while_read(telling: Coroutine[Any, Any, None], send: PatientSend, receive: Receive) -> None:
-    """Wait for ``telling`` to end, for the client to go, or for ``send`` to stall. Raises what ``telling`` raises."""
+async def while_there(telling: Coroutine[Any, Any, None], receive: Receive) -> None:
+    """Wait for ``telling`` to end, or for the client to go. Raises what ``telling`` raises."""
     told = asyncio.ensure_future(telling)
     leaving = asyncio.ensure_future(_until_gone(receive))
-    done: set[asyncio.Future[None]] = set()
     try:
-        while not done and not send.is_stalled:
-            done, _ = await asyncio.wait((told, leaving), timeout=send.stall_s / 4, return_when="FIRST_COMPLETED")
+        await asyncio.wait((told, leaving), return_when="FIRST_COMPLETED")
     finally:
+        was_told = told.done()
         await _cancel(told, leaving)
-    if told in done:
+    if was_told:
         told.result()
-    elif not done:
-        logger.info("a client took nothing for %g seconds and is given up", send.stall_s)
 
 
 class ClientGoneError(Exception):

@@ -8,6 +8,7 @@ from pagebrain.server.body import JsonRoute
 from pagebrain.server.documented import documented
 from pagebrain.server.errors import ApiError, bad_request, json_response
 from pagebrain.server.heavy import json_answer
+from pagebrain.server.paths import plain_path
 from pagebrain.server.protocol import DetokenizeRequest, TokenizeRequest
 from pagebrain.server.responses import Detokenized, Health, ModelCard, ModelList, Tokenized, Version
 from pagebrain.server.service import Service
@@ -41,11 +42,11 @@ def model_routes(service: Service) -> APIRouter:
 
     @router.get("/v1/models/{model:path}", **documented(ModelCard, 404))
     async def retrieve_model(model: str) -> Response:
-        """The same, by its name."""
-        service.check_model(model)
+        """The same, by its name, which may be a path: its slashes have become those of this path."""
+        if model != plain_path(service.model_name).removeprefix("/"):
+            service.check_model(model)
         return json_response(card())
 
-    @router.head("/health", include_in_schema=False)
     @router.get("/health", **documented(Health, 503))
     async def health() -> Response:
         """Whether requests are taken, and the engine is at work on those that were."""

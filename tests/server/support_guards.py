@@ -13,6 +13,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import StreamingResponse
 
 from pagebrain.server.body_guard import BODY_TIMEOUT_S
+from pagebrain.server.connections import HttpConnection
 from pagebrain.server.guards import add_guards
 from pagebrain.server.live import ASSETS
 from pagebrain.server.options import ServerOptions
@@ -86,7 +87,7 @@ class LiveApp(GuardedApp):
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.port = self.listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        self.server = uvicorn.Server(uvicorn.Config(self.app, log_config=None, lifespan="off"))
+        self.server = uvicorn.Server(uvicorn.Config(self.app, http=HttpConnection, log_config=None, lifespan="off"))
         self.thread = threading.Thread(target=self.server.run, args=([self.listener],), daemon=True)
         self.thread.start()
         return self

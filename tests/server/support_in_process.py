@@ -16,6 +16,7 @@ import uvicorn
 from pagebrain import LLM
 from pagebrain.server.app import create_app
 from pagebrain.server.client import EngineClient
+from pagebrain.server.connections import HttpConnection
 from pagebrain.server.messages import Abort, Ended, Ready, Stepped, Submit, pack_delta
 from pagebrain.server.options import ServerOptions
 
@@ -94,7 +95,9 @@ class ServerThread:
         self.client = InProcessClient(self._llm, self._options)
         await self.client.start()
         app = create_app(self.client, self._options)
-        config = uvicorn.Config(app, port=0, lifespan="off", log_config=None, timeout_graceful_shutdown=1)
+        config = uvicorn.Config(
+            app, port=0, http=HttpConnection, lifespan="off", log_config=None, timeout_graceful_shutdown=1
+        )
         self._server = uvicorn.Server(config)
         serving = asyncio.create_task(self._server.serve())
         while not self._server.started:

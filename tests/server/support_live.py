@@ -21,6 +21,7 @@ from fastapi import Depends, FastAPI, Request
 from fastapi.responses import StreamingResponse
 
 from pagebrain.config import PageBrainConfig
+from pagebrain.server.connections import HttpConnection
 from pagebrain.server.errors import ApiError, add_error_handlers
 from pagebrain.server.live import live_router
 from pagebrain.server.messages import ControlAction
@@ -376,7 +377,8 @@ async def _stream(client: FakeClient, name: str, names: list[str], seqs: list[Se
 @contextlib.contextmanager
 def serving(app: FastAPI, port: int = 0) -> Iterator[str]:
     """Serve an app from a thread; gives its address."""
-    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning", timeout_graceful_shutdown=1))
+    config = uvicorn.Config(app, port=port, http=HttpConnection, log_level="warning", timeout_graceful_shutdown=1)
+    server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:

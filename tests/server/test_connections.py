@@ -1,90 +1,146 @@
-"""A connection that sends no headers is given up; one that is being answered never is."""
+"""How long connections last: without headers, without a request, with an answer that nobody takes; and no longer."""
 
-import asyncio
+import logging
 import socket
+import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 
 import pytest
-import uvicorn
-from fastapi import FastAPI
-from fastapi.responses import StreamingResponse
 
+from pagebrain import PageBrainConfig
 from pagebrain.server import connections
-from pagebrain.server.connections import PunctualProtocol
-from pagebrain.server.run import listen
-from tests.support.event_loop import LoopThread
+from pagebrain.server.connections import HttpConnection
+from pagebrain.server.options import ServerOptions
+from pagebrain.server.run import _Life, listen
+from tests.server.support_connections import (
+    LOOPS,
+    Served,
+    everything,
+    head,
+    post,
+    read_until,
+    serving,
+    wait_for,
+)
 
 HEADERS_S = 0.4
-LONG_S = 3 * HEADERS_S
+KEEP_ALIVE_S = 0.8
+QUICK = head("GET /quick HTTP/1.1")
 
 
-@pytest.fixture
-def address(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, int]]:
+@pytest.fixture(params=LOOPS)
+def served(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
     monkeypatch.setattr(connections, "HEADERS_S", HEADERS_S)
-    app = FastAPI()
-
-    @app.get("/quick")
-    async def quick() -> str:
-        return "here"
-
-    @app.get("/long")
-    async def long() -> StreamingResponse:
-        async def pieces() -> AsyncIterator[bytes]:
-            for _ in range(6):
-                await asyncio.sleep(LONG_S / 6)
-                yield b"piece "
-
-        return StreamingResponse(pieces())
-
-    listener = listen("127.0.0.1", 0)
-    with LoopThread() as loop:
-        server = uvicorn.Server(uvicorn.Config(app, http=PunctualProtocol, log_config=None, lifespan="off"))
-        serving = asyncio.run_coroutine_threadsafe(server.serve(sockets=[listener]), loop.loop)
-        yield listener.getsockname()[:2]
-        server.should_exit = True
-        serving.result(20)
+    with serving(request.param, KEEP_ALIVE_S) as served:
+        yield served
 
 
-def everything(connection: socket.socket) -> bytes:
-    """What comes until the other side closes."""
-    connection.settimeout(20)
-    received = b""
-    while piece := connection.recv(65536):
-        received += piece
-    return received
+@pytest.mark.parametrize("beginning", [b"", b"\r\n", b"GET /quick HTTP/1.1\r\nHost: here\r\nX-Half: a head"])
+def test_who_sends_no_headers_or_half_of_them_is_given_up(served: Served, beginning: bytes) -> None:
+    assert served.say(beginning) == b""
 
 
-def read_until(connection: socket.socket, end: bytes) -> None:
-    """Read an answer, in as many pieces as it comes."""
-    connection.settimeout(20)
-    received = b""
-    while end not in received:
-        piece = connection.recv(65536)
-        assert piece, received
-        received += piece
-
-
-@pytest.mark.parametrize("beginning", [b"", b"GET /quick HTTP/1.1\r\nHost: here\r\nX-Half: a head"])
-def test_who_sends_no_headers_or_half_of_them_is_given_up(address: tuple[str, int], beginning: bytes) -> None:
-    with socket.create_connection(address) as connection:
-        connection.sendall(beginning)
-        assert everything(connection) == b""
-
-
-def test_the_next_request_has_the_same_deadline(address: tuple[str, int]) -> None:
-    with socket.create_connection(address) as connection:
-        connection.sendall(b"GET /quick HTTP/1.1\r\nHost: here\r\n\r\n")
-        read_until(connection, b"here")
+def test_the_headers_of_the_next_request_have_the_same_deadline(served: Served) -> None:
+    with served.connect() as connection:
+        connection.sendall(QUICK)
+        read_until(connection, b"/quick")
+        began_s = time.monotonic()
         connection.sendall(b"GET /quick HT")
+        assert everything(connection).count(b"HTTP/1.1") == 0
+        assert time.monotonic() - began_s > 0.9 * HEADERS_S
+
+
+def test_half_a_head_behind_a_long_answer_is_given_up_after_it_and_not_before(served: Served) -> None:
+    with served.connect() as connection:
+        connection.sendall(post("/hold") + b"GET /quick HT")
+        wait_for(lambda: served.desk.waiting == ["/hold"], "the first request did not come")
+        time.sleep(2 * HEADERS_S)
+        served.release()
+        assert everything(connection).endswith(b"done")
+
+
+def test_an_idle_connection_is_kept_longer_than_headers_may_take_and_then_closed(served: Served) -> None:
+    with served.connect() as connection:
+        for _ in range(2):
+            connection.sendall(QUICK)
+            read_until(connection, b"/quick")
+            began_s = time.monotonic()
+            time.sleep(1.5 * HEADERS_S)
         assert everything(connection) == b""
+        assert time.monotonic() - began_s > 0.9 * KEEP_ALIVE_S
 
 
-def test_a_long_answer_is_not_cut(address: tuple[str, int]) -> None:
-    with socket.create_connection(address) as connection:
-        connection.sendall(b"GET /quick HTTP/1.1\r\nHost: here\r\n\r\n")
-        read_until(connection, b"here")
-        began = time.monotonic()
-        connection.sendall(b"GET /long HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n")
-        assert everything(connection).count(b"piece") == 6
-        assert time.monotonic() - began > HEADERS_S  # the deadline passed meanwhile
+def test_a_request_that_is_here_when_the_connection_would_be_closed_is_answered(served: Served) -> None:
+    with served.connect() as connection:
+        connection.sendall(QUICK)
+        read_until(connection, b"/quick")
+        is_busy, is_sent = threading.Event(), threading.Event()
+
+        def be_late() -> None:
+            is_busy.set()
+            assert is_sent.wait(20)
+            [late] = served.connections
+            late._close_late()  # the timer, which may come before what is to be read
+
+        served.loop.loop.call_soon_threadsafe(be_late)
+        assert is_busy.wait(20)
+        connection.sendall(QUICK)
+        is_sent.set()
+        assert b"/quick" in read_until(connection, b"/quick")
+
+
+def test_a_long_answer_is_not_cut(served: Served) -> None:
+    with served.connect() as connection:
+        connection.sendall(post("/hold"))
+        wait_for(lambda: served.desk.waiting == ["/hold"], "the request did not come")
+        time.sleep(1.5 * max(HEADERS_S, KEEP_ALIVE_S))
+        served.release()
+        assert read_until(connection, b"done").startswith(b"HTTP/1.1 200")
+
+
+def test_the_option_reaches_the_connections_and_is_long_by_default() -> None:
+    assert ServerOptions().keep_alive_s >= 120
+    options = ServerOptions(port=0, keep_alive_s=7.5)
+    listener = listen(options.host, options.port)
+    config = _Life(PageBrainConfig(), options, listener, 1)._make_server().config
+    listener.close()
+    assert config.timeout_keep_alive == 7.5 and config.http is HttpConnection
+
+
+# Slow readers ---------------------------------------------------------------------------------------------------------
+
+
+def slow_connection(served: Served) -> socket.socket:
+    """A connection whose client's system takes only a little ahead of the client."""
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    connection.settimeout(20)
+    connection.connect(served.address)
+    return connection
+
+
+def test_a_client_that_takes_a_little_at_a_time_is_not_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "STALL_S", 0.8)
+    with serving("uvloop") as served, slow_connection(served) as connection:
+        connection.sendall(head("GET /big HTTP/1.1", "Connection: close"))
+        received, began_s = b"", time.monotonic()
+        while time.monotonic() - began_s < 3 * connections.STALL_S:
+            received += connection.recv(4096)
+            time.sleep(0.02)
+        assert served.desk.big.startswith(received.partition(b"\r\n\r\n")[2])
+        assert len(received) < len(served.desk.big) / 8, "nothing was left to take: the test shows nothing"
+        assert connection.recv(4096)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_client_that_takes_nothing_is_given_up_without_a_traceback(
+    loop: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(connections, "STALL_S", 0.4)
+    with caplog.at_level(logging.INFO), serving(loop) as served, slow_connection(served) as connection:
+        connection.sendall(head("GET /big HTTP/1.1"))
+        wait_for(lambda: "took nothing for 0.4 seconds" in caplog.text, "the client was not given up")
+        with pytest.raises(ConnectionError):
+            everything(connection)
+    assert not [record for record in caplog.records if record.levelno > logging.INFO or record.exc_info]

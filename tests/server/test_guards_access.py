@@ -23,10 +23,7 @@ def error_of(answer: httpx.Response) -> dict[str, Any]:
 
 
 PROTECTED = [
-    *(
-        ("GET", path)
-        for path in ("/v1/models", "/metrics", "/live/feed", "/nowhere", "/docs", "/openapi.json", "/health/", "/")
-    ),
+    *(("GET", path) for path in ("/v1/models", "/metrics", "/live/feed", "/nowhere", "/docs", "/openapi.json", "/")),
     *(("POST", path) for path in ("/v1/completions", "/live/control", "/health", ASSET)),
 ]
 
@@ -41,16 +38,25 @@ def test_without_the_key_nothing_is_served(method: str, path: str) -> None:
     assert app.bodies == []
 
 
-@pytest.mark.parametrize("path", ["/health", "/live", ASSET])
+@pytest.mark.parametrize("path", ["/health", "/health/", "http://localhost//health", "/live", ASSET])
 def test_health_and_the_files_of_the_live_page_need_no_key(path: str) -> None:
     assert GuardedApp(api_key=KEY).request("GET", path).status_code == 200
 
 
 def test_a_path_that_the_router_takes_for_a_protected_one_needs_the_key() -> None:
     app = GuardedApp(api_key=KEY)
-    for path in ("/live/feed%0A", "/live/%66eed", "/health%0A", "/v1/models%0A"):
+    for path in ("/live/%66eed", "http://localhost//live/feed", "/live//feed/", "/v1//models", "/v1/models/"):
         assert app.request("GET", path, headers=WITH_KEY).status_code == 200, f"{path} is not routed: the test shows nothing"
         assert app.request("GET", path).status_code == 401, path
+
+
+def test_a_path_with_a_control_character_is_nowhere() -> None:
+    app = GuardedApp(api_key=KEY)
+    for path in ("/live/feed%0A", "/health%0A", "/v1/models%0a", "/v1/models%00", f"{ASSET}%0a", "/%7f"):
+        answer = app.request("GET", path, headers=WITH_KEY)
+        assert answer.status_code == 404 and error_of(answer)["code"] == "not_found", path
+        assert app.request("GET", path).status_code == 401, path
+    assert app.bodies == []
 
 
 @pytest.mark.parametrize("value", [f"Bearer {KEY}", f"bearer {KEY}", f"Bearer  {KEY} "])

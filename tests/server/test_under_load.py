@@ -12,6 +12,7 @@ import uvicorn
 from pagebrain import PageBrainConfig
 from pagebrain.server.app import create_app
 from pagebrain.server.client import EngineClient
+from pagebrain.server.connections import HttpConnection
 from pagebrain.server.options import ServerOptions
 from pagebrain.server.run import listen, url_of
 from tests.server.support_load import KINDS, Ask, make_asks, num_leavers, one_round
@@ -82,7 +83,8 @@ def test_no_task_of_a_request_outlives_it(asks: list[Ask]) -> None:
         client = EngineClient(PageBrainConfig(**ENGINE), options)  # type: ignore[arg-type]
         loop.run(client.start())
         listener = listen("127.0.0.1", 0)
-        server = uvicorn.Server(uvicorn.Config(create_app(client, options), log_config=None, lifespan="off"))
+        app = create_app(client, options)
+        server = uvicorn.Server(uvicorn.Config(app, http=HttpConnection, log_config=None, lifespan="off"))
         serving = asyncio.run_coroutine_threadsafe(server.serve(sockets=[listener]), loop.loop)
 
         async def num_tasks() -> int:

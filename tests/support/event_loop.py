@@ -11,8 +11,8 @@ Result = TypeVar("Result")
 class LoopThread:
     """Runs coroutines on a loop that goes on between them. Use as a context."""
 
-    def __init__(self) -> None:
-        self.loop = asyncio.new_event_loop()
+    def __init__(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
+        self.loop = loop or asyncio.new_event_loop()
         self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
 
     def run(self, work: Coroutine[Any, Any, Result], timeout_s: float = 60) -> Result:
