@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 from pagebrain.cli.quiet import quiet
+from pagebrain.cli.standard_streams import reserve_descriptors, unfailing_stderr
 from pagebrain.errors import is_out_of_memory
 from pagebrain.machine import available_memory
 
@@ -82,6 +83,11 @@ class CommandLine:
 
     def main(self, argv: Sequence[str] | None = None) -> int:
         """Run one command line and return its exit status."""
+        reserve_descriptors()
+        with unfailing_stderr():
+            return self._main(argv)
+
+    def _main(self, argv: Sequence[str] | None) -> int:
         arguments = list(sys.argv[1:] if argv is None else argv)
         if self.default is not None and arguments and arguments[0].startswith("-") and arguments[0] not in _OWN_OPTIONS:
             arguments.insert(0, self.default)
@@ -109,6 +115,11 @@ class CommandLine:
         except BrokenPipeError:
             _discard_output()
             return PIPE_CLOSED
+        except SystemExit as stop:
+            if isinstance(stop.__context__, BrokenPipeError):  # how rich answers a closed pipe
+                _discard_output()
+                return PIPE_CLOSED
+            raise
         except OSError as error:  # a full disk, say
             _discard_output()
             return self._fail(str(error))
@@ -127,6 +138,11 @@ class CommandLine:
         if args.command is None:
             parser.print_help()
             return 0
+        if sys.flags.optimize > 1:
+            raise _WrongUsage(
+                "Python runs with -OO (PYTHONOPTIMIZE=2), and transformers reads docstrings, which that leaves out: "
+                "unset PYTHONOPTIMIZE, or set it to 1"
+            )
         return int(self._module(args.command).run(args))
 
     def _parser(self, arguments: list[str]) -> argparse.ArgumentParser:

@@ -40,6 +40,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--max-queued-tokens", type=int, metavar="N", help="most tokens of prompts that wait so (default: 262144)"
     )
+    group.add_argument("--fair-queue", action="store_true", help="clients take turns in the queue (default: as they arrive)")
+    group.add_argument(
+        "--forwarded-allow-ips",
+        action="append",
+        metavar="ADDRESS",
+        help="a proxy whose X-Forwarded-For names the client (default: none is believed); repeatable",
+    )
     options.add_engine_arguments(parser)
 
 
@@ -60,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
 def server_settings(args: argparse.Namespace, model: str | None) -> dict[str, Any]:
     """Keyword arguments for ``ServerOptions``. Raises ``ConfigError`` for a chat template that cannot be read."""
     names = ("host", "port", "max_body_bytes", "max_queued_requests", "max_queued_tokens", "log_level", "log_requests")
-    given: dict[str, Any] = {name: getattr(args, name) for name in (*names, "live_control") if name in args}
+    given: dict[str, Any] = {name: getattr(args, name) for name in (*names, "live_control", "fair_queue") if name in args}
     name = getattr(args, "served_model_name", model)
     if name is not None:
         given["served_model_name"] = name
@@ -71,6 +78,8 @@ def server_settings(args: argparse.Namespace, model: str | None) -> dict[str, An
         given["cors_origins"] = tuple(args.cors_origin)
     if "keep_alive_seconds" in args:
         given["keep_alive_s"] = args.keep_alive_seconds
+    if "forwarded_allow_ips" in args:
+        given["forwarded_allow_ips"] = tuple(args.forwarded_allow_ips)
     if "drain_seconds" in args:
         given["drain_s"] = args.drain_seconds
     if "chat_template" in args:

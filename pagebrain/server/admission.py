@@ -4,13 +4,17 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from pagebrain.errors import PageBrainError
 
 RATE_WINDOW_S = 10.0
+SLICE_S = 0.25
+"""The pace is noted for slices of time this long, and a pace that was seen for less is not relied on."""
+
 MAX_RETRY_AFTER_S = 60
 UNKNOWN_RETRY_AFTER_S = 2
-"""What is said where the pace is unknown: nobody has got a first token lately."""
+"""What is said where the pace is unknown: lately there was no such queue, or none of it has got a first token."""
 
 
 class QueueFullError(PageBrainError):
@@ -38,17 +42,16 @@ class Admission:
         self.max_requests = max_requests
         self.max_tokens = max_tokens
         self.num_tokens = 0
-        self._clock = clock
-        self._waiting: dict[str, int] = {}
-        self._started: deque[float] = deque()
+        self._waiting: dict[str, tuple[int, str | None]] = {}
+        self._pace = Pace(clock)
 
     @property
     def num_requests(self) -> int:
         """Requests that wait for their first token."""
         return len(self._waiting)
 
-    def check(self, num_requests: int, num_tokens: int) -> None:
-        """Raise ``QueueFullError`` if so much more may not wait."""
+    def check(self, num_requests: int, num_tokens: int, source: str | None = None) -> None:
+        """Raise ``QueueFullError`` if so much more may not wait. If a ``source`` is named, it may fill half of the queue."""
         if self._waiting and self.num_requests + num_requests > self.max_requests:
             raise QueueFullError(
                 f"{_requests_are(self.num_requests)} waiting and {num_requests} more would pass the limit of "
@@ -62,35 +65,91 @@ class Admission:
                 self._retry_after_s(),
             )
 
-    def wait(self, request_id: str, num_tokens: int) -> None:
+        if source is not None:
+            self._check_share(num_requests, num_tokens, source)
+
+    def _check_share(self, num_requests: int, num_tokens: int, source: str) -> None:
+        held = [tokens for tokens, whose in self._waiting.values() if whose == source]
+        if held and (2 * (len(held) + num_requests) > self.max_requests or 2 * (sum(held) + num_tokens) > self.max_tokens):
+            raise QueueFullError(
+                f"{_requests_are(len(held))} waiting from this client with {sum(held)} prompt tokens, and a client gets "
+                f"half of the queue, {self.max_requests // 2} requests and {self.max_tokens // 2} tokens: try again later",
+                self._retry_after_s(),
+            )
+
+    def wait(self, request_id: str, num_tokens: int, source: str | None = None) -> None:
         """The request waits from now on."""
-        self._waiting[request_id] = num_tokens
+        self._pace.note(self.num_requests)
+        self._waiting[request_id] = (num_tokens, source)
         self.num_tokens += num_tokens
 
     def start(self, request_id: str) -> None:
         """Its first token is there. Calls for a request that does not wait are ignored."""
         if request_id in self._waiting:
+            self._pace.num_started += 1
             self.leave(request_id)
-            self._started.append(self._clock())
-            self._forget_long_ago()
 
     def leave(self, request_id: str) -> None:
         """It waits no longer, for whatever reason."""
-        self.num_tokens -= self._waiting.pop(request_id, 0)
+        self._pace.note(self.num_requests)
+        num_tokens, _ = self._waiting.pop(request_id, (0, None))
+        self.num_tokens -= num_tokens
 
     def _retry_after_s(self) -> int:
-        """How long the queue takes to empty at the pace of the last seconds, as far back as anything happened in them."""
-        self._forget_long_ago()
-        if not self._started:
+        """How long the queue takes to empty at the pace at which it was worked off lately."""
+        self._pace.note(self.num_requests)
+        per_s = self._pace.per_s(self.num_requests)
+        if per_s is None:
             return UNKNOWN_RETRY_AFTER_S
-        elapsed_s = max(1.0, self._clock() - self._started[0])  # those of one step may all have started just now
-        seconds = self.num_requests * elapsed_s / len(self._started)
-        return min(MAX_RETRY_AFTER_S, max(1, math.ceil(seconds)))
+        return min(MAX_RETRY_AFTER_S, max(1, math.ceil(self.num_requests / per_s)))
 
-    def _forget_long_ago(self) -> None:
-        since_s = self._clock() - RATE_WINDOW_S
-        while self._started and self._started[0] < since_s:
-            self._started.popleft()
+
+@dataclass
+class _Slice:
+    """What happened in a slice of time. ``waiting_s`` adds up, over all requests, how long each waited in it."""
+
+    seconds: float = 0.0
+    end_s: float = 0.0
+    waiting_s: float = 0.0
+    num_started: int = 0
+
+
+class Pace:
+    """How many requests a second get their first token while a queue of some length waits.
+
+    An engine takes many waiting requests into one step, so a short queue is worked off at a lower pace than a long one:
+    often at the pace at which requests arrive. What a long queue can expect is seen only while a long one waits.
+
+    Attributes:
+        num_started: requests that have got their first token, in all. The owner counts.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.num_started = 0
+        self._clock = clock
+        self._noted_s = clock()
+        self._num_noted = 0
+        self._slices = deque([_Slice()])
+
+    def note(self, num_waiting: int) -> None:
+        """As many have waited since the last call. Called before each change of the number, and before it is asked for."""
+        now_s, current = self._clock(), self._slices[-1]
+        current.seconds += now_s - self._noted_s
+        current.waiting_s += num_waiting * (now_s - self._noted_s)
+        current.num_started += self.num_started - self._num_noted
+        current.end_s = self._noted_s = now_s
+        self._num_noted = self.num_started
+        if current.seconds >= SLICE_S:
+            self._slices.append(_Slice())
+            while self._slices[0].end_s < now_s - RATE_WINDOW_S and len(self._slices) > 1:
+                self._slices.popleft()
+
+    def per_s(self, num_waiting: int) -> float | None:
+        """The pace of the last ten seconds, of those parts in which at least half as many waited. ``None``: unknown."""
+        busy = [part for part in self._slices if part.waiting_s >= num_waiting / 2 * part.seconds]
+        seconds = sum(part.seconds for part in busy)
+        num_started = sum(part.num_started for part in busy)
+        return num_started / seconds if num_started and seconds >= SLICE_S else None
 
 
 def _requests_are(count: int) -> str:

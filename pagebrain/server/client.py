@@ -179,8 +179,13 @@ class EngineClient:
         """
         return self.submit_all([(prompt_token_ids, params, request_id)])[0]
 
-    def submit_all(self, requests: list[tuple[Iterable[int], SamplingParams, str]]) -> list[RequestStream]:
-        """The same for several requests, of which all are taken or none."""
+    def submit_all(
+        self, requests: list[tuple[Iterable[int], SamplingParams, str]], source: str | None = None
+    ) -> list[RequestStream]:
+        """The same for several requests, of which all are taken or none.
+
+        With a ``source`` they wait for the turn of that client; without one they are served in order of arrival.
+        """
         if self.failure is not None:
             raise EngineDeadError(f"the engine has stopped: {self.failure}")
         if self.is_draining:
@@ -192,13 +197,13 @@ class EngineClient:
         names = [stream.request_id for stream in streams]
         if len(set(names)) < len(names) or not self._aborted.union(self._streams).isdisjoint(names):
             raise InvalidRequestError(f"request ids must differ from each other and from those under way, got {names}")
-        self.admission.check(len(streams), sum(_work(stream) for stream in streams))
+        self.admission.check(len(streams), sum(_work(stream) for stream in streams), source)
         if not self._is_busy:
             self._heard_s = time.monotonic()  # until now there was nothing to say
         for stream in streams:
-            self.admission.wait(stream.request_id, _work(stream))
+            self.admission.wait(stream.request_id, _work(stream), source)
             self._streams[stream.request_id] = stream
-            self._send(Submit(stream.request_id, stream.prompt_token_ids, stream.params))
+            self._send(Submit(stream.request_id, stream.prompt_token_ids, stream.params, source))
         return streams
 
     def abort_request(self, request_id: str, secret: str) -> bool:

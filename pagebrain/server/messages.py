@@ -26,11 +26,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Submit:
-    """A request, checked already by the server's process."""
+    """A request, checked already by the server's process. With a ``source`` it waits for the turn of that client."""
 
     request_id: str
     prompt_token_ids: tuple[int, ...]
     params: SamplingParams
+    source: str | None = None
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 Frozen, and checked when it is made, so that the server trusts it.
 """
 
+import ipaddress
 from dataclasses import dataclass, field
 
 from pagebrain.errors import ConfigError
@@ -25,6 +26,8 @@ class ServerOptions:
         max_queued_requests: most prompts that wait for their first token at a time; a request may hold many.
         max_queued_tokens: most prompt tokens that wait so, each sample counted.
         keep_alive_s: seconds that a connection stays open without a request.
+        fair_queue: clients take turns in the queue, instead of being served in order of arrival.
+        forwarded_allow_ips: addresses or networks of proxies whose ``X-Forwarded-For`` is believed; ``*`` is all.
         drain_s: seconds that requests under way have to finish when the server is told to end.
         log_level: ``critical``, ``error``, ``warning``, ``info`` or ``debug``; the last may show what is in prompts.
         log_requests: write a line for each request that ends.
@@ -44,6 +47,8 @@ class ServerOptions:
     max_queued_requests: int = 1024
     max_queued_tokens: int = 262_144
     keep_alive_s: float = 180.0
+    fair_queue: bool = False
+    forwarded_allow_ips: tuple[str, ...] = ()
     drain_s: float = 30.0
     log_level: str = "info"
     log_requests: bool = False
@@ -59,6 +64,9 @@ class ServerOptions:
         for origin in self.cors_origins:
             if origin != "*" and (not origin.startswith(("http://", "https://")) or origin.count("/") != 2):
                 raise ConfigError(f"--cors-origin must look like https://example.org, or be *; got {origin!r}")
+        for proxy in self.forwarded_allow_ips:
+            if proxy != "*" and not _is_network(proxy):
+                raise ConfigError(f"--forwarded-allow-ips must be addresses or networks, or *; got {proxy!r}")
         if self.log_level not in LOG_LEVELS:
             raise ConfigError(f"--log-level must be one of {', '.join(LOG_LEVELS)}; got {self.log_level!r}")
         if self.max_body_bytes < MIN_BODY_BYTES:
@@ -70,3 +78,11 @@ class ServerOptions:
             raise ConfigError(f"--keep-alive-seconds must be more than 0 and finite, got {self.keep_alive_s}")
         if not 0 <= self.drain_s < float("inf"):
             raise ConfigError(f"--drain-seconds must be at least 0 and finite, got {self.drain_s}")
+
+
+def _is_network(text: str) -> bool:
+    try:
+        ipaddress.ip_network(text)
+    except ValueError:
+        return False
+    return True

@@ -3,13 +3,14 @@
 import asyncio
 import contextlib
 import multiprocessing
+import pickle
 import signal
 from collections.abc import Callable, Iterator
 from multiprocessing import resource_tracker
 from typing import Any
 
 from pagebrain.config import PageBrainConfig
-from pagebrain.server import worker
+from pagebrain.server import spawned
 from pagebrain.server.messages import Channel, Shutdown
 
 SHUTDOWN_S = 5.0
@@ -17,7 +18,7 @@ SHUTDOWN_S = 5.0
 
 
 class EngineProcess:
-    """A process that runs :func:`pagebrain.server.worker.main`.
+    """A process that runs :func:`pagebrain.server.worker.main`, by way of :mod:`pagebrain.server.spawned`.
 
     Args:
         config, log_level: what it gets.
@@ -32,10 +33,11 @@ class EngineProcess:
         on_messages: Callable[[list[Any]], None],
         on_end: Callable[[], None],
     ) -> None:
+        pickled = pickle.dumps(config)
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         self._process = context.Process(
-            target=worker.main, args=(theirs, config, log_level), name="pagebrain-engine", daemon=True
+            target=spawned.main, args=(theirs, pickled, log_level), name="pagebrain-engine", daemon=True
         )
         try:
             with _signals_held_back():

@@ -17,6 +17,7 @@ from typing import Any
 
 import uvicorn
 
+from pagebrain.cli.standard_streams import queue_output
 from pagebrain.config import PageBrainConfig
 from pagebrain.errors import ConfigError
 from pagebrain.server.app import create_app
@@ -50,6 +51,7 @@ def serve(config: PageBrainConfig, options: ServerOptions, parent: int | None = 
     Raises ``ConfigError``, ``ModelLoadError`` or ``PartError`` before anything is served.
     """
     listener = listen(options.host, options.port)
+    queue_output()
     configure_logging(options.log_level, options.log_requests)
     _allow_many_connections()
     try:
@@ -166,6 +168,8 @@ class _Life:
                 timeout_keep_alive=self.options.keep_alive_s,  # type: ignore[arg-type]
                 lifespan="off",
                 ws="none",
+                proxy_headers=bool(self.options.forwarded_allow_ips),
+                forwarded_allow_ips=list(self.options.forwarded_allow_ips),
                 timeout_graceful_shutdown=int(GRACE_S),
             )
         )
@@ -227,8 +231,8 @@ class _Life:
         return self.server is not None and bool(self.server.server_state.tasks)
 
     def _engine_died(self) -> None:
-        _say(f"error: the engine has stopped: {self.client.failure}")
         self.status = ENGINE_DIED
+        _say(f"error: the engine has stopped: {self.client.failure}")
         asyncio.get_running_loop().call_later(GRACE_S, self._stop_serving)
 
     def _stop_serving(self) -> None:
@@ -260,4 +264,5 @@ def _ignore_signals() -> None:
 
 
 def _say(line: str) -> None:
+    """Neither waits nor fails, see :func:`pagebrain.cli.standard_streams.queue_output`."""
     print(f"pagebrain: {line}", file=sys.stderr, flush=True)

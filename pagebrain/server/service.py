@@ -1,5 +1,6 @@
 """What all routes share: the engine's client, what the model is called, and the way a request gets into the engine."""
 
+import ipaddress
 import json
 import time
 import uuid
@@ -85,7 +86,8 @@ class Service:
         secret = page_secret(request)
         self._check_size(prompts, params)
         ids = [answer_id] if len(prompts) == 1 else [f"{answer_id}-{index}" for index in range(len(prompts))]
-        streams = self.client.submit_all([(prompt, params, request_id) for prompt, request_id in zip(prompts, ids)])
+        source = client_of(request) if self.options.fair_queue else None
+        streams = self.client.submit_all([(prompt, params, name) for prompt, name in zip(prompts, ids)], source)
         for stream in streams:
             stream.user, stream.secret, stream.arrival_s = user, secret, request.state.arrival_s
         return streams
@@ -112,6 +114,22 @@ class Service:
         if self.client.is_draining:
             raise DrainingError("the server shut down before the answer was complete")
         raise ApiError(503, "the request was stopped before its answer was complete", code="request_stopped")
+
+
+def client_of(request: Request) -> str:
+    """The client that a request comes from: its address, and of an IPv6 address the half that names its network.
+
+    There is one API key, so keys tell no clients apart. Of what a client says about itself nothing is believed: whoever made
+    up a name for each request would have every turn.
+    """
+    host = "" if request.client is None else request.client.host
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:  # a socket of the file system; what a proxy says
+        return host
+    if address.version == 4:
+        return host
+    return str(address.ipv4_mapped or ipaddress.ip_network((int(address), 64), strict=False))
 
 
 def page_secret(request: Request) -> str | None:

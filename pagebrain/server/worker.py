@@ -15,9 +15,11 @@ from typing import Any
 
 from pagebrain.build import BuiltEngine, build_engine
 from pagebrain.cli.quiet import quiet
+from pagebrain.cli.standard_streams import drain_output, queue_output
 from pagebrain.config import PageBrainConfig
 from pagebrain.engine import Engine
 from pagebrain.errors import InvalidRequestError, PageBrainError, StepError, is_out_of_memory, place
+from pagebrain.server.fair_queue import FairQueue
 from pagebrain.server.live_feed import LiveFeed
 from pagebrain.server.logs import configure_logging
 from pagebrain.server.messages import (
@@ -56,7 +58,8 @@ def main(connection: Connection, config: PageBrainConfig, log_level: str) -> Non
         for message in messages:
             inbox.put(message)
 
-    channel = Channel(connection, receive, on_end=lambda: os._exit(1), name="pagebrain-engine")
+    queue_output()
+    channel = Channel(connection, receive, on_end=lambda: _exit(1), name="pagebrain-engine")
     channel.start()
     try:
         configure_logging(log_level)
@@ -74,7 +77,13 @@ def main(connection: Connection, config: PageBrainConfig, log_level: str) -> Non
         channel.send(Failed(type(error).__name__, kind_and_place(error)))
     finally:
         channel.flush(FLUSH_S)
-    os._exit(0)  # whatever threads of the libraries underneath are left
+    _exit(0)
+
+
+def _exit(status: int) -> None:
+    """End the process, whatever threads of the libraries underneath are left; its last lines still come out."""
+    drain_output()
+    os._exit(status)
 
 
 class EngineFailure(Exception):
@@ -116,6 +125,7 @@ class Worker:
         self.engine = engine
         self.channel = channel
         self.inbox = inbox
+        self.queue = FairQueue(engine.config.seed)
         self.feed: LiveFeed | None = None
         self.paused = False
         self.single_steps = 0
@@ -151,8 +161,12 @@ class Worker:
 
     def _act_on(self, message: Any) -> None:
         if isinstance(message, Submit):
-            self._submit(message)
+            if message.source is None:
+                self._submit(message)
+            else:
+                self.queue.put(message, message.source)
         elif isinstance(message, Abort):
+            self.queue.remove(message.request_id)
             self.engine.abort(message.request_id)
             self.channel.send(Ended(message.request_id))
         elif isinstance(message, Watch):
@@ -163,10 +177,16 @@ class Worker:
             self.channel.send(Paused(self.paused))
         elif isinstance(message, Shutdown):
             self.stopping = True
+        self._take_turns()
         if not self._may_step:  # no step will tell how things stand now
             self._send_stats()
             if self.feed is not None:
                 self.feed(self.engine.snapshot())
+
+    def _take_turns(self) -> None:
+        """Give the engine those queued requests that its next step can start. Called whenever room may have come."""
+        while (message := self.queue.take(self.engine)) is not None:
+            self._submit(message)
 
     def _submit(self, message: Submit) -> None:
         try:
@@ -192,6 +212,7 @@ class Worker:
                 raise
             return
         self._num_failures = 0
+        self._take_turns()
         self._send_stats(tuple(pack_delta(delta) for delta in deltas))
         if not self.engine.has_unfinished_requests:
             self.single_steps = 0
@@ -201,8 +222,10 @@ class Worker:
     def _send_stats(self, deltas: tuple[Any, ...] = ()) -> None:
         stats = self.engine.stats()
         launched = stats.num_tokens - self._last_stats.num_tokens
-        self.channel.send(Stepped(deltas, dataclasses.replace(stats, last_step_tokens=(launched,) if launched else ())))
         self._last_stats = stats
+        num_waiting = stats.num_waiting + self.queue.num_sequences
+        stats = dataclasses.replace(stats, num_waiting=num_waiting, last_step_tokens=(launched,) if launched else ())
+        self.channel.send(Stepped(deltas, stats))
 
     def _watch(self, on: bool) -> None:
         if not on:

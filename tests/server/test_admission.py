@@ -1,5 +1,8 @@
 """The bounded queue counts what waits, and says when to come back."""
 
+import math
+from collections import deque
+
 import pytest
 
 from pagebrain.server.admission import MAX_RETRY_AFTER_S, UNKNOWN_RETRY_AFTER_S, Admission, QueueFullError
@@ -49,6 +52,21 @@ def test_a_request_larger_than_the_limit_is_let_in_when_nobody_waits() -> None:
             queue.check(num_requests, num_tokens)
 
 
+@pytest.mark.parametrize(("num_requests", "num_tokens"), [(3, 1), (1, 41)])
+def test_one_client_may_fill_half_of_a_queue_with_turns(num_requests: int, num_tokens: int) -> None:
+    queue = Admission(max_requests=8, max_tokens=100)
+    for name in ("a", "b"):
+        queue.check(1, 5, "greedy")
+        queue.wait(name, 5, "greedy")
+    with pytest.raises(QueueFullError, match="2 requests are waiting from this client with 10 prompt tokens"):
+        queue.check(num_requests, num_tokens, "greedy")
+    queue.check(num_requests, num_tokens)
+    queue.check(6, 90, "another")  # which has none waiting
+    queue.start("a")
+    queue.leave("b")
+    queue.check(num_requests, num_tokens, "greedy")
+
+
 def test_leaving_twice_and_starting_after_leaving_change_nothing() -> None:
     queue = Admission(max_requests=10, max_tokens=100)
     queue.wait("a", 5)
@@ -57,48 +75,77 @@ def test_leaving_twice_and_starting_after_leaving_change_nothing() -> None:
         assert (queue.num_requests, queue.num_tokens) == (0, 0)
 
 
-def test_the_time_to_come_back_follows_the_pace_of_the_last_seconds() -> None:
-    clock = Clock()
-    queue = Admission(max_requests=30, max_tokens=10**6, clock=clock)
+class Engine:
+    """Serves a queue on a clock of its own: ``batch`` requests get their first token with each step."""
 
-    def retry_after_s() -> int:
-        with pytest.raises(QueueFullError) as caught:
-            queue.check(31, 1)
-        return caught.value.retry_after_s
+    def __init__(self, batch: int, step_s: float, max_requests: int = 1000) -> None:
+        self.batch, self.step_s = batch, step_s
+        self.clock = Clock()
+        self.queue = Admission(max_requests, max_tokens=10**6, clock=self.clock)
+        self.waiting: deque[str] = deque()
+        self.num_arrived = 0
+        self.next_step_s = self.clock.now_s + step_s
 
-    queue.wait("first", 1)
-    assert retry_after_s() == UNKNOWN_RETRY_AFTER_S <= 2  # nobody has been served yet
-    for number in range(20):
-        queue.wait(f"served-{number}", 1)
-        queue.start(f"served-{number}")
-        clock.now_s += 0.5
-    for number in range(9):
-        queue.wait(f"waiting-{number}", 1)
-    assert retry_after_s() == 5  # ten wait, and two a second were served
-    clock.now_s += 9.2
-    assert retry_after_s() == MAX_RETRY_AFTER_S  # one in ten seconds
-    clock.now_s += 1
-    assert retry_after_s() == UNKNOWN_RETRY_AFTER_S  # the pace of long ago says nothing
+    def arrive(self) -> int | None:
+        """One request more; returns what it is told if it is refused."""
+        try:
+            self.queue.check(1, 1)
+        except QueueFullError as refused:
+            return refused.retry_after_s
+        self.num_arrived += 1
+        self.waiting.append(str(self.num_arrived))
+        self.queue.wait(self.waiting[-1], 1)
+        return None
+
+    def run(self, seconds: float) -> None:
+        """Let time go by."""
+        until_s = self.clock.now_s + seconds
+        while self.next_step_s <= until_s:
+            self.clock.now_s = self.next_step_s
+            for _ in range(min(self.batch, len(self.waiting))):
+                self.queue.start(self.waiting.popleft())
+            self.next_step_s += self.step_s
+        self.clock.now_s = until_s
 
 
-def test_the_pace_of_a_server_that_was_idle_is_that_of_its_busy_time() -> None:
-    clock = Clock()
-    queue = Admission(max_requests=8, max_tokens=10**6, clock=clock)
-    for number in range(8):
-        queue.wait(str(number), 1)
-    for number in range(4):
-        queue.start(str(number))
-        clock.now_s += 0.25
-    with pytest.raises(QueueFullError) as caught:
-        queue.check(5, 1)
-    assert caught.value.retry_after_s == 1  # four were served in a second, and four wait
+@pytest.mark.parametrize("busy_before", [False, True])
+@pytest.mark.parametrize(("batch", "step_s", "empties_s"), [(64, 0.125, 2.0), (8, 0.5, 62.5), (1, 0.02, 20.0)])
+def test_what_is_said_in_a_burst_is_how_long_the_queue_takes_to_empty(
+    batch: int, step_s: float, empties_s: float, busy_before: bool
+) -> None:
+    engine = Engine(batch, step_s)
+    for _ in range(80 if busy_before else 0):  # one request at a time, which says nothing about what a long queue can expect
+        engine.arrive()
+        engine.run(step_s)
+    assert [engine.arrive() for _ in range(1000)] == [None] * 1000
+    assert engine.arrive() == UNKNOWN_RETRY_AFTER_S  # nothing has shown yet how fast so long a queue is
+    for _ in range(10):
+        engine.run(max(0.1, step_s))
+        while engine.arrive() is None:
+            pass
+        said_s = engine.arrive()
+        assert said_s is not None and said_s <= max(UNKNOWN_RETRY_AFTER_S, 1.5 * empties_s)
+    assert said_s == pytest.approx(min(MAX_RETRY_AFTER_S, empties_s), rel=0.15, abs=1)
+
+
+def test_the_time_to_come_back_is_forgotten_with_the_pace() -> None:
+    engine = Engine(batch=10, step_s=0.5, max_requests=100)
+    while engine.arrive() is None:
+        pass
+    engine.run(2.0)
+    while engine.arrive() is None:
+        pass
+    assert engine.arrive() == 5  # a hundred wait, and twenty a second were served
+    engine.next_step_s = math.inf  # somebody pauses the engine
+    engine.run(5.0)
+    assert engine.arrive() == 18  # forty in seven seconds
+    engine.run(11.0)
+    assert engine.arrive() == UNKNOWN_RETRY_AFTER_S
 
 
 def test_what_is_remembered_of_those_who_were_served_is_bounded() -> None:
-    clock = Clock()
-    queue = Admission(max_requests=30, max_tokens=10**6, clock=clock)
-    for number in range(1000):
-        clock.now_s += 0.1
-        queue.wait(str(number), 1)
-        queue.start(str(number))
-    assert len(queue._started) <= 102  # ten seconds of them
+    engine = Engine(batch=1, step_s=0.001)
+    for _ in range(20_000):
+        engine.arrive()
+        engine.run(0.001)
+    assert len(engine.queue._pace._slices) <= 42  # ten seconds of them

@@ -27,6 +27,7 @@ def test_without_options_only_this_machine_is_served() -> None:
     assert options == ServerOptions()
     assert (options.host, options.port, options.api_key, options.cors_origins) == ("127.0.0.1", 8000, None, ())
     assert not options.log_requests and not options.live_control
+    assert not options.fair_queue and options.forwarded_allow_ips == ()
 
 
 def test_every_option_arrives(tmp_path: Path) -> None:
@@ -35,7 +36,8 @@ def test_every_option_arrives(tmp_path: Path) -> None:
     line = (
         "--host ::1 --port 9 --served-model-name tiny --api-key k --cors-origin https://a.org --cors-origin http://b.org:1 "
         "--drain-seconds 2.5 --log-level debug --log-requests --live-control --max-body-bytes 5000 "
-        f"--max-queued-requests 3 --max-queued-tokens 4 --chat-template {template}"
+        f"--max-queued-requests 3 --max-queued-tokens 4 --chat-template {template} --fair-queue "
+        "--forwarded-allow-ips 10.0.0.1 --forwarded-allow-ips fd00::/8"
     )
     assert settings_of(*line.split()) == ServerOptions(
         host="::1",
@@ -47,6 +49,8 @@ def test_every_option_arrives(tmp_path: Path) -> None:
         max_body_bytes=5000,
         max_queued_requests=3,
         max_queued_tokens=4,
+        fair_queue=True,
+        forwarded_allow_ips=("10.0.0.1", "fd00::/8"),
         drain_s=2.5,
         log_level="debug",
         log_requests=True,
@@ -78,6 +82,7 @@ def test_the_key_comes_from_the_environment_and_the_option_wins(monkeypatch: pyt
         ("--max-queued-requests 0", "--max-queued-requests must be at least 1, got 0"),
         ("--max-queued-tokens -1", "--max-queued-tokens must be at least 1, got -1"),
         ("--drain-seconds -1", "--drain-seconds must be at least 0"),
+        ("--forwarded-allow-ips proxy", "--forwarded-allow-ips must be addresses or networks, or *; got 'proxy'"),
         ("--drain-seconds nan", "--drain-seconds must be at least 0"),
         ("--log-level loud", "--log-level must be one of critical"),
         ("--served-model-name=", "--served-model-name must not be empty"),

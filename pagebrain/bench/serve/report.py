@@ -83,6 +83,19 @@ def notices(run: Mapping[str, Any]) -> list[str]:
     return said
 
 
+def print_report(report: Mapping[str, Any], console: Console) -> None:
+    """All that a report says: a sweep as a table, other runs one by one, and the comparison if there is one."""
+    server, runs, comparison = report["server"], report["runs"], report["comparison"]
+    _say(console, f"{server['model']} at {server['url']}")
+    if comparison is None and len(runs) > 1:
+        print_sweep(runs, console)
+    else:
+        for run in runs:
+            print_run(run, console)
+    if comparison is not None:
+        print_comparison(comparison, console)
+
+
 def print_run(run: Mapping[str, Any], console: Console) -> None:
     """Counts, rates, the table of latencies, goodput; of a run in which nothing was done, only that."""
     numbers = run["metrics"]

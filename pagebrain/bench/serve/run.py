@@ -31,15 +31,17 @@ _ROUND_SEED_STEP = 7919
 
 
 def run_serve(args: argparse.Namespace) -> int:
-    """Measure, print, write. Returns 1 if no request was done.
+    """Measure, write, print: a closed pipe must not cost the files. Returns 1 if no request was done.
 
     Raises ``ConfigError`` before anything is sent or started.
     """
     from rich.console import Console
 
+    from pagebrain.bench.serve.report import print_report
+
     bench = ServeBench(args)
     with _terminated_in_order():
-        report = bench.run(Console(stderr=True), Console())
+        report = bench.run(Console(stderr=True))
     if args.json is not None:
         from pagebrain.bench.serve.report import to_json
 
@@ -49,6 +51,7 @@ def run_serve(args: argparse.Namespace) -> int:
         from pagebrain.bench.serve.chart import latency_chart
 
         latency_chart(runs).save(args.chart)
+    print_report(report, Console())
     return 0 if any(run["metrics"]["done"] for run in runs) else 1
 
 
@@ -83,10 +86,8 @@ class ServeBench:
         check_lengths(self.input_len, self.output_len, self.engine.get("max_model_len") or num_positions)
         self.vocab_size = self.vocab_size or vocab_size
 
-    def run(self, progress_console: Any, console: Any) -> dict[str, Any]:
-        """All runs, each printed when it is done; returns the report that ``--json`` writes."""
-        from pagebrain.bench.serve.report import print_comparison, print_run, print_sweep
-
+    def run(self, progress_console: Any) -> dict[str, Any]:
+        """All runs; returns the report that ``--json`` writes."""
         comparison: dict[str, Any] | None = None
         with progress_bar(progress_console) as follow:
             if self.args.against_offline:
@@ -98,14 +99,6 @@ class ServeBench:
                         self._run_load(target, server, load, self._seed(number), follow)
                         for number, load in enumerate(self.loads)
                     ]
-        console.print(f"{server['model']} at {server['url']}", highlight=False, markup=False, soft_wrap=True)
-        if len(self.loads) > 1:
-            print_sweep(runs, console)
-        else:
-            for run in runs:
-                print_run(run, console)
-        if comparison is not None:
-            print_comparison(comparison, console)
         return self._report(runs, server, comparison)
 
     def _seed(self, number: int) -> int:
