@@ -1,6 +1,7 @@
 """Puts an engine together from a configuration: model, cache, parts, executor, loop."""
 
 import dataclasses
+import functools
 import gc
 import logging
 from dataclasses import dataclass
@@ -15,16 +16,17 @@ from pagebrain.attention.decode_plan import MAX_NUM_SEQS
 from pagebrain.block import BlockManager
 from pagebrain.cache import CacheManager
 from pagebrain.config import PageBrainConfig
-from pagebrain.detokenizer import Detokenizer
 from pagebrain.devices import limit_threads
 from pagebrain.engine import Engine
 from pagebrain.errors import ConfigError
 from pagebrain.executor import Executor, TorchExecutor
-from pagebrain.loading import load_model, load_tokenizer, resolve_device_and_dtype
+from pagebrain.generation import generation_notices
+from pagebrain.loading import load_model, load_text, resolve_device_and_dtype
 from pagebrain.memory import enough_memory, measure_largest_step
 from pagebrain.models.gpt2 import PagedGPT2LMHeadModel
 from pagebrain.models.packing import pack_weights
 from pagebrain.parts import AttentionPart, SchedulerPart, find_part, make_part, parts_without
+from pagebrain.requests import encode_text
 from pagebrain.retirement import RetirementQueue
 from pagebrain.sampling import Sampler
 from pagebrain.scheduler import Scheduler
@@ -66,18 +68,23 @@ def build_engine(
         gc.collect()  # an engine that was dropped is garbage in cycles, and its pools lie on the GPU until it is collected
         torch.cuda.empty_cache()
     owned = base is None
-    if tokenizer is None and (base is None or config.tokenizer is not None):
+    notices: list[str] = []
+    detokenizer, why_off = None, None
+    if tokenizer is not None or base is None or config.tokenizer is not None:  # before the weights: it is quicker to fail
         with enough_memory(config.device, "the tokenizer", _MORE_MEMORY):
-            tokenizer = load_tokenizer(config)
-    detokenizer = None if tokenizer is None else Detokenizer(tokenizer)  # before the weights: it is quicker to fail
+            tokenizer, detokenizer, why_off = load_text(config, tokenizer)
+    if why_off is not None:
+        notices.append(why_off)
     if base is None:
         config = resolve_device_and_dtype(config)
         with enough_memory(config.device, "the model's weights", "choose a smaller model, or dtype='bfloat16'"):
-            base = load_model(config)
+            base = load_model(config, notices)
     elif config.model is not None or config.load_format != "auto":
         raise ConfigError("a model object was given: leave out model and load_format")
+    notices += generation_notices(base)
+    for notice in notices:
+        logger.warning(notice)
     weight = base.transformer.wte.weight
-    notices: list[str] = []
     if config.swap.get("attention") is None:
         head_dim = base.config.n_embd // base.config.n_head
         parts["attention"] = _own_attention(weight.device, weight.dtype, head_dim, notices)
@@ -92,10 +99,10 @@ def build_engine(
         step_bytes = _step_bytes(config, base)
         torch.cuda.empty_cache()  # what the step took is free again, for K and V too
     config = config.resolved_for(base, step_bytes)
-    if tokenizer is not None and len(tokenizer) > (config.vocab_size or 0):
-        raise ConfigError(
-            f"the tokenizer has {len(tokenizer)} tokens, the model {config.vocab_size}: they do not belong together"
-        )
+    if detokenizer is not None:
+        for notice in _vocabulary_notices(detokenizer.num_ids, config.vocab_size or 0):
+            notices.append(notice)
+            logger.warning(notice)
 
     block_manager = make_part("block_manager", parts["block_manager"], config)
     with enough_memory(config.device, f"K and V in {config.num_blocks:,} blocks", "lower num_blocks or memory_fraction"):
@@ -121,9 +128,25 @@ def build_engine(
         scheduler: SchedulerPart = make_part("scheduler", parts["scheduler"], config, cache_manager, retirement)
         return scheduler
 
-    encode = None if tokenizer is None else lambda text: list(tokenizer.encode(text, add_special_tokens=False))
+    encode = None if tokenizer is None else functools.partial(encode_text, tokenizer)
     engine = Engine(config, cache_manager, executor, make_scheduler, encode, detokenizer)
     return BuiltEngine(engine, config, tokenizer, packed, tuple(notices))
+
+
+def _vocabulary_notices(num_ids: int, num_rows: int) -> list[str]:
+    """A line if the tokenizer and the embeddings differ in size. Hugging Face serves such a pair, and so does PageBrain."""
+    if num_ids > num_rows:
+        lacking = f"{num_rows}" if num_ids == num_rows + 1 else f"{num_rows} to {num_ids - 1}"
+        return [
+            f"the tokenizer has ids up to {num_ids - 1}, and the model's embeddings have {num_rows} rows: a prompt that "
+            f"holds {lacking} is refused"
+        ]
+    if num_ids < num_rows:
+        return [
+            f"the model's embeddings have {num_rows} rows, and the tokenizer has ids up to {num_ids - 1}: ids above that "
+            "have no text"
+        ]
+    return []
 
 
 def _own_attention(device: torch.device, dtype: torch.dtype, head_dim: int, notices: list[str]) -> AttentionPart:

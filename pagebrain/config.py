@@ -15,6 +15,7 @@ import torch
 
 from pagebrain import machine
 from pagebrain.errors import ConfigError
+from pagebrain.generation import end_tokens
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel
@@ -56,7 +57,8 @@ class PageBrainConfig:
         seed: engine seed; requests without a seed of their own derive theirs from it and their arrival number.
         check_integrity: verify the bookkeeping of all blocks after every step (slow; for tests and debugging).
         swap: part name -> object or ``path:Name`` that replaces the engine's own part.
-        num_layers, num_heads, head_dim, vocab_size, eos_token_ids: the model's, set by :meth:`for_model`.
+        num_layers, num_heads, head_dim, vocab_size: the model's, set by :meth:`for_model`.
+        eos_token_ids: the tokens that end a text, by the model's config or its generation config; set there too.
 
     Raises:
         ConfigError: naming the setting, what was got and what to do.
@@ -150,7 +152,6 @@ class PageBrainConfig:
                 "the model has cross-attention layers, which PageBrain does not serve: use a decoder-only GPT-2"
             )
         weight = base.transformer.wte.weight
-        ends = hf.eos_token_id if isinstance(hf.eos_token_id, (list, tuple)) else [hf.eos_token_id]
         of_model: dict[str, Any] = {
             "dtype": str(weight.dtype).removeprefix("torch."),
             "device": str(weight.device),
@@ -176,7 +177,7 @@ class PageBrainConfig:
         shaped = dataclasses.replace(
             self,
             **of_model,
-            eos_token_ids=tuple(end for end in ends if end is not None and 0 <= end < hf.vocab_size),
+            eos_token_ids=end_tokens(base)[0],
         )
         length = max_model_len or hf.n_positions
         num_blocks = self.num_blocks or shaped._blocks_that_fit(length, reserved_bytes)

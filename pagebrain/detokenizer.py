@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from tokenizers.decoders import ByteLevel
 
-from pagebrain.errors import InvalidRequestError, ModelLoadError
+from pagebrain.errors import InvalidRequestError, UnsupportedTokenizerError
 from pagebrain.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ class Detokenizer:
         tokenizer: a fast byte-level BPE tokenizer, as GPT-2's.
 
     Raises:
-        ModelLoadError: the tokenizer does not map every token to bytes.
+        UnsupportedTokenizerError: the tokenizer does not map every token to bytes.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
@@ -34,15 +34,20 @@ class Detokenizer:
         decoder = getattr(backend, "decoder", None)
         if backend is None or not isinstance(decoder, ByteLevel):
             got = "no decoder of the tokenizers library" if decoder is None else f"the decoder {type(decoder).__name__}"
-            raise ModelLoadError(
-                f"{type(tokenizer).__name__} is not a fast byte-level tokenizer (it has {got}): PageBrain streams text of "
-                "byte-level BPE as GPT-2 uses it; load one with AutoTokenizer.from_pretrained(...)"
+            raise UnsupportedTokenizerError(
+                f"{type(tokenizer).__name__} is not a fast byte-level tokenizer (it has {got}), and PageBrain makes text of "
+                "byte-level BPE only, as GPT-2 has it"
             )
         num_ids = 1 + max(backend.get_vocab(with_added_tokens=True).values(), default=-1)
         special_ids = {token_id for token_id, token in backend.get_added_tokens_decoder().items() if token.special}
         tokens = [backend.id_to_token(token_id) for token_id in range(num_ids)]
         self._bytes = [b"" if token is None else _token_bytes(token) for token in tokens]
         self._bytes_without_special = [b"" if i in special_ids else text for i, text in enumerate(self._bytes)]
+
+    @property
+    def num_ids(self) -> int:
+        """One more than the largest token id that the tokenizer knows."""
+        return len(self._bytes)
 
     def token_bytes(self, token_id: int, skip_special_tokens: bool = True) -> bytes:
         """What a token contributes to the text; nothing for an id that the tokenizer does not know.

@@ -20,7 +20,7 @@ from pagebrain.executor import Executor, InFlight, StepResult
 from pagebrain.outputs import FinishReason, OutputDelta, RequestOutput, TokenLogprobs
 from pagebrain.parts import SchedulerPart
 from pagebrain.plan import check_plan
-from pagebrain.requests import Prompt, RequestState, checked_token_ids, max_num_tokens, request_seed
+from pagebrain.requests import NO_TOKENIZER, Prompt, RequestState, checked_token_ids, max_num_tokens, request_seed
 from pagebrain.retirement import RetirementQueue
 from pagebrain.sampling_params import SamplingParams
 from pagebrain.scheduler import Scheduler
@@ -103,7 +103,7 @@ class Engine:
         token_ids = checked_token_ids(prompt, self.encode, params, self.config)
         params.check_vocabulary(self.config.vocab_size or 0)
         if params.stop and self.detokenizer is None:
-            raise InvalidRequestError("stop strings need a tokenizer, and the model has none: use stop_token_ids")
+            raise InvalidRequestError(f"stop strings are text, and {NO_TOKENIZER}: use stop_token_ids")
         limit = max_num_tokens(len(token_ids), params, self.config)
         request = Request(
             request_id=request_id,

@@ -27,6 +27,10 @@ class ModelLoadError(PageBrainError):
     """A model or a tokenizer could not be found, read, or is of an unsupported kind."""
 
 
+class UnsupportedTokenizerError(ModelLoadError):
+    """A tokenizer is there, and PageBrain can make no text with it. The model can be served with token ids."""
+
+
 class PartError(PageBrainError):
     """A swapped part does not exist or does not have the signature that the engine calls."""
 

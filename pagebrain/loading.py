@@ -6,17 +6,34 @@ for a known GPT-2 size or a folder's config, without a network, for benchmarks a
 
 import dataclasses
 import os
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
+from huggingface_hub.errors import StrictDataclassFieldValidationError
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
+from transformers.activations import ACT2FN
+from transformers.utils.hub import cached_file
 
 from pagebrain.assets import BUNDLED_MODEL
 from pagebrain.config import PageBrainConfig
+from pagebrain.detokenizer import Detokenizer
 from pagebrain.devices import limit_threads
-from pagebrain.errors import ModelLoadError
+from pagebrain.errors import ModelLoadError, UnsupportedTokenizerError
+from pagebrain.generation import read_settings
+from pagebrain.model_folder import (
+    MODEL_HINT,
+    check_has_config,
+    check_has_weights,
+    check_is_folder,
+    check_tokenizer_files,
+    has_tokenizer,
+    has_vocabulary,
+    own_code,
+    read_json,
+)
 
 GPT2_SIZES = {
     "gpt2": (768, 12, 12),
@@ -26,7 +43,6 @@ GPT2_SIZES = {
 }
 """(n_embd, n_layer, n_head) of the published sizes (Radford et al., 2019); all have 1024 positions and 50,257 tokens."""
 
-_MODEL_HINT = "name a folder made with save_pretrained, a hub model (openai-community/gpt2), or none for the bundled model"
 _MAX_REASON_CHARACTERS = 240
 
 Loaded = TypeVar("Loaded")
@@ -45,100 +61,224 @@ def resolve_device_and_dtype(config: PageBrainConfig) -> PageBrainConfig:
     return dataclasses.replace(config, device=device, dtype=dtype)
 
 
-def load_model(config: PageBrainConfig) -> GPT2LMHeadModel:
+def load_model(config: PageBrainConfig, notices: list[str] | None = None) -> GPT2LMHeadModel:
     """The Hugging Face model that ``config`` names, in its dtype and on its device, in eval mode.
+
+    ``notices`` gets a line for what is left out of the checkpoint. No code of the checkpoint's own is ever run.
 
     Raises ``ModelLoadError`` if there is none, it cannot be read whole, or it is not a GPT-2.
     """
     limit_threads()
     config = resolve_device_and_dtype(config)
-    name = _model_name(config)
     if config.load_format == "dummy":
-        model = _dummy_model(name, config.seed, config.device)
+        model = _dummy_model(config)
     else:
-        model = _saved_model(name, config.torch_dtype)
+        model = _saved_model(config, [] if notices is None else notices)
     return model.to(config.device, config.torch_dtype).eval()  # type: ignore[arg-type, no-any-return]
 
 
 def load_tokenizer(config: PageBrainConfig) -> PreTrainedTokenizerBase | None:
     """The tokenizer that ``config`` names, the model's own by default; ``None`` for a dummy model without one.
 
-    Raises ``ModelLoadError`` if the folder or hub entry has none.
+    Raises ``ModelLoadError`` if the folder or hub entry has none; ``UnsupportedTokenizerError``, which is one, if the
+    model's folder has one that Hugging Face's library cannot load here.
     """
-    if config.tokenizer is None and config.load_format == "dummy" and not _has_tokenizer_files(_model_name(config)):
-        return None
-    if config.tokenizer is None:
-        name = _model_name(config)
-        if config.load_format != "dummy":
-            _check_model(name)  # if there is none, that is what is wrong, and not that it has no tokenizer
-    else:
-        name = os.path.expanduser(config.tokenizer)
-        _check_folder_exists(name, "tokenizer")
+    name = _model_name(config) if config.tokenizer is None else os.path.expanduser(config.tokenizer)
     hint = "name another as the tokenizer, or save the model's own beside it"
-    if Path(name).is_dir() and not _has_tokenizer_files(name):
-        raise ModelLoadError(
-            f"the folder {name} holds no tokenizer (no tokenizer.json, no vocab.json with merges.txt): {hint}"
+    options: dict[str, Any] = {"trust_remote_code": False}
+    if config.tokenizer is None:
+        if config.load_format == "dummy" and not has_tokenizer(name):
+            return None
+        options["config"] = read_config(config)  # if there is no model, that is what is wrong, and not its tokenizer
+    else:
+        check_is_folder(name, "tokenizer")
+    is_folder = os.path.isdir(name)
+    none_there = ModelLoadError(
+        f"the folder {name} holds no tokenizer (no tokenizer.json, no vocab.json with merges.txt): {hint}"
+    )
+    if is_folder and not has_tokenizer(name):
+        raise none_there
+    check_tokenizer_files(name)
+    try:
+        tokenizer: PreTrainedTokenizerBase = _attempt(
+            f"the tokenizer of {name!r}", hint, lambda: AutoTokenizer.from_pretrained(name, **options)
         )
-    return _attempt(f"the tokenizer of {name!r}", hint, lambda: AutoTokenizer.from_pretrained(name))
+    except ModelLoadError as error:  # its files are sound, but it wants a library or code that is not here
+        if is_folder and not has_vocabulary(name) and own_code(name) is None:
+            raise none_there from error
+        if is_folder and config.tokenizer is None:
+            raise UnsupportedTokenizerError(str(error)) from error
+        raise
+    if is_folder and tokenizer.vocab_size == 0:  # of files that are not there Hugging Face makes an empty one
+        if config.load_format == "dummy" and config.tokenizer is None:
+            return None
+        raise none_there
+    return tokenizer
+
+
+def load_text(
+    config: PageBrainConfig, tokenizer: PreTrainedTokenizerBase | None = None
+) -> tuple[PreTrainedTokenizerBase | None, Detokenizer | None, str | None]:
+    """``tokenizer``, or the one that ``config`` names, its detokenizer, and why there are none although the model has one.
+
+    Raises what :func:`load_tokenizer` raises, but for tokenizers that PageBrain cannot make text with: token ids can be
+    served without.
+    """
+    try:
+        tokenizer = load_tokenizer(config) if tokenizer is None else tokenizer
+        return tokenizer, None if tokenizer is None else Detokenizer(tokenizer), None
+    except UnsupportedTokenizerError as error:
+        return None, None, f"text is off, and token ids are served: {error}"
+
+
+def read_config(config: PageBrainConfig) -> GPT2Config:
+    """Hugging Face's config of the model that ``config`` names; no weights are read.
+
+    Raises ``ModelLoadError`` if there is no such model or it is not a GPT-2.
+    """
+    name = _model_name(config)
+    size = name.removeprefix("openai-community/")
+    if config.load_format == "dummy" and not Path(name, "config.json").is_file():
+        if size not in GPT2_SIZES:
+            known = ", ".join(GPT2_SIZES)
+            raise ModelLoadError(f"load_format dummy knows {known} and folders with a config.json, got {name!r}")
+        n_embd, n_layer, n_head = GPT2_SIZES[size]
+        return GPT2Config(n_embd=n_embd, n_layer=n_layer, n_head=n_head)
+    return _read_config(name)[0]
 
 
 def _model_name(config: PageBrainConfig) -> str:
     return str(BUNDLED_MODEL) if config.model is None else os.path.expanduser(config.model)
 
 
-def _check_model(name: str) -> None:
-    _check_folder_exists(name, "model")
-    _read_config(name, _MODEL_HINT)
-
-
-def _saved_model(name: str, dtype: torch.dtype) -> GPT2LMHeadModel:
-    _check_model(name)
-    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": "eager", "output_loading_info": True}
-    loaded: Any = _attempt(f"the weights of {name!r}", _MODEL_HINT, lambda: GPT2LMHeadModel.from_pretrained(name, **options))
+def _saved_model(config: PageBrainConfig, notices: list[str]) -> GPT2LMHeadModel:
+    name = _model_name(config)
+    hf_config, saved = _read_config(name)
+    if not saved.get("transformers_weights"):  # which names a file of its own
+        check_has_weights(name)
+    code = own_code(name)
+    if code is not None:
+        notices.append(code)
+    options: dict[str, Any] = {
+        "config": hf_config,
+        "generation_config": _generation_settings(name, saved, notices),
+        "dtype": config.torch_dtype,
+        "attn_implementation": "eager",
+        "ignore_mismatched_sizes": True,  # they are refused below, with their names and sizes
+        "output_loading_info": True,
+        "trust_remote_code": False,
+    }
+    loaded: Any = _attempt(f"the weights of {name!r}", MODEL_HINT, lambda: GPT2LMHeadModel.from_pretrained(name, **options))
     model, info = loaded
-    for problem in ("missing_keys", "mismatched_keys", "error_msgs"):
-        if info.get(problem):
-            found = sorted(map(str, info[problem]))
-            raise ModelLoadError(
-                f"the weights of {name!r} do not fit its config: {problem} {found[:3]} ({len(found)} in all)"
-            )
+    _check_all_fit(name, info)
+    left_out = sorted(info.get("unexpected_keys") or ())
+    if left_out:
+        notices.append(
+            f"what the weights of {name!r} hold beyond its config is left out: {_first(left_out)} ({len(left_out)} in all)"
+        )
     return model  # type: ignore[no-any-return]
 
 
-def _read_config(name: str, hint: str) -> GPT2Config:
-    hf_config = _attempt(f"the config of {name!r}", hint, lambda: AutoConfig.from_pretrained(name))
-    if not isinstance(hf_config, GPT2Config):
-        raise ModelLoadError(f"{name!r} is a {hf_config.model_type} model, and PageBrain serves GPT-2 only: {hint}")
-    return hf_config
+def _generation_settings(name: str, saved: dict[str, Any], notices: list[str]) -> Any:
+    """What ``generation_config.json`` says; where it is missing or broken, what ``config.json`` says, as in Hugging Face."""
+    try:
+        path = _find(name, "generation_config.json")
+    except OSError:  # the hub has none
+        path = None
+    settings = saved
+    if path is not None and path.exists():
+        try:
+            settings = read_json(path)
+        except ModelLoadError as error:
+            notices.append(f"{error}; the generation settings of config.json are used instead")
+    return read_settings(settings, saved.get("eos_token_id"), notices)
 
 
-def _dummy_model(name: str, seed: int, device: str) -> GPT2LMHeadModel:
-    folder, size = Path(name), name.removeprefix("openai-community/")
-    if (folder / "config.json").is_file():
-        hf_config = _read_config(name, "name a folder with a GPT-2's config.json")
-    elif size in GPT2_SIZES:
-        n_embd, n_layer, n_head = GPT2_SIZES[size]
-        hf_config = GPT2Config(n_embd=n_embd, n_layer=n_layer, n_head=n_head)
-    else:
-        raise ModelLoadError(f"load_format dummy knows {', '.join(GPT2_SIZES)} and folders with a config.json, got {name!r}")
+def _check_all_fit(name: str, info: dict[str, Any]) -> None:
+    mismatched = sorted((str(key), tuple(found), tuple(wanted)) for key, found, wanted in info.get("mismatched_keys") or ())
+    if mismatched:
+        key, found, wanted = mismatched[0]
+        axis = next((index for index, sizes in enumerate(zip(found, wanted)) if sizes[0] != sizes[1]), 0)
+        setting = {"transformer.wte.weight": "vocab_size", "transformer.wpe.weight": "n_positions"}.get(key)
+        fix = "correct config.json" if setting is None or axis else f"set {setting} to {found[0]} in config.json"
+        others = f" (and {len(mismatched) - 1} more do not fit)" if len(mismatched) > 1 else ""
+        raise ModelLoadError(
+            f"the weights of {name!r} do not fit its config: {key} is {list(found)} in the weights and {list(wanted)} by "
+            f"config.json{others}: {fix}, or save both anew with save_pretrained"
+        )
+    for problem in ("missing_keys", "error_msgs"):
+        if info.get(problem):
+            lacking, unknown = sorted(map(str, info[problem])), sorted(info.get("unexpected_keys") or ())
+            instead = f"; the weights hold {_first(unknown)} instead" if unknown else ""
+            fix = "correct config.json"
+            if lacking == ["lm_head.weight"]:
+                fix = "set tie_word_embeddings to true in config.json if the embeddings are the head"
+            raise ModelLoadError(
+                f"the weights of {name!r} do not fit its config: {problem} {lacking[:3]} ({len(lacking)} in all){instead}: "
+                f"{fix}, or save both anew with save_pretrained"
+            )
+
+
+def _first(names: list[str]) -> str:
+    return f"{', '.join(names[:2])}{' and others' if len(names) > 2 else ''}"
+
+
+def _read_config(name: str) -> tuple[GPT2Config, dict[str, Any]]:
+    """The config of a folder or hub model, and the JSON that it was made of. Raises ``ModelLoadError``."""
+    check_is_folder(name, "model")
+    check_has_config(name)
+    what = f"the config of {name!r}"
+    saved = read_json(_attempt(what, MODEL_HINT, lambda: _find(name, "config.json")))
+    _check_is_gpt2(name, saved)
+    plain = dict(saved)
+    if (
+        type(plain.get("eos_token_id", 0)) is not int
+    ):  # Hugging Face's class takes no null in a list; the ids are kept in ``saved``
+        ends = plain.pop("eos_token_id", None)
+        plain["eos_token_id"] = [end for end in ends if type(end) is int] if isinstance(ends, list) else None
+    hf_config: GPT2Config = _attempt(what, MODEL_HINT, lambda: GPT2Config.from_dict(plain))
+    for setting in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head"):
+        if getattr(hf_config, setting) < 1:
+            raise ModelLoadError(f"{what} says {setting}={getattr(hf_config, setting)}, expected at least 1: correct it")
+    if hf_config.n_embd % hf_config.n_head:
+        raise ModelLoadError(
+            f"{what} says n_embd={hf_config.n_embd}, expected a multiple of n_head={hf_config.n_head}: correct it"
+        )
+    if hf_config.activation_function not in ACT2FN:
+        raise ModelLoadError(
+            f"{what} says activation_function={hf_config.activation_function!r}, which is unknown: correct it"
+        )
+    return hf_config, saved
+
+
+def _find(name: str, file: str) -> Path:
+    """Where a file of a folder or hub model lies; ``OSError`` if the hub has none. In a folder it may not be there."""
+    return Path(name, file) if os.path.isdir(name) else Path(str(cached_file(name, file)))
+
+
+def _check_is_gpt2(name: str, saved: dict[str, Any]) -> None:
+    """Raise ``ModelLoadError`` for a config of another kind. One that names none is read as GPT-2's, as its class does."""
+    kind, classes = saved.get("model_type"), saved.get("architectures")
+    if kind is None and isinstance(classes, list) and classes and not any(str(item).startswith("GPT2") for item in classes):
+        kind = classes[0]
+    if kind not in (None, "gpt2"):
+        code = " with code of its own (auto_map), which PageBrain never runs" if "auto_map" in saved else ""
+        raise ModelLoadError(f"{name!r} is a {kind} model{code}, and PageBrain serves GPT-2 only: {MODEL_HINT}")
+    if saved.get("add_cross_attention"):
+        raise ModelLoadError(
+            f"{name!r} has cross-attention layers, which PageBrain does not serve: use a decoder-only GPT-2"
+        )
+    if saved.get("quantization_config"):
+        raise ModelLoadError(f"{name!r} is quantized, which PageBrain does not serve: name the model that it was made from")
+
+
+def _dummy_model(config: PageBrainConfig) -> GPT2LMHeadModel:
+    hf_config = read_config(config)
     hf_config._attn_implementation = "eager"
-    where = torch.device(device)  # a GPU draws them in a tenth of a second; they are other ones than a CPU's
+    where = torch.device(config.device)  # a GPU draws them in a tenth of a second; they are other ones than a CPU's
     with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []), where:
-        torch.manual_seed(seed % 2**63)
+        torch.manual_seed(config.seed % 2**63)
         return GPT2LMHeadModel(hf_config)
-
-
-def _has_tokenizer_files(name: str) -> bool:
-    folder = Path(name)
-    return (folder / "tokenizer.json").is_file() or ((folder / "vocab.json").is_file() and (folder / "merges.txt").is_file())
-
-
-def _check_folder_exists(name: str, kind: str) -> None:
-    """A name that can only be a path gets an answer about paths, not about the hub."""
-    looks_like_path = name.startswith((".", "/", "~", "\\")) or name.count("/") > 1 or os.path.isabs(name)
-    if looks_like_path and not Path(name).is_dir():
-        own = "the bundled model" if kind == "model" else "the model's own"
-        raise ModelLoadError(f"there is no {kind} folder {name}: check the path, or leave it out for {own}")
 
 
 def _attempt(what: str, hint: str, load: Callable[[], Loaded]) -> Loaded:
@@ -146,9 +286,18 @@ def _attempt(what: str, hint: str, load: Callable[[], Loaded]) -> Loaded:
     try:
         return load()
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        if len(reason) > _MAX_REASON_CHARACTERS:  # what happened stands in the first line
-            reason = " ".join(str(error).strip().partition("\n")[0].split()).rstrip(".")
-        if len(reason) > _MAX_REASON_CHARACTERS:
-            reason = reason[:_MAX_REASON_CHARACTERS] + " ..."
-        raise ModelLoadError(f"{what} could not be read: {reason}; {hint}") from error
+        raise ModelLoadError(f"{what} could not be read: {_reason(error)}; {hint}") from error
+
+
+def _reason(error: Exception) -> str:
+    """What happened, in one line: it stands in an error's first line, and first in that."""
+    if isinstance(error, pickle.UnpicklingError):  # torch's own words advise to run what is in the file
+        return "a file holds more than tensors, or is damaged, and reading it could run code in it"
+    cause = error.__cause__ if isinstance(error, StrictDataclassFieldValidationError) else error
+    reason = " ".join(str(cause).split()) or type(error).__name__
+    if len(reason) > _MAX_REASON_CHARACTERS:
+        reason = " ".join(str(cause).strip().partition("\n")[0].split())
+    if len(reason) > _MAX_REASON_CHARACTERS:
+        sentences = reason[:_MAX_REASON_CHARACTERS].rpartition(". ")[0]
+        return sentences or reason[:_MAX_REASON_CHARACTERS] + " ..."
+    return reason.rstrip(".:")

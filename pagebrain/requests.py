@@ -5,7 +5,7 @@ import operator
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pagebrain.config import PageBrainConfig
 from pagebrain.detokenizer import TextStream
@@ -14,8 +14,13 @@ from pagebrain.outputs import CompletionOutput, RequestMetrics, RequestOutput
 from pagebrain.sampling_params import SamplingParams
 from pagebrain.sequence import Request, Sequence
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 Prompt = str | SequenceOf[int]
 """A text, or token ids."""
+
+NO_TOKENIZER = "the model has no tokenizer that PageBrain makes text with"
 
 
 def checked_token_ids(
@@ -23,12 +28,14 @@ def checked_token_ids(
 ) -> tuple[int, ...]:
     """The prompt as token ids.
 
+    A text becomes what ``encode`` makes of it, with the tokens that the tokenizer puts around a text.
+
     Raises ``InvalidRequestError`` for one that is empty, names ids outside the vocabulary, leaves no position to generate
     into although something is to be generated, or is text while there is no tokenizer.
     """
     if isinstance(prompt, str):
         if encode is None:
-            raise InvalidRequestError("the model has no tokenizer: give the prompt as a list of token ids")
+            raise InvalidRequestError(f"the prompt is text, and {NO_TOKENIZER}: give it as a list of token ids")
         try:
             prompt.encode()  # a lone surrogate, say from a wrongly decoded file
         except UnicodeEncodeError as error:
@@ -41,7 +48,10 @@ def checked_token_ids(
         raise InvalidRequestError("the prompt is empty: give at least one token")
     for index, token_id in enumerate(token_ids):
         if not 0 <= token_id < config.vocab_size:
-            raise InvalidRequestError(f"prompt token {index} is {token_id}, but ids run from 0 to {config.vocab_size - 1}")
+            more = ": the tokenizer has more tokens than the model's embeddings have rows" if isinstance(prompt, str) else ""
+            raise InvalidRequestError(
+                f"prompt token {index} is {token_id}, but ids run from 0 to {config.vocab_size - 1}{more}"
+            )
     if params.max_tokens == 0:
         if len(token_ids) > config.max_model_len:
             raise InvalidRequestError(
@@ -54,6 +64,14 @@ def checked_token_ids(
             f"(max_model_len is {config.max_model_len}): shorten it"
         )
     return tuple(token_ids)
+
+
+def encode_text(tokenizer: "PreTrainedTokenizerBase", text: str, add_special_tokens: bool = True) -> list[int]:
+    """Token ids of a text: those of Hugging Face's ``tokenizer(text).input_ids``.
+
+    Without ``add_special_tokens`` the tokens that the tokenizer's post-processor puts around a text are left out.
+    """
+    return list(tokenizer.encode(text, add_special_tokens=add_special_tokens, verbose=False))
 
 
 def max_num_tokens(num_prompt_tokens: int, params: SamplingParams, config: PageBrainConfig) -> int:

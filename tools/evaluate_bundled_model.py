@@ -329,7 +329,7 @@ def main() -> None:
     args = parser.parse_args()
     trained = json.loads((args.folder / "metrics.json").read_text(encoding="utf-8"))["training"]
     tokenizer = Tokenizer.from_file(str(args.folder / "tokenizer.json"))
-    model = GPT2LMHeadModel.from_pretrained(args.folder).to(args.device)
+    model = GPT2LMHeadModel.from_pretrained(args.folder, trust_remote_code=False).to(args.device)
     texts = generate_texts(trained["seed"], trained["corpus_stories"], workers=available_cores())
     training = encode_texts(tokenizer, texts)
     figures = measure(model, tokenizer, training, args.stories, args.samples, trained["seed"])

@@ -11,9 +11,10 @@ from pagebrain.bench.engine_loop import LoopRun, StepRecord, run_loop
 from pagebrain.bench.gpu_times import GpuTimes, Recorder
 from pagebrain.bench.roof import ModelBytes, decode_roof, measure_copy
 from pagebrain.bench.totals import Totals
-from pagebrain.bench.workload import BenchRequest, read_model_config
+from pagebrain.bench.workload import BenchRequest
 from pagebrain.config import PageBrainConfig
 from pagebrain.engine import Engine
+from pagebrain.loading import read_config
 from pagebrain.sampling_params import SamplingParams
 
 WINDOW_STEPS = 64
@@ -49,7 +50,7 @@ def _report(
 ) -> dict[str, Any]:
     """The roof over all steps without prefill, and the parts of those whose numbers ``window`` names."""
     device, copy_bytes_per_s = engine.config.device, measure_copy(engine.config.device)
-    moves = ModelBytes.of(read_model_config(PageBrainConfig(**model)), engine.config.torch_dtype.itemsize)
+    moves = ModelBytes.of(read_config(PageBrainConfig(**model)), engine.config.torch_dtype.itemsize)
     report: dict[str, Any] = {"decode": decode_roof(steps, moves, copy_bytes_per_s), "window": None}
     if window:
         chosen = [steps[index] for index in window]

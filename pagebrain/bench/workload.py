@@ -4,17 +4,14 @@ A workload is a pure function of its numbers, so that two runs (or two machines)
 which no engine can profit from: nothing is shared between prompts, and the end-of-sequence token is ignored.
 """
 
-import os
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from pagebrain.errors import ConfigError, ModelLoadError
+from pagebrain.errors import ConfigError
 
 if TYPE_CHECKING:
-    from transformers import GPT2Config
-
     from pagebrain.config import PageBrainConfig
 
 WARMUP_SEED_OFFSET = 1_000_003
@@ -98,28 +95,7 @@ def model_limits(config: "PageBrainConfig") -> tuple[int, int]:
 
     Raises ``ModelLoadError`` if there is no such model or it is not a GPT-2.
     """
-    hf_config = read_model_config(config)
+    from pagebrain.loading import read_config
+
+    hf_config = read_config(config)
     return int(hf_config.vocab_size), int(hf_config.n_positions)
-
-
-def read_model_config(config: "PageBrainConfig") -> "GPT2Config":
-    """Hugging Face's config of the model that ``config`` names. Raises ``ModelLoadError`` as :func:`model_limits` does."""
-    from transformers import AutoConfig, GPT2Config
-
-    from pagebrain.assets import BUNDLED_MODEL
-    from pagebrain.loading import GPT2_SIZES
-
-    name = str(BUNDLED_MODEL) if config.model is None else os.path.expanduser(config.model)
-    size = name.removeprefix("openai-community/")
-    if config.load_format == "dummy" and size in GPT2_SIZES:
-        n_embd, n_layer, n_head = GPT2_SIZES[size]
-        hf_config = GPT2Config(n_embd=n_embd, n_layer=n_layer, n_head=n_head)
-    else:
-        try:
-            hf_config = AutoConfig.from_pretrained(name)
-        except Exception as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise ModelLoadError(f"the config of {name!r} could not be read: {reason}") from error
-    if not isinstance(hf_config, GPT2Config):
-        raise ModelLoadError(f"{name!r} is a {hf_config.model_type} model, and PageBrain serves GPT-2 only")
-    return hf_config

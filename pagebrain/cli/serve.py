@@ -95,28 +95,9 @@ def _read_template(path: Path) -> str:
         raise ConfigError(f"--chat-template {path} cannot be read: {reason}") from error
     if not text.strip():
         raise ConfigError(f"--chat-template {path} is empty: name a file that holds a Jinja template")
-    _check_template(path, text)
+    from pagebrain.server.templates import template_mistake
+
+    mistake = template_mistake(text)  # otherwise every chat would fail over it
+    if mistake is not None:
+        raise ConfigError(f"--chat-template {path} is no Jinja template: {mistake}")
     return text
-
-
-def _check_template(path: Path, text: str) -> None:
-    """Raise ``ConfigError`` for what is no template: otherwise every chat would fail over it."""
-    from jinja2 import TemplateSyntaxError
-    from jinja2.ext import Extension, loopcontrols
-    from jinja2.nodes import Node
-    from jinja2.parser import Parser
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    class Generation(Extension):
-        """The tag with which templates mark what the model has said; Hugging Face's tokenizers know it, Jinja does not."""
-
-        tags = {"generation"}
-
-        def parse(self, parser: Parser) -> list[Node]:
-            next(parser.stream)
-            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-    try:
-        ImmutableSandboxedEnvironment(extensions=[Generation, loopcontrols]).compile(text)
-    except TemplateSyntaxError as error:
-        raise ConfigError(f"--chat-template {path} is no Jinja template: line {error.lineno}: {error.message}") from error

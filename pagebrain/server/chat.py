@@ -34,7 +34,7 @@ def chat_routes(service: Service) -> APIRouter:
         options = body.checked_stream_options()
         params = body.sampling_params()
         prompt = await service.prompts.chat_prompt(body.messages)
-        prompts = await service.prompts.token_ids([prompt], params)
+        prompts = await service.prompts.token_ids([prompt], params, bool(body.add_special_tokens))
         heading = Heading.new("chatcmpl", service.model_name, body.request_id)
         [stream] = service.submit(prompts, params, heading.id, request, body.end_user)
         if body.stream:

@@ -16,8 +16,8 @@ from pagebrain import errors
 from pagebrain.config import PageBrainConfig
 from pagebrain.detokenizer import Detokenizer
 from pagebrain.errors import InvalidRequestError
-from pagebrain.loading import load_tokenizer
-from pagebrain.requests import Prompt, checked_token_ids, max_num_tokens
+from pagebrain.loading import load_text
+from pagebrain.requests import NO_TOKENIZER, Prompt, checked_token_ids, encode_text, max_num_tokens
 from pagebrain.sampling_params import SamplingParams
 from pagebrain.server.admission import Admission
 from pagebrain.server.messages import (
@@ -39,6 +39,7 @@ from pagebrain.server.observers import Observers
 from pagebrain.server.options import ServerOptions
 from pagebrain.server.process import EngineProcess
 from pagebrain.server.streams import DrainingError, EngineDeadError, LiveSubscription, RequestFailedError, RequestStream
+from pagebrain.server.templates import own_template
 from pagebrain.trace import EngineStats
 
 if TYPE_CHECKING:
@@ -94,14 +95,16 @@ class EngineClient:
         self._ready = self._loop.create_future()
         self._engine = EngineProcess(self.config, self.options.log_level, self._receive, lambda: self._call(self._on_end))
         try:
-            self.tokenizer = await asyncio.to_thread(load_tokenizer, self.config)
-            self.detokenizer = None if self.tokenizer is None else Detokenizer(self.tokenizer)
+            self.tokenizer, self.detokenizer, _ = await asyncio.to_thread(load_text, self.config)
             ready = await self._ready
         except BaseException:
             self._ready.cancel()  # whatever it would say, nobody asks any more
             await self.stop()
             raise
         self.config, self.notices = ready.config, ready.notices
+        _, why_no_chats = own_template(self.tokenizer)
+        if why_no_chats is not None and self.options.chat_template is None:
+            self.notices += (f"chats are refused: {why_no_chats}; name a template with --chat-template",)
 
     async def stop(self) -> None:
         """End the engine's process; one that is still loading, at once."""
@@ -156,18 +159,18 @@ class EngineClient:
 
     # Requests ---------------------------------------------------------------------------------------------------------
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text; slow for a long one, and safe to call in a thread."""
         if self.tokenizer is None:
-            raise InvalidRequestError("the model has no tokenizer: give the prompt as a list of token ids")
-        return list(self.tokenizer.encode(text, add_special_tokens=False, verbose=False))
+            raise InvalidRequestError(f"the prompt is text, and {NO_TOKENIZER}: give it as a list of token ids")
+        return encode_text(self.tokenizer, text, add_special_tokens)
 
     def check(self, prompt: Prompt, params: SamplingParams) -> tuple[int, ...]:
         """The prompt's token ids. Raises ``InvalidRequestError`` for what can never be served, as the engine would."""
         token_ids = checked_token_ids(prompt, None if self.tokenizer is None else self.encode, params, self.config)
         params.check_vocabulary(self.config.vocab_size or 0)
         if params.stop and self.detokenizer is None:
-            raise InvalidRequestError("stop strings need a tokenizer, and the model has none: use stop_token_ids")
+            raise InvalidRequestError(f"stop strings are text, and {NO_TOKENIZER}: use stop_token_ids")
         max_num_tokens(len(token_ids), params, self.config)
         return token_ids
 

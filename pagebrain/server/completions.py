@@ -33,7 +33,7 @@ def completion_routes(service: Service) -> APIRouter:
         service.check_model(body.model)
         options = body.checked_stream_options()
         params = body.sampling_params()
-        prompts = await service.prompts.token_ids(body.prompts, params)
+        prompts = await service.prompts.token_ids(body.prompts, params, body.add_special_tokens is not False)
         heading = Heading.new("cmpl", service.model_name, body.request_id)
         streams = service.submit(prompts, params, heading.id, request, body.end_user)
         writers = make_writers(service, body, streams)
@@ -88,12 +88,14 @@ def make_writers(service: Service, body: CompletionRequest, streams: list[Reques
     """A writer for each answer: those of the first prompt first."""
     writers: list[ChoiceWriter] = []
     for prompt, stream in zip(body.prompts, streams):
-        echo = None
+        echo, added = None, frozenset[int]()
+        if body.echo and body.logprobs is not None and isinstance(prompt, str) and body.add_special_tokens is not False:
+            added = service.prompts.added_tokens(prompt)
         if body.echo:
             echo = prompt if isinstance(prompt, str) else service.texts.decode(stream.prompt_token_ids)
         for _ in range(stream.params.n):
             skip = stream.params.skip_special_tokens
-            scorer = None if body.logprobs is None else CompletionScorer(service.texts, skip)
+            scorer = None if body.logprobs is None else CompletionScorer(service.texts, skip, added)
             writers.append(ChoiceWriter(len(writers), stream.prompt_token_ids, echo, scorer))
     return writers
 

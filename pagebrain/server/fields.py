@@ -30,17 +30,17 @@ def _invalid(message: str) -> PydanticCustomError:
 
 
 def _check_prompt(value: object) -> object:
-    if isinstance(value, str) and value:
+    if isinstance(value, str):
         return value
     if not isinstance(value, list) or not value:
-        raise _invalid("must be a non-empty string, token ids, or a list of these")
+        raise _invalid("must be a string, non-empty token ids, or a non-empty list of these")
     if type(value[0]) is int:
         return _check_ids(value)
     if len(value) > MAX_PROMPTS:
         raise _invalid(f"must hold at most {MAX_PROMPTS} prompts, holds {len(value)}")
     if isinstance(value[0], str):
-        if not all(isinstance(item, str) and item for item in value):
-            raise _invalid("must hold non-empty strings only, if it begins with a string")
+        if not all(isinstance(item, str) for item in value):
+            raise _invalid("must hold strings only, if it begins with a string")
         return value
     if not all(isinstance(item, list) and item for item in value):
         raise _invalid("must be a string, token ids, a list of strings or a list of non-empty lists of token ids")
@@ -102,7 +102,7 @@ _TOKEN_IDS: JsonValue = {
     "minItems": 1,
     "maxItems": MAX_PROMPT_TOKENS,
 }
-_TEXT: JsonValue = {"type": "string", "minLength": 1}
+_TEXT: JsonValue = {"type": "string"}
 _PROMPT_SCHEMA: dict[str, JsonValue] = {
     "anyOf": [
         _TEXT,

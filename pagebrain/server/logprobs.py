@@ -49,23 +49,21 @@ class CompletionScorer:
     It keeps count of the characters, so that each token's ``text_offset`` is where its text begins in the answer's: the
     first character that it has a part in. Bytes that never become a character are sent as U+FFFD, which counts like any
     other. A token that a stop string cuts off keeps the offset that it would have had.
+
+    ``added`` are the prompt's tokens, counted from 0, that the tokenizer put around its text: they have no part in it.
     """
 
-    def __init__(self, texts: TokenTexts, skip_special_tokens: bool) -> None:
+    def __init__(self, texts: TokenTexts, skip_special_tokens: bool, added: frozenset[int] = frozenset()) -> None:
+        self._added = added
         self._texts = texts
         self._skip_special_tokens = skip_special_tokens
         self._num_characters = 0
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def prompt(self, token_ids: Sequence[int], scores: Sequence[TokenLogprobs | None], echo: str) -> CompletionLogprobs:
-        """The prompt's tokens, which the answer echoes as this text.
-
-        A tokenizer may put tokens of its own around a text; in the echo they take up no room.
-        """
-        part = self._part(token_ids, scores, skip_special_tokens=False)
-        written = self._texts.decode(token_ids)
-        begin = next((offset for offset in part["text_offset"] if written.startswith(echo, offset)), 0)
-        part["text_offset"] = [min(max(0, offset - begin), len(echo)) for offset in part["text_offset"]]
+        """The prompt's tokens, which the answer echoes as this text."""
+        part = self._part(token_ids, scores, False, self._added)
+        part["text_offset"] = [min(offset, len(echo)) for offset in part["text_offset"]]
         self._num_characters = len(echo)
         self._decoder.reset()  # the answer's text begins afresh
         return part
@@ -75,9 +73,16 @@ class CompletionScorer:
         return self._part(token_ids, scores, self._skip_special_tokens)
 
     def _part(
-        self, token_ids: Sequence[int], scores: Sequence[TokenLogprobs | None], skip_special_tokens: bool
+        self,
+        token_ids: Sequence[int],
+        scores: Sequence[TokenLogprobs | None],
+        skip_special_tokens: bool,
+        added: frozenset[int] = frozenset(),
     ) -> CompletionLogprobs:
-        offsets = [self._advance(self._texts.bytes(token_id, skip_special_tokens)) for token_id in token_ids]
+        offsets = [
+            self._num_characters if index in added else self._advance(self._texts.bytes(token_id, skip_special_tokens))
+            for index, token_id in enumerate(token_ids)
+        ]
         return {
             "tokens": [self._texts.text(token_id) for token_id in token_ids],
             "token_logprobs": [None if score is None else finite(score.logprob) for score in scores],

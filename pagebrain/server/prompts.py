@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING
 from jinja2.exceptions import TemplateError, TemplateSyntaxError, UndefinedError
 
 from pagebrain.errors import InvalidRequestError
+from pagebrain.requests import NO_TOKENIZER
 from pagebrain.sampling_params import SamplingParams
 from pagebrain.server.errors import ApiError, bad_request
 from pagebrain.server.protocol import ChatMessage
+from pagebrain.server.templates import own_template
 
 if TYPE_CHECKING:
     from pagebrain.server.client import EngineClient
@@ -38,23 +40,31 @@ class PromptReader:
 
     def __init__(self, client: "EngineClient", chat_template: str | None) -> None:
         self._client = client
+        self._why_no_chats: str | None = None
+        if chat_template is None:
+            chat_template, self._why_no_chats = own_template(client.tokenizer)
         self._chat_template = chat_template
         self._max_bytes = _max_bytes(client)
         self._one_long_text = asyncio.Semaphore(1)
 
     async def token_ids(
-        self, prompts: Sequence[str | Sequence[int]], params: SamplingParams
+        self, prompts: Sequence[str | Sequence[int]], params: SamplingParams, add_special_tokens: bool = True
     ) -> list[tuple[int, ...] | Sequence[int]]:
-        """Each prompt's token ids. Raises ``InvalidRequestError``, with the number of the prompt if there are several."""
+        """Each prompt's token ids. Raises ``InvalidRequestError``, with the number of the prompt if there are several.
+
+        A text's are those of Hugging Face's ``tokenizer(text).input_ids``; a chat's text has its special tokens already.
+        """
         num_characters = 0
         for index, prompt in enumerate(prompts):
             if isinstance(prompt, str):
                 self._check_fits(prompt, f"prompt {index}: " if len(prompts) > 1 else "")
                 num_characters += len(prompt)
         if num_characters > LONG_TEXT:
-            encoded = await asyncio.to_thread(self._encode_all, prompts)
+            encoded = await asyncio.to_thread(self._encode_all, prompts, add_special_tokens)
         else:
-            encoded = self._encode_all(prompts)
+            encoded = self._encode_all(prompts, add_special_tokens)
+        if not all(encoded):  # an empty text, and the tokenizer puts nothing around it
+            raise bad_request("'prompt' must be a non-empty string or hold non-empty strings with this tokenizer", "prompt")
         if len(encoded) > 1:  # a single one is checked when it is handed in
             for index, ids in enumerate(encoded):
                 try:
@@ -63,7 +73,7 @@ class PromptReader:
                     raise InvalidRequestError(f"prompt {index}: {error}") from None
         return encoded
 
-    async def text_ids(self, text: str) -> list[int]:
+    async def text_ids(self, text: str, add_special_tokens: bool) -> list[int]:
         """Token ids of any text, long or empty. One long text at a time: the others must not wait for many.
 
         Raises ``ApiError`` for one of more than :data:`MAX_TEXT` characters.
@@ -71,20 +81,28 @@ class PromptReader:
         if len(text) > MAX_TEXT:
             raise bad_request(f"the text has {len(text)} characters, and at most {MAX_TEXT} are taken: split it", "prompt")
         if len(text) <= LONG_TEXT:
-            return self._client.encode(text)
+            return self._encode(text, add_special_tokens)
         async with self._one_long_text:
-            return await asyncio.to_thread(self._client.encode, text)
+            return await asyncio.to_thread(self._encode, text, add_special_tokens)
+
+    def added_tokens(self, text: str) -> frozenset[int]:
+        """Which tokens of a text's, counted from 0, the tokenizer's post-processor puts there: they are not in the text."""
+        tokenizer = self._client.tokenizer
+        if tokenizer is None or not tokenizer.num_special_tokens_to_add():
+            return frozenset()
+        mask = tokenizer(text, return_special_tokens_mask=True, verbose=False).special_tokens_mask
+        return frozenset(index for index, is_added in enumerate(mask) if is_added)
 
     async def chat_prompt(self, messages: Sequence[ChatMessage]) -> str:
         """The text of a chat.
 
         Raises ``ApiError`` if there is no template, it does not take these messages, or it is broken, which is logged.
         """
-        tokenizer = self._client.tokenizer
-        if tokenizer is None or not (self._chat_template or tokenizer.chat_template):
-            raise bad_request(
-                "the model has no chat template: use /v1/completions, or start the server with --chat-template", "messages"
-            )
+        if self._client.tokenizer is None:
+            raise bad_request(f"messages are text, and {NO_TOKENIZER}: use /v1/completions with token ids", "messages")
+        if self._chat_template is None:
+            why = self._why_no_chats or "the model has no chat template"
+            raise bad_request(f"{why}: use /v1/completions, or start the server with --chat-template", "messages")
         turns = [message.turn for message in messages]
         if sum(len(message.content) for message in messages) > LONG_TEXT:
             return await asyncio.to_thread(self._render, turns)
@@ -104,8 +122,13 @@ class PromptReader:
             raise ApiError(500, "the server's chat template failed; its log says where", code="internal_error") from None
         return str(text)
 
-    def _encode_all(self, prompts: Sequence[str | Sequence[int]]) -> list[tuple[int, ...] | Sequence[int]]:
-        return [self._client.encode(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
+    def _encode_all(
+        self, prompts: Sequence[str | Sequence[int]], add_special_tokens: bool
+    ) -> list[tuple[int, ...] | Sequence[int]]:
+        return [self._encode(prompt, add_special_tokens) if isinstance(prompt, str) else prompt for prompt in prompts]
+
+    def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        return self._client.encode(text) if add_special_tokens else self._client.encode(text, add_special_tokens=False)
 
     def _check_fits(self, text: str, where: str) -> None:
         if self._max_bytes is None or len(text) * 4 <= self._max_bytes:

@@ -62,6 +62,9 @@ class SamplingRequest(Strict):
     The last group says whom the request is for, or how it could be served: nothing of it changes an answer.
     ``request_id`` becomes a part of the answer's id, ``user`` (or ``safety_identifier``, its newer name) is for the request
     log. Requests share nothing that a ``cache_salt`` could keep apart.
+
+    ``add_special_tokens``: put the tokens around a text that the tokenizer puts there; by default in completions, where the
+    text is all there is, and not in chats, whose template writes them.
     """
 
     model_config = ConfigDict(json_schema_extra=_describe_request)
@@ -86,6 +89,7 @@ class SamplingRequest(Strict):
     seed: int | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    add_special_tokens: bool | None = None
     user: Label | None = None
     safety_identifier: Label | None = None
     request_id: Annotated[str, Field(min_length=1, max_length=128)] | None = None
@@ -225,7 +229,7 @@ class GenerateRequest(Strict):
     name.
     """
 
-    prompt: Annotated[str, Field(min_length=1)]
+    prompt: str
     max_new_tokens: Annotated[int, Field(ge=1)] = 100
     method: Literal["greedy", "top_p", "top_k"] = "greedy"
     temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
@@ -249,7 +253,10 @@ class GenerateRequest(Strict):
 
 
 class TokenizeRequest(Strict):
-    """``POST /tokenize``: a text, or the messages of a chat, which go through the chat template."""
+    """``POST /tokenize``: a text, or the messages of a chat, which go through the chat template.
+
+    ``add_special_tokens`` is by default what it is for completions and for chats.
+    """
 
     model_config = ConfigDict(
         json_schema_extra={**_ONLY_NULLS, "oneOf": [{"required": ["prompt"]}, {"required": ["messages"]}]}
@@ -258,6 +265,7 @@ class TokenizeRequest(Strict):
     model: str | None = None
     prompt: str = ""
     messages: Messages = []
+    add_special_tokens: bool | None = None
 
     @property
     def wants_chat(self) -> bool:

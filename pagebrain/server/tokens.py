@@ -4,6 +4,7 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 import pagebrain
+from pagebrain.requests import NO_TOKENIZER
 from pagebrain.server.body import JsonRoute
 from pagebrain.server.documented import documented
 from pagebrain.server.errors import ApiError, bad_request, json_response
@@ -78,8 +79,11 @@ def token_routes(service: Service) -> APIRouter:
     async def tokenize(body: TokenizeRequest) -> Response:
         """The token ids of a text, or of a chat as the chat template writes it."""
         service.check_model(body.model)
+        add_special_tokens = body.add_special_tokens
+        if add_special_tokens is None:
+            add_special_tokens = not body.wants_chat
         text = await service.prompts.chat_prompt(body.messages) if body.wants_chat else body.prompt
-        tokens = await service.prompts.text_ids(text)
+        tokens = await service.prompts.text_ids(text, add_special_tokens)
         assert service.client.config.max_model_len is not None
         tokenized: Tokenized = {
             "tokens": tokens,
@@ -95,10 +99,11 @@ def token_routes(service: Service) -> APIRouter:
         detokenizer, vocab_size = service.client.detokenizer, service.client.config.vocab_size
         assert vocab_size is not None
         if detokenizer is None:
-            raise bad_request("the model has no tokenizer: tokens have no text", "tokens")
+            raise bad_request(f"tokens have no text: {NO_TOKENIZER}", "tokens")
+        num_ids = max(vocab_size, detokenizer.num_ids)  # a tokenizer may know more tokens than the model
         for index, token_id in enumerate(body.tokens):
-            if token_id >= vocab_size:
-                raise bad_request(f"tokens[{index}] is {token_id}, but ids run from 0 to {vocab_size - 1}", "tokens")
+            if token_id >= num_ids:
+                raise bad_request(f"tokens[{index}] is {token_id}, but ids run from 0 to {num_ids - 1}", "tokens")
         text: Detokenized = {"prompt": detokenizer.decode(body.tokens, skip_special_tokens=False)}
         return json_response(text)
 

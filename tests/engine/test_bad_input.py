@@ -260,13 +260,6 @@ def test_another_kind_of_model_is_refused(tmp_path: Path) -> None:
     assert "is a llama model, and PageBrain serves GPT-2 only" in refused(str(tmp_path))
 
 
-def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path: Path) -> None:
-    random_gpt2(torch.float32).save_pretrained(tmp_path)  # 97 tokens
-    byte_tokenizer().save_pretrained(tmp_path)
-    with pytest.raises(ConfigError, match="the tokenizer has 257 tokens, the model 97"):
-        LLM(str(tmp_path))
-
-
 def test_dummy_weights_need_a_known_size() -> None:
     assert "load_format dummy knows gpt2, gpt2-medium" in refused("gpt3", load_format="dummy")
 

@@ -66,6 +66,7 @@ def test_in_a_container_the_cache_is_planned_and_checked_with_what_is_free_there
 
 def test_a_model_with_an_end_token_outside_its_vocabulary_has_none() -> None:
     base = random_gpt2()
+    base.generation_config.eos_token_id = None
     base.config.eos_token_id = 50256
     assert PageBrainConfig.for_model(base).eos_token_ids == ()
     base.config.eos_token_id = [5, 96, 50256]

@@ -101,7 +101,7 @@ def test_a_chat_is_tokenized_as_the_template_writes_it(api: ServerThread, offlin
         ("/tokenize", {"prompt": None}, 400),
         ("/tokenize", {"prompt": ["x"]}, 400),
         ("/tokenize", {"messages": []}, 400),
-        ("/tokenize", {"prompt": "x", "add_special_tokens": True}, 400),
+        ("/tokenize", {"prompt": "x", "add_special_tokens": 1}, 400),
         ("/tokenize", {"prompt": "x", "model": "other"}, 404),
         ("/detokenize", {}, 400),
         ("/detokenize", {"tokens": [2048]}, 400),

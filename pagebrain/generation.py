@@ -1,0 +1,136 @@
+"""What a checkpoint says about generating, in ``generation_config.json`` or, in old ones, in ``config.json``.
+
+Hugging Face's ``generate`` takes all of it as defaults. Here end tokens are honoured. All else that would change an answer
+is named in one notice, so that nothing is lost without a word: a request can ask for some of it, the rest is not supported.
+"""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, GPT2LMHeadModel
+
+_IN_REQUESTS: dict[str, tuple[str, tuple[Any, ...]]] = {
+    "do_sample": ("temperature 0", (True,)),
+    "temperature": ("temperature", (1,)),
+    "top_k": ("top_k", (0,)),
+    "top_p": ("top_p", (1,)),
+    "min_p": ("min_p", (0,)),
+    "repetition_penalty": ("repetition_penalty", (1,)),
+    "max_new_tokens": ("max_tokens", ()),
+    "max_length": ("max_tokens", (20,)),
+    "min_new_tokens": ("min_tokens", (0,)),
+    "min_length": ("min_tokens", (0,)),
+    "stop_strings": ("stop", ()),
+    "num_return_sequences": ("n", (1,)),
+    "suppress_tokens": ("logit_bias of -100", ()),
+}
+"""Setting of Hugging Face's -> what asks for it in a request, and the values that ask for nothing."""
+
+_UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+    "bad_words_ids": (),
+    "begin_suppress_tokens": (),
+    "constraints": (),
+    "dola_layers": (),
+    "encoder_no_repeat_ngram_size": (0,),
+    "encoder_repetition_penalty": (1,),
+    "epsilon_cutoff": (0,),
+    "eta_cutoff": (0,),
+    "exponential_decay_length_penalty": (),
+    "force_words_ids": (),
+    "forced_bos_token_id": (),
+    "forced_eos_token_id": (),
+    "guidance_scale": (1,),
+    "max_time": (),
+    "no_repeat_ngram_size": (0,),
+    "num_beams": (1,),
+    "penalty_alpha": (0,),
+    "sequence_bias": (),
+    "token_healing": (False,),
+    "top_h": (),
+    "typical_p": (1,),
+    "watermarking_config": (),
+}
+"""Settings that would change an answer and that no request can ask for, with the values that ask for nothing."""
+
+
+def read_settings(saved: dict[str, Any], ends: Any, notices: list[str]) -> "GenerationConfig":
+    """A checkpoint's settings as an object of Hugging Face's.
+
+    Args:
+        saved: the JSON of ``generation_config.json``, or of ``config.json`` where there is no such file.
+        ends: what ``config.json`` names as end tokens.
+        notices: gets a line if Hugging Face's class refuses the settings. Their end tokens count all the same.
+    """
+    from transformers import GenerationConfig
+
+    all_ends = [*_flat(saved.get("eos_token_id")), *_flat(ends)]
+    known = {name: saved[name] for name in (*_IN_REQUESTS, *_UNSUPPORTED, "bos_token_id", "pad_token_id") if name in saved}
+    try:
+        return GenerationConfig(**known, eos_token_id=all_ends or None)  # type: ignore[no-untyped-call]
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        notices.append(f"the model's generation settings are left out but for its end tokens: {reason}")
+        return GenerationConfig(eos_token_id=all_ends or None)  # type: ignore[no-untyped-call]
+
+
+def end_tokens(base: "GPT2LMHeadModel") -> tuple[tuple[int, ...], tuple[Any, ...]]:
+    """``(ids, others)``: the tokens that end a text, by either of the two files, and what they name besides.
+
+    Others are ids outside the vocabulary, and what is no id. Hugging Face takes whole floats and nested lists; so does this.
+    """
+    ids: dict[int, None] = {}
+    others: list[Any] = []
+    for source in (base.config, getattr(base, "generation_config", None)):
+        for value in _flat(getattr(source, "eos_token_id", None)):
+            token_id = int(value) if isinstance(value, float) and value.is_integer() else value
+            if type(token_id) is int and 0 <= token_id < base.config.vocab_size:
+                ids[token_id] = None
+            elif value not in others:
+                others.append(value)
+    return tuple(ids), tuple(others)
+
+
+def generation_notices(base: "GPT2LMHeadModel") -> list[str]:
+    """Lines for people: end tokens that are left out, and settings that do not apply by themselves."""
+    notices = []
+    _, others = end_tokens(base)
+    if others:
+        named = ", ".join(map(repr, others))
+        notices.append(
+            f"end tokens of the model that are no ids from 0 to {base.config.vocab_size - 1} are left out: {named}"
+        )
+    settings = getattr(base, "generation_config", None)
+    in_requests = [
+        f"{name}={_short(value)}{'' if field == name else f' (as {field})'}"
+        for name, (field, idle) in _IN_REQUESTS.items()
+        if _asks(value := getattr(settings, name, None), idle, name)
+    ]
+    unsupported = [name for name, idle in _UNSUPPORTED.items() if _asks(getattr(settings, name, None), idle, name)]
+    parts = []
+    if in_requests:
+        parts.append(f"a request has to ask for {', '.join(in_requests)}")
+    if unsupported:
+        parts.append(f"{', '.join(unsupported)} {'is' if len(unsupported) == 1 else 'are'} not supported")
+    if parts:
+        notices.append(f"the model's generation settings do not apply by themselves: {'; '.join(parts)}")
+    return notices
+
+
+def _flat(value: Any) -> Iterator[Any]:
+    if isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _flat(item)
+    elif value is not None:
+        yield value
+
+
+def _asks(value: Any, idle: tuple[Any, ...], name: str) -> bool:
+    if value is None or value in ([], {}, ""):
+        return False
+    return name == "do_sample" and value is False or (name != "do_sample" and value not in idle)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else text[:37] + "..."
