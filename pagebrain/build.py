@@ -22,7 +22,7 @@ from pagebrain.errors import ConfigError
 from pagebrain.executor import Executor, TorchExecutor
 from pagebrain.generation import generation_notices
 from pagebrain.loading import load_model, load_text, resolve_device_and_dtype
-from pagebrain.memory import enough_memory, measure_largest_step
+from pagebrain.memory import enough_memory, estimate_largest_step, measure_largest_step
 from pagebrain.models.gpt2 import PagedGPT2LMHeadModel
 from pagebrain.models.packing import pack_weights
 from pagebrain.parts import AttentionPart, SchedulerPart, find_part, make_part, parts_without
@@ -94,10 +94,12 @@ def build_engine(
         _check_interpreter(weight.device)
     if uses_rows and config.max_num_seqs > MAX_NUM_SEQS:
         raise ConfigError(f"max_num_seqs must be at most {MAX_NUM_SEQS} with the Triton kernels, got {config.max_num_seqs}")
-    step_bytes = 0
     if weight.is_cuda:
         step_bytes = _step_bytes(config, base)
         torch.cuda.empty_cache()  # what the step took is free again, for K and V too
+    else:
+        dtype = dataclasses.replace(config, dtype=str(weight.dtype).removeprefix("torch."))
+        step_bytes = estimate_largest_step(dtype, base.config.vocab_size, base.config.n_embd)
     config = config.resolved_for(base, step_bytes)
     if detokenizer is not None:
         for notice in _vocabulary_notices(detokenizer.num_ids, config.vocab_size or 0):

@@ -234,9 +234,11 @@ class PageBrainConfig:
     def _blocks_that_fit(self, max_model_len: int, reserved_bytes: int) -> int:
         """Blocks for the memory at hand, no more than ``max_num_seqs`` full sequences can use."""
         useful = self.max_num_seqs * self.blocks_for(max_model_len)
-        fraction = self.memory_fraction or (0.9 if self.device.startswith("cuda") else 0.3)
         available = self._memory()
-        budget = max(0.0, available.free_bytes * fraction - reserved_bytes)
+        if self.device.startswith("cuda"):
+            budget = max(0.0, available.free_bytes * (self.memory_fraction or 0.9) - reserved_bytes)
+        else:  # what libraries take later is not known
+            budget = max(0, available.free_bytes - reserved_bytes) * (self.memory_fraction or 0.3)
         fitting = math.floor(budget / self.block_bytes)
         if fitting < self.blocks_for(2):
             raise ConfigError(

@@ -71,6 +71,7 @@ _NO_MEMORY = (
     "out of memory",  # CUDA's
     "cannot allocate memory",  # the system's, in the text of another error
     "bad_alloc",  # C++
+    "could not create a primitive",  # oneDNN's, which does not say more; that it works here was tried at start
     "failed to map segment from shared object",  # the loader's, when a library is imported
     "can't start new thread",  # whose stack found no room
 )

@@ -12,7 +12,7 @@ from pagebrain.errors import ConfigError, is_out_of_memory
 from pagebrain.models.gpt2 import PagedGPT2LMHeadModel
 from pagebrain.parts import SamplerPart
 from pagebrain.sampling import SampleRow
-from pagebrain.sampling.logprobs import score_prompt
+from pagebrain.sampling.logprobs import SCORED_TOGETHER, score_prompt
 from pagebrain.sampling_params import MAX_LOGPROBS, SamplingParams
 
 
@@ -30,6 +30,19 @@ def enough_memory(device: str, what: str, advice: str) -> Iterator[None]:
         raise ConfigError(
             f"the GPU has no room for {what}: {free / 1e9:.1f} of its {total / 1e9:.1f} GB are free; {advice}"
         ) from error
+
+
+def estimate_largest_step(config: PageBrainConfig, vocab_size: int, width: int) -> int:
+    """Bytes that a step of ``max_num_batched_tokens`` tokens takes on a CPU, besides weights, K and V.
+
+    ``width`` is the size of a hidden state. The step is not computed to be measured: it would take seconds. All tokens may
+    have logits, which are then sampled or scored. Sampling with ``top_p`` takes 17 times the logits of its rows, scoring
+    takes 5 times those of the rows that are scored together.
+    """
+    itemsize = max(4, config.torch_dtype.itemsize)
+    seats = min(config.max_num_seqs, config.max_num_batched_tokens)
+    rows = config.max_num_batched_tokens + max(17 * seats, 5 * SCORED_TOGETHER["cpu"])
+    return itemsize * (rows * vocab_size + 16 * config.max_num_batched_tokens * width)
 
 
 @torch.inference_mode()

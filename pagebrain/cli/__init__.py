@@ -44,5 +44,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         version=f"pagebrain {__version__}",
         advice=", then pagebrain doctor",
         default="serve",
+        address_space_bytes=1_250_000_000,
     )
     return line.main(argv)

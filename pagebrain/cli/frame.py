@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 from pagebrain.cli.quiet import quiet
 from pagebrain.cli.standard_streams import reserve_descriptors, unfailing_stderr
 from pagebrain.errors import is_out_of_memory
-from pagebrain.machine import available_memory
+from pagebrain.machine import available_memory, memory_limits
 
 INTERNAL_ERROR = 1
 USAGE_ERROR = 2
@@ -67,6 +67,7 @@ class CommandLine:
         version: what ``--version`` prints, if there is one.
         advice: what to say besides when a package is missing.
         default: the command that is meant when only options are given.
+        address_space_bytes: what a command takes of ``ulimit -v`` at least. With less, libraries abort without a word.
     """
 
     name: str
@@ -80,6 +81,7 @@ class CommandLine:
     version: str | None = None
     advice: str = ""
     default: str | None = None
+    address_space_bytes: int = 0
 
     def main(self, argv: Sequence[str] | None = None) -> int:
         """Run one command line and return its exit status."""
@@ -127,7 +129,7 @@ class CommandLine:
             if not is_out_of_memory(error):
                 raise
             reason = " ".join(str(error).split()) or type(error).__name__
-            return self._fail(f"out of memory: {available_memory()}: {reason}")
+            return self._fail(f"not enough memory: {available_memory()}: {reason}; raise the limit, or ask for less")
 
     def _run(self, arguments: list[str]) -> int:
         parser = self._parser(arguments)
@@ -143,6 +145,9 @@ class CommandLine:
                 "Python runs with -OO (PYTHONOPTIMIZE=2), and transformers reads docstrings, which that leaves out: "
                 "unset PYTHONOPTIMIZE, or set it to 1"
             )
+        limits = [limit for limit in memory_limits() if limit.name == "ulimit -v"]
+        if limits and limits[0].total_bytes < self.address_space_bytes:
+            raise MemoryError(f"torch and a small model take {self.address_space_bytes / 1e9:.2f} GB of address space")
         return int(self._module(args.command).run(args))
 
     def _parser(self, arguments: list[str]) -> argparse.ArgumentParser:

@@ -13,8 +13,8 @@ from pagebrain.outputs import TokenLogprobs
 from pagebrain.sampling.ranking import best_tokens
 from pagebrain.sampling.rows import per_row
 
-SCORED_TOGETHER = 1024
-"""Prompt tokens that are scored at once."""
+SCORED_TOGETHER = {"cuda": 1024, "cpu": 64}
+"""Prompt tokens that are scored at once, by device."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +84,8 @@ def score_prompt(logits: Tensor, token_ids: Tensor, num_top: int) -> list[Logpro
 
     A row in float32 takes 200 kB several times over, and a step may score thousands: so a part at a time.
     """
-    pieces = zip(torch.split(logits, SCORED_TOGETHER), torch.split(token_ids, SCORED_TOGETHER), strict=True)
+    together = SCORED_TOGETHER[logits.device.type]
+    pieces = zip(torch.split(logits, together), torch.split(token_ids, together), strict=True)
     return [gather_logprobs(some_logits, ids, [num_top] * len(ids)) for some_logits, ids in pieces]
 
 
