@@ -9,6 +9,7 @@ import asyncio
 import hmac
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -83,6 +84,7 @@ class EngineClient:
         self._aborted: set[str] = set()  # requests that the engine has not let go of yet
         self._paused_waiters: list[asyncio.Future[bool]] = []
         self._heard_s = time.monotonic()
+        self._unread: deque[list[Any]] = deque()  # what the engine has said and was not acted on yet
 
     # Life -------------------------------------------------------------------------------------------------------------
 
@@ -189,6 +191,7 @@ class EngineClient:
 
         With a ``source`` they wait for the turn of that client; without one they are served in order of arrival.
         """
+        self._act_on_unread()  # the event loop may be busy with requests for long; those that started by now have made room
         if self.failure is not None:
             raise EngineDeadError(f"the engine has stopped: {self.failure}")
         if self.is_draining:
@@ -279,7 +282,12 @@ class EngineClient:
             logger.debug("the event loop is closed")
 
     def _receive(self, messages: list[Any]) -> None:
-        self._call(self._act_on_all, messages)
+        self._unread.append(messages)
+        self._call(self._act_on_unread)
+
+    def _act_on_unread(self) -> None:
+        while self._unread:
+            self._act_on_all(self._unread.popleft())
 
     def _act_on_all(self, messages: list[Any]) -> None:
         for message in messages:

@@ -76,7 +76,7 @@ class ChoiceWriter:
         """The next piece; the scores of the prompt go with the first."""
         logprobs = None
         if self._scorer is not None and self._echo is not None and prompt_scores is not None:
-            logprobs = self._scorer.prompt(self._prompt_token_ids, prompt_scores, self._echo)
+            logprobs = self._scorer.prompt(self._prompt_token_ids, prompt_scores)
         if self._scorer is not None:
             new = self._scorer.answer(delta.token_ids, delta.logprobs)
             logprobs = new if logprobs is None else joined(logprobs, new)

@@ -60,12 +60,10 @@ class CompletionScorer:
         self._num_characters = 0
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
-    def prompt(self, token_ids: Sequence[int], scores: Sequence[TokenLogprobs | None], echo: str) -> CompletionLogprobs:
-        """The prompt's tokens, which the answer echoes as this text."""
+    def prompt(self, token_ids: Sequence[int], scores: Sequence[TokenLogprobs | None]) -> CompletionLogprobs:
+        """The prompt's tokens, which the answer echoes."""
         part = self._part(token_ids, scores, False, self._added)
-        part["text_offset"] = [min(offset, len(echo)) for offset in part["text_offset"]]
-        self._num_characters = len(echo)
-        self._decoder.reset()  # the answer's text begins afresh
+        self._num_characters += len(self._decoder.decode(b"", final=True))  # the answer's text begins afresh
         return part
 
     def answer(self, token_ids: Sequence[int], scores: Sequence[TokenLogprobs | None]) -> CompletionLogprobs:

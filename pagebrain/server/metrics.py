@@ -141,7 +141,7 @@ class ServerMetrics:
         stats = self._stats
         used = 1 - stats.num_free_blocks / stats.num_blocks if stats.num_blocks else 0.0
         yield self._gauge("num_requests_running", "Sequences that take part in steps; a sample is one", stats.num_running)
-        yield self._gauge("num_requests_waiting", "Sequences that wait for a seat or for blocks", stats.num_waiting)
+        yield self._gauge("num_requests_waiting", "Sequences that wait for a seat, blocks or their turn", stats.num_waiting)
         yield self._gauge("kv_cache_usage_perc", "Blocks of the KV cache in use, as a fraction: 1 is all of them", used)
         yield self._counter(
             "num_preemptions", "How often a sequence lost its blocks and had to be computed again", stats.num_preemptions

@@ -13,7 +13,18 @@ from pydantic.config import JsonDict
 from pagebrain.sampling_params import MAX_LOGPROBS, MAX_SAMPLES, SamplingParams
 from pagebrain.server.defaults import asks_for_nothing, describe_defaults
 from pagebrain.server.errors import bad_request, unsupported
-from pagebrain.server.fields import Content, Label, LogitBias, Penalty, Probability, Prompt, Stop, Temperature, TokenId
+from pagebrain.server.fields import (
+    MAX_LABEL_CHARACTERS,
+    Content,
+    Label,
+    LogitBias,
+    Penalty,
+    Probability,
+    Prompt,
+    Stop,
+    Temperature,
+    TokenId,
+)
 
 MAX_CHOICES = 1024
 """Most answers to one request: prompts times ``n``."""
@@ -92,14 +103,14 @@ class SamplingRequest(Strict):
     add_special_tokens: bool | None = None
     user: Label | None = None
     safety_identifier: Label | None = None
-    request_id: Annotated[str, Field(min_length=1, max_length=128)] | None = None
+    request_id: Annotated[str, Field(min_length=1, max_length=MAX_LABEL_CHARACTERS)] | None = None
     session_id: Label | None = None
     metadata: dict[str, Any] | None = None
     prompt_cache_key: Label | None = None
     prompt_cache_retention: Label | None = None
     prompt_cache_options: dict[str, Any] | None = None
     cache_prompt: bool | None = None
-    cache_salt: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
+    cache_salt: Label | None = None
     parallel_tool_calls: bool | None = None
     include_reasoning: bool | None = None
     separate_reasoning: bool | None = None

@@ -168,8 +168,7 @@ class _Life:
                 timeout_keep_alive=self.options.keep_alive_s,  # type: ignore[arg-type]
                 lifespan="off",
                 ws="none",
-                proxy_headers=bool(self.options.forwarded_allow_ips),
-                forwarded_allow_ips=list(self.options.forwarded_allow_ips),
+                forwarded_allow_ips=list(self.options.forwarded_allow_ips),  # left out, it would be 127.0.0.1
                 timeout_graceful_shutdown=int(GRACE_S),
             )
         )

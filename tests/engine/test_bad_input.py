@@ -61,6 +61,12 @@ def test_a_prompt_one_below_the_limit_generates_one_token(llm: LLM) -> None:
     assert len(output.token_ids) == 1 and output.finish_reason == "length"
 
 
+def test_more_than_the_context_cannot_even_be_scored(llm: LLM) -> None:
+    with pytest.raises(InvalidRequestError, match="has 65 tokens, but at most 64 .max_model_len. can be scored: shorten it"):
+        llm.generate([[5] * 65], SamplingParams(max_tokens=0, prompt_logprobs=0), use_tqdm=False)
+    assert not llm.engine.has_unfinished_requests
+
+
 BAD_PARAMS: list[tuple[dict[str, Any], str]] = [
     ({"temperature": -0.1}, "temperature must be at least 0 and finite, got -0.1"),
     ({"temperature": float("nan")}, "temperature must be at least 0 and finite, got nan"),
@@ -79,7 +85,8 @@ BAD_PARAMS: list[tuple[dict[str, Any], str]] = [
     ({"logit_bias": {1: float("nan")}}, r"logit_bias\[1\] must be a number between"),
     ({"logit_bias": {"a": 1.0}}, "logit_bias must name token ids"),
     ({"logit_bias": [1]}, "logit_bias must map"),
-    ({"max_tokens": 0}, "max_tokens must be at least 1, got 0"),
+    ({"max_tokens": -1}, "max_tokens must be at least 0, got -1"),
+    ({"min_tokens": 1, "max_tokens": 0}, r"min_tokens must be at most max_tokens \(0\), got 1"),
     ({"min_tokens": -1}, "min_tokens must be at least 0"),
     ({"min_tokens": 5, "max_tokens": 4}, r"min_tokens must be at most max_tokens \(4\), got 5"),
     ({"n": 0}, "n must be between 1 and 128, got 0"),

@@ -71,6 +71,29 @@ def test_a_stream_that_is_left_gives_its_blocks_back(llm: LLM) -> None:
     assert llm.engine.cache_manager.num_free_blocks == 32 and not llm.engine.has_unfinished_requests
 
 
+def test_without_anything_to_generate_a_prompt_is_scored_up_to_the_whole_context(llm: LLM) -> None:
+    ids = [(7 * position) % VOCAB_SIZE for position in range(64)]
+    shorter, full = (SamplingParams(max_tokens=count, prompt_logprobs=2, seed=1) for count in (1, 0))
+    [expected] = llm.generate([ids[:63]], shorter, use_tqdm=False)
+    last = SamplingParams(temperature=0, max_tokens=1, logprobs=2)
+    [following] = llm.generate([ids[:63]], last, use_tqdm=False)
+    outputs = llm.generate([ids, [5], ids[:9], ids], [full, full, GREEDY, SamplingParams(max_tokens=0, n=2)], use_tqdm=False)
+    scores = outputs[0].prompt_logprobs
+    assert scores is not None and len(scores) == 64 and expected.prompt_logprobs is not None
+    for got, wanted in zip(scores[:63], expected.prompt_logprobs, strict=True):
+        assert got == wanted or (got is not None and wanted is not None and abs(got.logprob - wanted.logprob) < 1e-9)
+    assert scores[63] is not None and scores[63].token_id == ids[63] and following.outputs[0].logprobs is not None
+    for (token_id, logprob), (wanted_id, wanted_logprob) in zip(scores[63].top, following.outputs[0].logprobs[0].top):
+        assert token_id == wanted_id and abs(logprob - wanted_logprob) < 1e-9
+    for output in (outputs[0], outputs[1], outputs[3]):
+        assert {(sample.text, sample.token_ids, sample.finish_reason) for sample in output.outputs} == {("", (), "length")}
+    assert len(outputs[3].outputs) == 2 and outputs[1].prompt_logprobs == (None,)
+    assert len(outputs[2].outputs[0].token_ids) == 8, "what else was under way"
+    [delta] = llm.stream(ids, full)
+    assert (delta.token_ids, delta.text, delta.finish_reason) == ((), "", "length") and delta.prompt_logprobs == scores
+    assert llm.engine.cache_manager.num_free_blocks == 32
+
+
 def test_samples_of_one_request_differ_and_a_seed_repeats_them(llm: LLM) -> None:
     params = SamplingParams(temperature=1.0, max_tokens=12, seed=3, n=4, ignore_eos=True)
     first = llm.generate("q", params, use_tqdm=False)[0]

@@ -68,6 +68,22 @@ def test_sampled_tokens_are_those_of_the_sampler(params: list[SamplingParams], l
                 assert abs(entry.logprob - wanted.logprob) < 1e-4
 
 
+def test_a_full_context_is_scored(device: str) -> None:
+    """Nothing follows the last position: what is sampled there has no place in the rows, by kernel or by sampler."""
+    ids = [[7, 3, 1, 9, 4, 2, 8, first] for first in range(3)]
+    params = [SamplingParams(max_tokens=0, prompt_logprobs=1), SamplingParams(max_tokens=0)]
+    params.append(SamplingParams(max_tokens=0, logprobs=1))
+    expected = LLM(small("cpu"), num_blocks=3, block_size=8, max_model_len=8).generate(ids, params, use_tqdm=False)
+    settings: dict[str, Any] = {"block_size": 8, "num_blocks": 3, "max_num_seqs": 3, "max_model_len": 8}
+    engine = full_speed(device, max_num_batched_tokens=24, **settings)
+    rows = engine.executor.rows.token_ids
+    outputs = engine.generate(ids, params)
+    assert {output.outputs[0].token_ids for output in outputs} == {()}
+    assert rows.shape[1] == 8 and sorted(rows[:-1].tolist())[-3:] == sorted(ids), "a token was written elsewhere"
+    for got, wanted in zip(outputs[0].prompt_logprobs or (), expected[0].prompt_logprobs or (), strict=True):
+        assert got is wanted is None or abs(got.logprob - wanted.logprob) < 1e-4  # type: ignore[union-attr]
+
+
 def test_only_what_the_host_decides_travels(device: str) -> None:
     """A new sequence's tokens and parameters, and a block now and then; nothing for a token that the step itself makes."""
     engine = full_speed(device, block_size=8, num_blocks=16, max_num_seqs=2)

@@ -1,11 +1,16 @@
 """The bounded queue counts what waits, and says when to come back."""
 
+import asyncio
 import math
 from collections import deque
 
 import pytest
 
+from pagebrain import LLM, SamplingParams
 from pagebrain.server.admission import MAX_RETRY_AFTER_S, UNKNOWN_RETRY_AFTER_S, Admission, QueueFullError
+from pagebrain.server.messages import Stepped, pack_delta
+from pagebrain.server.options import ServerOptions
+from tests.server.support_in_process import SETTINGS, InProcessClient
 
 
 class Clock:
@@ -141,6 +146,23 @@ def test_the_time_to_come_back_is_forgotten_with_the_pace() -> None:
     assert engine.arrive() == 18  # forty in seven seconds
     engine.run(11.0)
     assert engine.arrive() == UNKNOWN_RETRY_AFTER_S
+
+
+def test_what_the_engine_has_said_is_heard_before_a_request_is_refused() -> None:
+    client = InProcessClient(LLM(**SETTINGS), ServerOptions(max_queued_requests=1))
+    params = SamplingParams(max_tokens=2, ignore_eos=True)
+
+    async def scenario() -> None:  # up to the last line in one turn of the event loop
+        await client.start()
+        client.submit([50, 60], params, "a")
+        with pytest.raises(QueueFullError):
+            client.submit([50, 60], params, "b")
+        deltas = tuple(pack_delta(delta) for delta in client.engine.step())
+        client._receive([Stepped(deltas, client.engine.stats())])  # called in a thread of the channel's
+        client.submit([50, 60], params, "b")
+        await client.stop()
+
+    asyncio.run(scenario())
 
 
 def test_what_is_remembered_of_those_who_were_served_is_bounded() -> None:

@@ -1,11 +1,13 @@
 """Log-probabilities as OpenAI shows them: the engine's numbers, with each token's text and its place in the answer."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import openai
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pagebrain import LLM, SamplingParams
 from pagebrain.detokenizer import Detokenizer
@@ -152,9 +154,66 @@ def test_an_unfinished_character_of_the_prompt_does_not_run_into_the_answer() ->
     scorer = CompletionScorer(texts, skip_special_tokens=True)
     scores = [TokenLogprobs(token_id, -1.0, 1) for token_id in ids]
     text = texts.decode(ids[:2])
-    assert scorer.prompt(ids[:2], scores[:2], text)["text_offset"] == [0, 0]
+    assert scorer.prompt(ids[:2], scores[:2])["text_offset"] == [0, 0]
     assert scorer.answer(ids, scores)["text_offset"] == [len(text)] * 4
     assert scorer.answer([65], scores[:1])["text_offset"] == [len(text) + 1]
+
+
+def _first_bytes(data: bytes) -> list[int]:
+    """Where each character of ``data``, or what stands for broken bytes in it, begins."""
+    starts: list[int] = []
+    at = 0
+    while at < len(data):
+        starts.append(at)
+        try:
+            at += len(data[at:].decode()[0].encode())
+        except UnicodeDecodeError as error:
+            at += error.end if error.start == 0 else len(data[at : at + error.start].decode()[0].encode())
+    return starts
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(
+        st.sampled_from([b"a", b"\x80", b"\xc3", b"\xa9", b"\xe2\x82", b"\xef\xbf", b"\xbd", b"\xf0\x9f", b"\x99\x82z", b""])
+    )
+)
+def test_offsets_count_the_characters_that_are_sent_broken_bytes_included(pieces: list[bytes]) -> None:
+    class Pieces:
+        def token_bytes(self, token_id: int, skip_special_tokens: bool) -> bytes:
+            return pieces[token_id]
+
+        def decode(self, token_ids: Iterable[int], skip_special_tokens: bool) -> str:
+            return b"".join(pieces[token_id] for token_id in token_ids).decode(errors="replace")
+
+    ids = list(range(len(pieces)))
+    texts = TokenTexts(Pieces())  # type: ignore[arg-type]
+    scores = [TokenLogprobs(token_id, -1.0, 1) for token_id in ids]
+    sent = texts.decode(ids)
+    scorer = CompletionScorer(texts, skip_special_tokens=True)
+    offsets = scorer.answer(ids[:3], scores[:3])["text_offset"] + scorer.answer(ids[3:], scores[3:])["text_offset"]
+    echoed = CompletionScorer(texts, skip_special_tokens=True)
+    assert echoed.prompt(ids, scores)["text_offset"] == offsets
+    starts = _first_bytes(b"".join(pieces))
+    assert len(starts) == len(sent)
+    place = 0
+    for piece, offset in zip(pieces, offsets, strict=True):
+        if piece:
+            assert offset == max(index for index, start in enumerate(starts) if start <= place)
+        assert 0 <= offset <= len(sent)
+        place += len(piece)
+    assert offsets == sorted(offsets)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_echo_of_broken_bytes_has_their_offsets(stream: bool, api: ServerThread, offline: LLM) -> None:
+    assert offline.engine.detokenizer is not None and offline.tokenizer is not None
+    by_bytes = {offline.engine.detokenizer.token_bytes(token_id): token_id for token_id in range(2048)}
+    ids = [by_bytes[piece] for piece in (b"a", b"\xf0", b"b", b"\xe2", b"\xe2", b"\x82", b"\xac", b"c", b"\xf0", b"\x9f")]
+    [choice] = _ask(api, stream, prompt=ids, logprobs=0, echo=True, max_tokens=2, temperature=0)
+    assert choice["text"].startswith("a\ufffdb\ufffd€c\ufffd")
+    assert choice["logprobs"]["text_offset"][:11] == [0, 1, 2, 3, 4, 4, 4, 5, 6, 6, 7]
+    assert choice["logprobs"]["tokens"][1] == "bytes:\\xf0"
 
 
 def test_special_tokens_take_up_room_only_where_they_are_shown() -> None:
@@ -165,7 +224,7 @@ def test_special_tokens_take_up_room_only_where_they_are_shown() -> None:
     for skip, offset in ((True, 0), (False, len("<|endoftext|>"))):
         part = CompletionScorer(texts, skip_special_tokens=skip).answer([end, a], scores)
         assert part["tokens"] == ["<|endoftext|>", "a"] and part["text_offset"] == [0, offset]
-    shown = CompletionScorer(texts, skip_special_tokens=True).prompt([end, a], scores, "<|endoftext|>a")
+    shown = CompletionScorer(texts, skip_special_tokens=True).prompt([end, a], scores)
     assert shown["text_offset"] == [0, len("<|endoftext|>")], "an echo shows them"
 
 

@@ -13,6 +13,7 @@ from pagebrain.bench.serve.load import ClientJob, Load
 from pagebrain.bench.serve.records import RequestRecord, read_exchange
 from pagebrain.bench.workload import LengthRange, make_workload
 from pagebrain.cli import main
+from pagebrain.cli.frame import PIPE_CLOSED
 from tests.support.fake_openai import VOCAB_SIZE, FakeServer, fake_server
 
 pytest.importorskip("aiohttp")
@@ -198,6 +199,18 @@ def test_when_nothing_is_done_only_that_is_said(
     assert "2 of the warm-up requests failed" in printed
     assert "tokens/s" not in printed and "TTFT" not in printed
     assert json.loads(file.read_text())["runs"][0]["metrics"]["ttft_ms"] is None
+
+
+def test_a_reader_of_the_tables_that_goes_away_costs_no_results(
+    server: FakeServer, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def print_to_a_closed_pipe(report: object, console: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr("pagebrain.bench.serve.report.print_report", print_to_a_closed_pipe)
+    file = tmp_path / "kept.json"
+    assert bench(server, "--requests", "2", "--json", str(file)) == PIPE_CLOSED
+    assert json.loads(file.read_text())["runs"][0]["metrics"]["done"] == 2
 
 
 def test_ignore_eos_is_not_sent_when_the_server_does_not_know_it(server: FakeServer) -> None:

@@ -32,6 +32,14 @@ QUICK = head("GET /quick HTTP/1.1")
 @pytest.fixture(params=LOOPS)
 def served(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
     monkeypatch.setattr(connections, "HEADERS_S", HEADERS_S)
+    with serving(request.param) as served:
+        yield served
+
+
+@pytest.fixture(params=LOOPS)
+def hasty(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
+    """A server that keeps idle connections only a little longer than headers may take."""
+    monkeypatch.setattr(connections, "HEADERS_S", HEADERS_S)
     with serving(request.param, KEEP_ALIVE_S) as served:
         yield served
 
@@ -60,8 +68,8 @@ def test_half_a_head_behind_a_long_answer_is_given_up_after_it_and_not_before(se
         assert everything(connection).endswith(b"done")
 
 
-def test_an_idle_connection_is_kept_longer_than_headers_may_take_and_then_closed(served: Served) -> None:
-    with served.connect() as connection:
+def test_an_idle_connection_is_kept_longer_than_headers_may_take_and_then_closed(hasty: Served) -> None:
+    with hasty.connect() as connection:
         for _ in range(2):
             connection.sendall(QUICK)
             read_until(connection, b"/quick")
@@ -90,12 +98,12 @@ def test_a_request_that_is_here_when_the_connection_would_be_closed_is_answered(
         assert b"/quick" in read_until(connection, b"/quick")
 
 
-def test_a_long_answer_is_not_cut(served: Served) -> None:
-    with served.connect() as connection:
+def test_a_long_answer_is_not_cut(hasty: Served) -> None:
+    with hasty.connect() as connection:
         connection.sendall(post("/hold"))
-        wait_for(lambda: served.desk.waiting == ["/hold"], "the request did not come")
-        time.sleep(1.5 * max(HEADERS_S, KEEP_ALIVE_S))
-        served.release()
+        wait_for(lambda: hasty.desk.waiting == ["/hold"], "the request did not come")
+        time.sleep(1.5 * KEEP_ALIVE_S)
+        hasty.release()
         assert read_until(connection, b"done").startswith(b"HTTP/1.1 200")
 
 

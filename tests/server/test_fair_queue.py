@@ -99,7 +99,7 @@ def test_what_waits_for_its_turn_counts_as_waiting_and_can_be_aborted(running: R
     (*_, stepped) = running.said
     assert isinstance(stepped, Stepped) and stepped.stats.num_waiting == 20
     assert len(running.llm.engine.scheduler.waiting) == SEATS, "the engine has more than its next step can start"
-    for number in range(1, 10):
+    for number in range(9, 0, -1):  # the engine has the first two
         running.worker._act_on(Abort(f"r{number}"))
         assert Ended(f"r{number}") in running.said
     assert running.worker.queue.num_sequences == 0
@@ -126,7 +126,7 @@ def test_answers_are_those_without_turns_under_preemption_and_the_preempted_resu
         waiting = running.llm.engine.scheduler.waiting
         for number in range(12):
             sampled = {"temperature": 0.9, "seed": None if number % 2 else number}  # without a seed: by its arrival
-            source = f"client-{number % 3}" if is_fair else None
+            source = f"client-{number // 4}" if is_fair else None  # so turns are not the order of arrival
             running.submit(f"r{number}", source, max_tokens=40, n=1 + number % 2, **sampled)
         while running.worker._may_step:
             running.step()

@@ -52,8 +52,8 @@ def test_a_client_that_sends_no_more_gets_its_answer(served: Served, path: str, 
         connection.settimeout(0.3)  # probes are sent meanwhile
         early = b""
         with pytest.raises(TimeoutError):
-            while True:
-                early += connection.recv(4096)
+            while piece := connection.recv(4096):
+                early += piece
         connection.settimeout(20)
         served.release()
         answer = early + everything(connection)

@@ -21,6 +21,7 @@ from tests.server.support_connections import (
     read_until,
     serving,
     split,
+    wait_for,
 )
 
 CLOSE = "Connection: close"
@@ -227,9 +228,14 @@ def test_connect_is_refused(served: Served) -> None:
 
 
 def test_a_bad_request_waits_for_the_answers_before_it(served: Served) -> None:
-    answer = served.say(post("/echo", b"first") + b"garbage\r\n\r\n")
-    first, second = answer.index(b'"body": "first"'), answer.index(b"HTTP/1.1 400 ")
-    assert first < second and error_of(answer[second:])["code"] == "invalid_http"
+    served.forget()
+    with served.connect() as connection:
+        connection.sendall(post("/hold") + post("/echo", b"second") + b"garbage\r\n\r\n")
+        wait_for(lambda: served.desk.waiting == ["/hold"], "the first request did not come")
+        served.release()
+        answer = everything(connection)
+    first, second, third = answer.index(b"done"), answer.index(b'"second"'), answer.index(b"HTTP/1.1 400 ")
+    assert first < second < third and error_of(answer[third:])["code"] == "invalid_http"
 
 
 def test_what_follows_a_last_request_is_ignored(served: Served) -> None:

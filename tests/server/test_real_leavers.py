@@ -50,8 +50,24 @@ with httpx.stream("POST", sys.argv[1], content=sys.argv[2], headers=json, timeou
 """
 
 
-@pytest.mark.parametrize("asked", ["a stream", "a whole answer", "a generation", "a killed client's stream"])
-def test_who_leaves_gives_the_blocks_back_within_a_few_steps(served: Served, stepping: None, asked: str) -> None:
+BEHIND = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+"""Another request in the same write: the first one is not the last thing that the server hears of."""
+
+
+@pytest.mark.parametrize(
+    "asked, behind",
+    [
+        ("a stream", b""),
+        ("a stream", BEHIND),
+        ("a whole answer", b""),
+        ("a whole answer", BEHIND),
+        ("a generation", b""),
+        ("a killed client's stream", b""),
+    ],
+)
+def test_who_leaves_gives_the_blocks_back_within_a_few_steps(
+    served: Served, stepping: None, asked: str, behind: bytes
+) -> None:
     path, body = "/v1/completions", WIDE | {"stream": asked != "a whole answer"}
     num_seqs = 4
     if asked == "a generation":
@@ -61,9 +77,10 @@ def test_who_leaves_gives_the_blocks_back_within_a_few_steps(served: Served, ste
         with subprocess.Popen(line, stdout=subprocess.PIPE, env=environment()) as client:
             num_steps = _leave_when_running(served, num_seqs, client.kill)
     else:
-        with SlowClient(served.url, path, body) as leaver:
+        with SlowClient(served.url, path, body, behind) as leaver:
             num_steps = _leave_when_running(served, num_seqs, leaver.hang_up)
     assert num_steps <= MAX_STEPS
+    assert not [line for line in served.lines if line.startswith(("pagebrain: warning", "pagebrain: error", "Traceback"))]
 
 
 def test_who_leaves_while_waiting_is_waited_for_no_longer(served: Served, stepping: None) -> None:

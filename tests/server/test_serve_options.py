@@ -36,7 +36,7 @@ def test_every_option_arrives(tmp_path: Path) -> None:
     line = (
         "--host ::1 --port 9 --served-model-name tiny --api-key k --cors-origin https://a.org --cors-origin http://b.org:1 "
         "--drain-seconds 2.5 --log-level debug --log-requests --live-control --max-body-bytes 5000 "
-        f"--max-queued-requests 3 --max-queued-tokens 4 --chat-template {template} --fair-queue "
+        f"--max-queued-requests 3 --max-queued-tokens 4 --chat-template {template} --fair-queue --keep-alive-seconds 7.5 "
         "--forwarded-allow-ips 10.0.0.1 --forwarded-allow-ips fd00::/8"
     )
     assert settings_of(*line.split()) == ServerOptions(
@@ -51,6 +51,7 @@ def test_every_option_arrives(tmp_path: Path) -> None:
         max_queued_tokens=4,
         fair_queue=True,
         forwarded_allow_ips=("10.0.0.1", "fd00::/8"),
+        keep_alive_s=7.5,
         drain_s=2.5,
         log_level="debug",
         log_requests=True,
@@ -81,6 +82,9 @@ def test_the_key_comes_from_the_environment_and_the_option_wins(monkeypatch: pyt
         ("--max-body-bytes 10", "--max-body-bytes must be at least 1024, got 10"),
         ("--max-queued-requests 0", "--max-queued-requests must be at least 1, got 0"),
         ("--max-queued-tokens -1", "--max-queued-tokens must be at least 1, got -1"),
+        ("--keep-alive-seconds 0", "--keep-alive-seconds must be more than 0 and finite, got 0.0"),
+        ("--keep-alive-seconds inf", "--keep-alive-seconds must be more than 0 and finite, got inf"),
+        ("--keep-alive-seconds soon", "--keep-alive-seconds"),
         ("--drain-seconds -1", "--drain-seconds must be at least 0"),
         ("--forwarded-allow-ips proxy", "--forwarded-allow-ips must be addresses or networks, or *; got 'proxy'"),
         ("--drain-seconds nan", "--drain-seconds must be at least 0"),

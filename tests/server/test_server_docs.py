@@ -7,8 +7,9 @@ import httpx
 import pytest
 
 from pagebrain.sampling_params import MAX_LOGPROBS, MAX_SAMPLES
-from pagebrain.server import body, fields, protocol
+from pagebrain.server import body, connections, fields, protocol, request_parser
 from pagebrain.server.live_hub import RESUME_AFTER_S
+from pagebrain.server.options import ServerOptions
 from pagebrain.server.prompts import MAX_TEXT
 from pagebrain.server.service import MAX_ITEMS
 from pagebrain.server.tokens import MAX_SILENCE_S
@@ -44,7 +45,7 @@ def test_the_examples_answer_what_the_page_shows() -> None:
         ("`stop`", (fields.MAX_STOPS, fields.MAX_STOP_CHARACTERS)),
         ("`stop_token_ids`, entries of `logit_bias`", protocol.MAX_STOP_TOKEN_IDS),
         ("`stop_token_ids`, entries of `logit_bias`", fields.MAX_LOGIT_BIASES),
-        ("`user`", 512),  # with its message in test_api_errors.py
+        ("`user` and other names that a client gives", fields.MAX_LABEL_CHARACTERS),
         ("messages of a chat", protocol.MAX_MESSAGES),
         ("text for `/tokenize`", MAX_TEXT),
         ("ids for `/detokenize`", protocol.MAX_TOKENS_TO_DECODE),
@@ -63,6 +64,17 @@ def test_every_limit_of_the_page_is_checked() -> None:
     marks = test_the_limits_are_those_of_the_code.pytestmark  # type: ignore[attr-defined]
     checked = {what for what, _ in marks[0].args[1]}
     assert {name.partition(": all")[0] for name in LIMITS} - {"what", "---"} == checked
+
+
+def test_the_limits_of_connections_are_those_of_the_code() -> None:
+    table = PAGE.partition("Before a key is checked")[2].partition("\n\nWhat is no HTTP")[0]
+    limits = [
+        int(number.replace(",", "")) for number in re.findall(r"^\| .+? \| ([\d,]+)(?: bytes| seconds)? \|", table, re.M)
+    ]
+    own = (request_parser.MAX_TARGET_BYTES, request_parser.MAX_HEADERS, request_parser.MAX_HEADER_BYTES)
+    others = (request_parser.MAX_HEAD_BYTES, connections.MAX_PIPELINED, connections.HEADERS_S)
+    assert limits == [*own, *others]
+    assert f"`--keep-alive-seconds`, {ServerOptions().keep_alive_s:g} by default" in PAGE
 
 
 def test_the_times_are_those_of_the_code() -> None:

@@ -11,13 +11,13 @@ WINDOW_BYTES = 1024
 
 
 class SlowClient:
-    """Has posted a JSON body to a path. Use as a context; at its end it hangs up.
+    """Has posted a JSON body to a path, and ``more`` behind it. Use as a context; at its end it hangs up.
 
     Attributes:
         got: what it has taken of the response, headers included.
     """
 
-    def __init__(self, url: str, path: str, body: dict[str, Any]) -> None:
+    def __init__(self, url: str, path: str, body: dict[str, Any], more: bytes = b"") -> None:
         self.got = b""
         self._socket = socket.socket()
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, WINDOW_BYTES)
@@ -25,8 +25,9 @@ class SlowClient:
         parts = urlsplit(url)
         self._socket.connect((parts.hostname, parts.port))
         content = json.dumps(body).encode()
-        head = f"POST {path} HTTP/1.1\r\nHost: {parts.netloc}\r\nConnection: close\r\nContent-Type: application/json\r\n"
-        self._socket.sendall(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
+        head = f"POST {path} HTTP/1.1\r\nHost: {parts.netloc}\r\nContent-Type: application/json\r\n"
+        head += "" if more else "Connection: close\r\n"
+        self._socket.sendall(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content + more)
 
     def take(self, max_bytes: int = 4096) -> bool:
         """Wait for some bytes; false at the end."""
