@@ -31,7 +31,7 @@ from pagebrain.model_folder import (
     check_tokenizer_files,
     has_tokenizer,
     has_vocabulary,
-    own_code,
+    names_own_code,
     read_json,
 )
 
@@ -104,7 +104,7 @@ def load_tokenizer(config: PageBrainConfig) -> PreTrainedTokenizerBase | None:
             f"the tokenizer of {name!r}", hint, lambda: AutoTokenizer.from_pretrained(name, **options)
         )
     except ModelLoadError as error:  # its files are sound, but it wants a library or code that is not here
-        if is_folder and not has_vocabulary(name) and own_code(name) is None:
+        if is_folder and not has_vocabulary(name) and not names_own_code(name):
             raise none_there from error
         if is_folder and config.tokenizer is None:
             raise UnsupportedTokenizerError(str(error)) from error
@@ -156,9 +156,8 @@ def _saved_model(config: PageBrainConfig, notices: list[str]) -> GPT2LMHeadModel
     hf_config, saved = _read_config(name)
     if not saved.get("transformers_weights"):  # which names a file of its own
         check_has_weights(name)
-    code = own_code(name)
-    if code is not None:
-        notices.append(code)
+    if "auto_map" in saved or names_own_code(name):
+        notices.append(f"{name!r} names code of its own (auto_map), which is never run: Hugging Face's own classes are used")
     options: dict[str, Any] = {
         "config": hf_config,
         "generation_config": _generation_settings(name, saved, notices),

@@ -135,14 +135,10 @@ def _read_text(path: Path) -> str:
         raise ModelLoadError(f"{path} could not be read: byte {error.start} is no UTF-8 text; {_COPY_AGAIN}") from error
 
 
-def own_code(*folders: str) -> str | None:
-    """A line for people if a folder names Python code of its own, which nothing here runs."""
-    for folder in folders:
-        for file in ("config.json", "tokenizer_config.json"):
-            path = Path(folder, file)
-            if os.path.isfile(path) and "auto_map" in read_json(path):
-                return f"{path} names code of its own (auto_map), which is never run: Hugging Face's own classes are used"
-    return None
+def names_own_code(folder: str) -> bool:
+    """Whether a folder's config or tokenizer names Python code of its own. Nothing here runs it."""
+    paths = [Path(folder, file) for file in ("config.json", "tokenizer_config.json")]
+    return any("auto_map" in read_json(path) for path in paths if os.path.isfile(path))
 
 
 def _names_in(folder: Path) -> list[str]:

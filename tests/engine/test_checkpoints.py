@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, GPT2ForSequenceClassification, GPT2LMHeadModel, PreTrainedTokenizerBase
 
-from pagebrain import LLM, SamplingParams
+from pagebrain import LLM, SamplingParams, generation
 from pagebrain.bench.workload import model_limits
 from pagebrain.cli import main
 from pagebrain.config import PageBrainConfig
@@ -609,6 +609,20 @@ def test_a_gpt2_that_names_code_of_its_own_is_served_without_it(folder: Path, gr
     ran = with_code(folder, "gpt2")
     llm = LLM(folder, num_blocks=8)
     assert llm.notices == (
-        f"{folder}/config.json names code of its own (auto_map), which is never run: Hugging Face's own classes are used",
+        f"'{folder}' names code of its own (auto_map), which is never run: Hugging Face's own classes are used",
     )
     assert generated(llm) == greedy and generated(llm, "Hi") and not ran.exists()
+
+
+# What the documentation says ------------------------------------------------------------------------------------------
+
+
+def test_the_documented_table_has_a_row_for_each_setting_of_generating() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "checkpoints.md").read_text()
+    rows = [line for line in text.splitlines() if line.startswith("| `")]
+    for name, (field, _) in generation._IN_REQUESTS.items():
+        [row] = [row for row in rows if row.startswith(f"| `{name}` |")]
+        assert "a notice" in row and f"`{field.split()[0]}`" in row.split("|")[3]
+    for name in generation._UNSUPPORTED:
+        [row] = [row for row in rows if f"`{name}`" in row.split("|")[1]]
+        assert "a notice: not supported" in row
