@@ -89,8 +89,11 @@ class Engine:
         request_id: str | None = None,
         *,
         wants_deltas: bool = True,
+        keeps_logprobs: bool = True,
     ) -> Request:
         """Queue a request; the next steps serve it. Without ``wants_deltas`` only the delta that ends it comes out.
+
+        Without ``keeps_logprobs`` log-probabilities are in the deltas alone: none are kept for the output at the end.
 
         Raises ``InvalidRequestError``, before anything changed, for a prompt or parameters that can never be served.
         """
@@ -117,7 +120,7 @@ class Engine:
         sequences = [Sequence(self._next_seq_id + index, request, index, limit) for index in range(params.n)]
         streams = [None if self.detokenizer is None else self.detokenizer.stream(params) for _ in sequences]
         stop_ids = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self._eos_token_ids)
-        self._requests[request_id] = RequestState(request, sequences, streams, stop_ids, wants_deltas)
+        self._requests[request_id] = RequestState(request, sequences, streams, stop_ids, wants_deltas, keeps_logprobs)
         self._num_requests += 1
         self._next_seq_id += params.n
         for seq in sequences:
@@ -322,7 +325,7 @@ class Engine:
             text = stream.append(token_id)
         token_ids = seq.token_ids
         token_ids.append(token_id)
-        if scores is not None:
+        if scores is not None and state.keeps_logprobs:
             seq.logprobs.append(scores)
 
         if is_stop_token:
@@ -365,6 +368,8 @@ class Engine:
             finished,
         )
         self._deltas.append(delta)
+        if seq.prompt_logprobs and not state.keeps_logprobs:
+            seq.prompt_logprobs.clear()  # they are in the first delta
 
     def _may_stop(self, seq: Sequence) -> bool:
         """Whether the next token of ``seq`` may end it."""

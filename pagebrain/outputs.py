@@ -1,5 +1,6 @@
 """What comes out of the engine: deltas as tokens appear, whole outputs when somebody asks for them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -72,9 +73,9 @@ class OutputDelta(NamedTuple):
     request_id: str
     index: int  # type: ignore[assignment]  # instead of a tuple's method of that name
     text: str
-    token_ids: tuple[int, ...]
-    logprobs: tuple[TokenLogprobs, ...] = ()
+    token_ids: Sequence[int]
+    logprobs: Sequence[TokenLogprobs] = ()
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
-    prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
+    prompt_logprobs: Sequence[TokenLogprobs | None] | None = None
     finished: RequestOutput | None = None

@@ -125,6 +125,7 @@ class RequestState:
     streams: list[TextStream | None]
     stop_ids: frozenset[int] = frozenset()
     wants_deltas: bool = True
+    keeps_logprobs: bool = True
     first_scheduled_s: float | None = None
     first_token_s: float | None = None
     finished_s: float | None = None
@@ -141,12 +142,12 @@ class RequestState:
     def output(self) -> RequestOutput:
         """The request as it stands."""
         first = self.sequences[0]
-        wants_prompt_logprobs = self.request.params.prompt_logprobs is not None
+        wants_prompt_logprobs = self.keeps_logprobs and self.request.params.prompt_logprobs is not None
         return RequestOutput(
             request_id=self.request.request_id,
             prompt=self.request.prompt,
             prompt_token_ids=self.request.prompt_token_ids,
-            outputs=tuple(_completion(seq, stream) for seq, stream in zip(self.sequences, self.streams)),
+            outputs=tuple(self._completion(seq, stream) for seq, stream in zip(self.sequences, self.streams)),
             finished=self.is_finished,
             metrics=RequestMetrics(
                 arrival_s=self.request.arrival_s,
@@ -158,15 +159,14 @@ class RequestState:
             prompt_logprobs=tuple(first.prompt_logprobs) if wants_prompt_logprobs else None,
         )
 
-
-def _completion(seq: Sequence, stream: TextStream | None) -> CompletionOutput:
-    wants_logprobs = seq.params.logprobs is not None
-    return CompletionOutput(
-        index=seq.sample_index,
-        text="" if stream is None else stream.text,
-        token_ids=tuple(seq.output_token_ids),
-        finish_reason=seq.finish_reason,
-        stop_reason=seq.stop_reason,
-        cumulative_logprob=sum(entry.logprob for entry in seq.logprobs) if wants_logprobs else None,
-        logprobs=tuple(seq.logprobs) if wants_logprobs else None,
-    )
+    def _completion(self, seq: Sequence, stream: TextStream | None) -> CompletionOutput:
+        wants_logprobs = self.keeps_logprobs and seq.params.logprobs is not None
+        return CompletionOutput(
+            index=seq.sample_index,
+            text="" if stream is None else stream.text,
+            token_ids=tuple(seq.output_token_ids),
+            finish_reason=seq.finish_reason,
+            stop_reason=seq.stop_reason,
+            cumulative_logprob=sum(entry.logprob for entry in seq.logprobs) if wants_logprobs else None,
+            logprobs=tuple(seq.logprobs) if wants_logprobs else None,
+        )

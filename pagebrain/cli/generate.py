@@ -4,7 +4,7 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
@@ -174,5 +174,5 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _ids(token_ids: tuple[int, ...] | list[int]) -> str:
+def _ids(token_ids: Sequence[int]) -> str:
     return " ".join(map(str, token_ids))

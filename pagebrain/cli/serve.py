@@ -34,6 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     group = parser.add_argument_group("limits", argument_default=argparse.SUPPRESS)
     group.add_argument("--max-body-bytes", type=int, metavar="N", help="longest body of a request (default: 4 MiB)")
+    group.add_argument("--max-answer-bytes", type=int, metavar="N", help="longest answer in one piece (default: 64 MiB)")
+    group.add_argument("--max-held-bytes", type=int, metavar="N", help="most held of all such answers (default: 128 MiB)")
     group.add_argument(
         "--max-queued-requests", type=int, metavar="N", help="most prompts that wait for their first token (default: 1024)"
     )
@@ -67,7 +69,8 @@ def run(args: argparse.Namespace) -> int:
 def server_settings(args: argparse.Namespace, model: str | None) -> dict[str, Any]:
     """Keyword arguments for ``ServerOptions``. Raises ``ConfigError`` for a chat template that cannot be read."""
     names = ("host", "port", "max_body_bytes", "max_queued_requests", "max_queued_tokens", "log_level", "log_requests")
-    given: dict[str, Any] = {name: getattr(args, name) for name in (*names, "live_control", "fair_queue") if name in args}
+    more = ("live_control", "fair_queue", "max_answer_bytes", "max_held_bytes")
+    given: dict[str, Any] = {name: getattr(args, name) for name in (*names, *more) if name in args}
     name = getattr(args, "served_model_name", model)
     if name is not None:
         given["served_model_name"] = name

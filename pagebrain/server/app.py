@@ -55,7 +55,7 @@ def create_app(client: EngineClient, options: ServerOptions) -> FastAPI:
     service = Service(client, options)
     for routes in (completion_routes, chat_routes, generate_routes, token_routes, model_routes):
         app.include_router(routes(service))
-    metrics = ServerMetrics(options.served_model_name)
+    metrics = ServerMetrics(options.served_model_name, held_bytes=lambda: service.held.num_bytes)
     client.observers.append(metrics)
     if options.log_requests:
         client.observers.append(RequestLog())

@@ -4,6 +4,7 @@ The chat template makes one text of the messages; from there on a chat is a comp
 """
 
 import json
+from collections.abc import Iterator
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
@@ -11,16 +12,18 @@ from starlette.responses import Response
 from pagebrain.outputs import OutputDelta
 from pagebrain.server.body import JsonRoute
 from pagebrain.server.documented import documented
-from pagebrain.server.heavy import json_answer
-from pagebrain.server.logprobs import TokenTexts, chat_logprobs
+from pagebrain.server.heavy import encode_json, string_pieces
+from pagebrain.server.held import CHAT
+from pagebrain.server.logprobs import TokenTexts, chat_pieces
 from pagebrain.server.protocol import ChatRequest, StreamOptions
-from pagebrain.server.responses import ChatChoice, ChatLogprobs, ChatResponse
-from pagebrain.server.service import Heading, Service, StreamUsage, answer_size, usage
-from pagebrain.server.sse import ClientGoneError, EventStream, read_all
+from pagebrain.server.responses import ChatResponse
+from pagebrain.server.service import Heading, Service, StreamUsage, usage
+from pagebrain.server.sse import EventStream
 from pagebrain.server.streams import RequestStream
+from pagebrain.server.whole import Answers, WholeAnswer
 
 quote = json.JSONEncoder().encode
-_NOTHING_MORE = '"logprobs": null, "finish_reason": null}]'
+_NOTHING_MORE = ', "logprobs": null, "finish_reason": null}]'
 
 
 def chat_routes(service: Service) -> APIRouter:
@@ -36,39 +39,35 @@ def chat_routes(service: Service) -> APIRouter:
         prompt = await service.prompts.chat_prompt(body.messages)
         prompts = await service.prompts.token_ids([prompt], params, bool(body.add_special_tokens))
         heading = Heading.new("chatcmpl", service.model_name, body.request_id)
-        [stream] = service.submit(prompts, params, heading.id, request, body.end_user)
         if body.stream:
+            [stream] = service.submit(prompts, params, heading.id, request, body.end_user)
             return EventStream([stream], ChatEvents(heading, stream, service.texts, options))
-        try:
-            answers = await read_all([stream], request.receive)
-        except ClientGoneError:
-            return Response(status_code=499)
-        service.check_complete(answers)
-        return await json_answer(lambda: chat_completion(heading, stream, service.texts, answers[0]), answer_size([stream]))
+        streams, hold = service.submit_whole(prompts, params, heading.id, request, body.end_user, shape=CHAT)
+
+        def write(answers: Answers) -> Iterator[str]:
+            service.check_complete(answers)
+            return whole_pieces(heading, streams[0], service.texts, answers[0])
+
+        return WholeAnswer(streams, hold, write)
 
     return router
 
 
-def chat_completion(heading: Heading, stream: RequestStream, texts: TokenTexts, answers: list[OutputDelta]) -> ChatResponse:
-    """The whole answer."""
-    wants_logprobs = stream.params.logprobs is not None
-    choices: list[ChatChoice] = [
-        {
-            "index": answer.index,
-            "message": {"role": "assistant", "content": answer.text},
-            "logprobs": _logprobs(texts, answer) if wants_logprobs else None,
-            "finish_reason": str(answer.finish_reason),
-        }
-        for answer in answers
-    ]
-    return {
-        "id": heading.id,
-        "object": "chat.completion",
-        "created": heading.created,
-        "model": heading.model,
-        "choices": choices,
-        "usage": usage([stream]),
-    }
+def whole_pieces(heading: Heading, stream: RequestStream, texts: TokenTexts, samples: list[OutputDelta]) -> Iterator[str]:
+    """The JSON of a :class:`~pagebrain.server.responses.ChatResponse`. What was written is dropped."""
+    separator = heading.answer_start("chat.completion")
+    while samples:
+        sample = samples.pop(0)
+        yield f'{separator}{{"index":{sample.index},"message":{{"role":"assistant","content":'
+        yield from string_pieces(sample.text)
+        yield '},"logprobs":'
+        if stream.params.logprobs is None:
+            yield "null"
+        else:
+            yield from chat_pieces(texts, sample.logprobs)
+        yield f',"finish_reason":{encode_json(sample.finish_reason)}}}'
+        separator = ","
+    yield f'],"usage":{encode_json(usage([stream]))}}}'
 
 
 class ChatEvents:
@@ -86,33 +85,29 @@ class ChatEvents:
         """Nothing: the first event comes with the first token."""
         return ""
 
-    def tell(self, prompt_index: int, deltas: list[OutputDelta]) -> str:
+    def tell(self, prompt_index: int, deltas: list[OutputDelta]) -> str | Iterator[str]:
         """The events of the answers that have grown."""
-        events = []
+        events = self._events(deltas)
+        return events if self._wants_logprobs else "".join(events)
+
+    def _events(self, deltas: list[OutputDelta]) -> Iterator[str]:
         for delta in deltas:
             head = self._heads[delta.index]
             if delta.index in self._silent:
                 self._silent.discard(delta.index)
-                end = self._usage.end(0, delta.index)
-                events.append(f'{head}{{"role": "assistant", "content": ""}}, {_NOTHING_MORE}{end}')
+                yield f'{head}{{"role": "assistant", "content": ""}}{_NOTHING_MORE}{self._usage.end(0, delta.index)}'
             if self._usage.is_continuous:
                 self._usage.count(0, delta)
             end = self._usage.end(0, delta.index)
             if self._wants_logprobs and delta.token_ids:
-                logprobs = json.dumps(_logprobs(self._texts, delta))
-                events.append(
-                    f'{head}{{"content": {quote(delta.text)}}}, "logprobs": {logprobs}, "finish_reason": null}}]{end}'
-                )
+                yield f'{head}{{"content": {quote(delta.text)}}}, "logprobs": '
+                yield from chat_pieces(self._texts, delta.logprobs)
+                yield f', "finish_reason": null}}]{end}'
             elif delta.text:
-                events.append(f'{head}{{"content": {quote(delta.text)}}}, {_NOTHING_MORE}{end}')
+                yield f'{head}{{"content": {quote(delta.text)}}}{_NOTHING_MORE}{end}'
             if delta.finish_reason is not None:
-                events.append(f'{head}{{}}, "logprobs": null, "finish_reason": "{delta.finish_reason}"}}]{end}')
-        return "".join(events)
+                yield f'{head}{{}}, "logprobs": null, "finish_reason": "{delta.finish_reason}"}}]{end}'
 
     def ending(self) -> str:
         """The usage, if it was asked for, and the end."""
         return self._usage.ending(self._start)
-
-
-def _logprobs(texts: TokenTexts, delta: OutputDelta) -> ChatLogprobs:
-    return {"content": chat_logprobs(texts, delta.logprobs)}

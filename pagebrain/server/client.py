@@ -39,7 +39,14 @@ from pagebrain.server.messages import (
 from pagebrain.server.observers import Observers
 from pagebrain.server.options import ServerOptions
 from pagebrain.server.process import EngineProcess
-from pagebrain.server.streams import DrainingError, EngineDeadError, LiveSubscription, RequestFailedError, RequestStream
+from pagebrain.server.streams import (
+    Backlog,
+    DrainingError,
+    EngineDeadError,
+    LiveSubscription,
+    RequestFailedError,
+    RequestStream,
+)
 from pagebrain.server.templates import own_template
 from pagebrain.trace import EngineStats
 
@@ -58,6 +65,7 @@ class EngineClient:
         is_draining: no new requests are taken.
         paused: the engine is stopped between two steps.
         failure: why the engine is gone, if it is.
+        backlog: what waits for readers of streams.
         observers: told of what happens.
         on_dead: called once if the engine's process ends without having been told to.
     """
@@ -70,6 +78,7 @@ class EngineClient:
         self.notices: tuple[str, ...] = ()
         self.stats = EngineStats()
         self.admission = Admission(options.max_queued_requests, options.max_queued_tokens)
+        self.backlog = Backlog(options.max_held_bytes)
         self.observers = Observers()
         self.is_draining = False
         self.paused = False
@@ -199,7 +208,7 @@ class EngineClient:
         streams = []
         for prompt_token_ids, params, request_id in requests:
             token_ids = self.check(tuple(prompt_token_ids), params)
-            streams.append(RequestStream(request_id, token_ids, params, on_close=self._close))
+            streams.append(RequestStream(request_id, token_ids, params, self._close, self.backlog))
         names = [stream.request_id for stream in streams]
         if len(set(names)) < len(names) or not self._aborted.union(self._streams).isdisjoint(names):
             raise InvalidRequestError(f"request ids must differ from each other and from those under way, got {names}")
@@ -337,6 +346,9 @@ class EngineClient:
             if stream.is_finished:
                 self._over(stream, str(delta.finish_reason))
             elif stream.is_broken:
+                self._give_up(stream, "error")
+        for stream in self.backlog.shed():
+            if self._streams.get(stream.request_id) is stream:
                 self._give_up(stream, "error")
         self.observers.tell(lambda observer: observer.on_step(message.stats))
         if num_tokens:

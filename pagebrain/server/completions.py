@@ -1,24 +1,28 @@
 """``POST /v1/completions``: one or many prompts, each continued ``n`` times.
 
-An answer is put together from what the engine says by :class:`ChoiceWriter`, the same way whether it comes in one piece or
-is streamed. Most streams want neither ``echo`` nor ``logprobs``; for them an event is three strings put together.
+An answer is written from what the engine says by :class:`ChoiceWriter`, the same way whether it comes in one piece or is
+streamed: as pieces of JSON, for an answer with log-probabilities may be long. Most streams want neither ``echo`` nor
+``logprobs``; for them an event is three strings put together.
 """
 
 import json
+from collections.abc import Iterator
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from pagebrain.outputs import OutputDelta, TokenLogprobs
+from pagebrain.outputs import OutputDelta
 from pagebrain.server.body import JsonRoute
 from pagebrain.server.documented import documented
-from pagebrain.server.heavy import json_answer
-from pagebrain.server.logprobs import CompletionScorer, joined
+from pagebrain.server.heavy import encode_json, string_pieces
+from pagebrain.server.held import COMPLETION
+from pagebrain.server.logprobs import CompletionScorer, ScoredPrompt, answer_parts, completion_pieces
 from pagebrain.server.protocol import CompletionRequest, StreamOptions
-from pagebrain.server.responses import CompletionChoice, CompletionResponse
-from pagebrain.server.service import Heading, Service, StreamUsage, answer_size, usage
-from pagebrain.server.sse import ClientGoneError, EventStream, read_all
+from pagebrain.server.responses import CompletionResponse
+from pagebrain.server.service import Heading, Service, StreamUsage, usage
+from pagebrain.server.sse import EventStream
 from pagebrain.server.streams import RequestStream
+from pagebrain.server.whole import Answers, WholeAnswer
 
 quote = json.JSONEncoder().encode
 
@@ -35,16 +39,19 @@ def completion_routes(service: Service) -> APIRouter:
         params = body.sampling_params()
         prompts = await service.prompts.token_ids(body.prompts, params, body.add_special_tokens is not False)
         heading = Heading.new("cmpl", service.model_name, body.request_id)
-        streams = service.submit(prompts, params, heading.id, request, body.end_user)
-        writers = make_writers(service, body, streams)
         if body.stream:
+            streams = service.submit(prompts, params, heading.id, request, body.end_user)
+            writers = make_writers(service, body, streams)
             return EventStream(streams, CompletionEvents(heading, streams, writers, options))
-        try:
-            answers = await read_all(streams, request.receive)
-        except ClientGoneError:
-            return Response(status_code=499)
-        service.check_complete(answers)
-        return await json_answer(lambda: completion(heading, streams, writers, answers), answer_size(streams))
+        streams, hold = service.submit_whole(
+            prompts, params, heading.id, request, body.end_user, shape=COMPLETION, echo=bool(body.echo)
+        )
+
+        def write(answers: Answers) -> Iterator[str]:
+            service.check_complete(answers)
+            return whole_pieces(heading, streams, make_writers(service, body, streams), answers)
+
+        return WholeAnswer(streams, hold, write)
 
     return router
 
@@ -54,16 +61,14 @@ class ChoiceWriter:
 
     Args:
         index: of the answer among all of the request's.
-        prompt_token_ids: of its prompt.
+        prompt: its prompt's scores, shared with the other samples.
         echo: the prompt's text, if the answer is to begin with it.
         scorer: makes the logprobs, if they are wanted.
     """
 
-    def __init__(
-        self, index: int, prompt_token_ids: tuple[int, ...], echo: str | None, scorer: CompletionScorer | None
-    ) -> None:
+    def __init__(self, index: int, prompt: ScoredPrompt, echo: str | None, scorer: CompletionScorer | None) -> None:
         self.index = index
-        self._prompt_token_ids = prompt_token_ids
+        self.prompt = prompt
         self._echo = echo
         self._scorer = scorer
 
@@ -72,16 +77,26 @@ class ChoiceWriter:
         """Whether a piece of the answer is the piece of text that was generated, and nothing more."""
         return self._echo is None and self._scorer is None
 
-    def add(self, delta: OutputDelta, prompt_scores: tuple[TokenLogprobs | None, ...] | None) -> CompletionChoice:
-        """The next piece; the scores of the prompt go with the first."""
-        logprobs = None
-        if self._scorer is not None and self._echo is not None and prompt_scores is not None:
-            logprobs = self._scorer.prompt(self._prompt_token_ids, prompt_scores)
-        if self._scorer is not None:
-            new = self._scorer.answer(delta.token_ids, delta.logprobs)
-            logprobs = new if logprobs is None else joined(logprobs, new)
-        text, self._echo = (self._echo or "") + delta.text, None
-        return {"index": self.index, "text": text, "logprobs": logprobs, "finish_reason": delta.finish_reason}
+    def pieces(self, delta: OutputDelta, space: str = "") -> Iterator[str]:
+        """What the delta adds, as a choice in JSON; the scores of the prompt, which must be there, go with the first.
+
+        ``space`` stands after colons and commas, as in the other events of a stream.
+        """
+        echo, self._echo = self._echo, None
+        yield f'{{"index":{space}{self.index},{space}"text":{space}'
+        yield from string_pieces((echo or "") + delta.text)
+        yield f',{space}"logprobs":{space}'
+        if self._scorer is None:
+            yield "null"
+        else:
+            with_prompt = echo is not None and self.prompt.scores is not None
+            yield from completion_pieces(self._parts(self._scorer, delta, with_prompt))
+        yield f',{space}"finish_reason":{space}{encode_json(delta.finish_reason)}}}'
+
+    def _parts(self, scorer: CompletionScorer, delta: OutputDelta, with_prompt: bool) -> Iterator[dict[str, str]]:
+        if with_prompt:
+            yield from self.prompt.parts(scorer)
+        yield from answer_parts(scorer, delta.token_ids, delta.logprobs)
 
 
 def make_writers(service: Service, body: CompletionRequest, streams: list[RequestStream]) -> list[ChoiceWriter]:
@@ -93,30 +108,29 @@ def make_writers(service: Service, body: CompletionRequest, streams: list[Reques
             added = service.prompts.added_tokens(prompt)
         if body.echo:
             echo = prompt if isinstance(prompt, str) else service.texts.decode(stream.prompt_token_ids)
+        shared = ScoredPrompt(stream.prompt_token_ids, stream.params.n)
         for _ in range(stream.params.n):
             skip = stream.params.skip_special_tokens
             scorer = None if body.logprobs is None else CompletionScorer(service.texts, skip, added)
-            writers.append(ChoiceWriter(len(writers), stream.prompt_token_ids, echo, scorer))
+            writers.append(ChoiceWriter(len(writers), shared, echo, scorer))
     return writers
 
 
-def completion(
-    heading: Heading, streams: list[RequestStream], writers: list[ChoiceWriter], answers: list[list[OutputDelta]]
-) -> CompletionResponse:
-    """The whole answer."""
-    choices: list[CompletionChoice] = []
-    for deltas in answers:
-        for delta in deltas:
-            writer = writers[len(choices)]
-            choices.append(writer.add(delta, deltas[0].prompt_logprobs))
-    return {
-        "id": heading.id,
-        "object": "text_completion",
-        "created": heading.created,
-        "model": heading.model,
-        "choices": choices,
-        "usage": usage(streams),
-    }
+def whole_pieces(
+    heading: Heading, streams: list[RequestStream], writers: list[ChoiceWriter], answers: Answers
+) -> Iterator[str]:
+    """The JSON of a :class:`~pagebrain.server.responses.CompletionResponse`. What was written is dropped."""
+    yield heading.answer_start("text_completion")
+    num_written = 0
+    while answers:
+        samples = answers.pop(0)
+        writers[num_written].prompt.scores = samples[0].prompt_logprobs
+        while samples:
+            if num_written:
+                yield ","
+            yield from writers[num_written].pieces(samples.pop(0))
+            num_written += 1
+    yield f'],"usage":{encode_json(usage(streams))}}}'
 
 
 class CompletionEvents:
@@ -138,13 +152,12 @@ class CompletionEvents:
         self._held: dict[int, list[OutputDelta]] = {}  # by prompt, until its scores are there
         if streams[0].params.prompt_logprobs is not None:
             self._held = {index: [] for index in range(len(streams))}
-        self._prompt_scores: dict[int, tuple[TokenLogprobs | None, ...]] = {}
 
     def opening(self) -> str:
         """Nothing: the first event comes with the first token."""
         return ""
 
-    def tell(self, prompt_index: int, deltas: list[OutputDelta]) -> str:
+    def tell(self, prompt_index: int, deltas: list[OutputDelta]) -> str | Iterator[str]:
         """An event for each answer that has grown."""
         first = prompt_index * self._num_samples
         if self._is_plain:
@@ -154,13 +167,15 @@ class CompletionEvents:
             )
         if prompt_index in self._held:
             deltas = self._with_held(prompt_index, deltas)
-        scores = self._prompt_scores.get(prompt_index)
-        events = []
+        return self._events(prompt_index, deltas) if deltas else ""
+
+    def _events(self, prompt_index: int, deltas: list[OutputDelta]) -> Iterator[str]:
+        first = prompt_index * self._num_samples
         for delta in deltas:
             self._usage.count(prompt_index, delta)
-            choice = self._writers[first + delta.index].add(delta, scores)
-            events.append(f"{self._start}[{json.dumps(choice)}]{self._usage.end(prompt_index, delta.index)}")
-        return "".join(events)
+            yield f"{self._start}["
+            yield from self._writers[first + delta.index].pieces(delta, space=" ")
+            yield f"]{self._usage.end(prompt_index, delta.index)}"
 
     def ending(self) -> str:
         """The usage, if it was asked for, and the end."""
@@ -172,7 +187,7 @@ class CompletionEvents:
         held.extend(deltas)
         scores = next((delta.prompt_logprobs for delta in deltas if delta.prompt_logprobs is not None), None)
         if scores is not None:
-            self._prompt_scores[prompt_index] = scores
+            self._writers[prompt_index * self._num_samples].prompt.scores = scores
         elif not any(delta.finish_reason == "abort" for delta in deltas):
             return []
         del self._held[prompt_index]

@@ -14,7 +14,7 @@ _MEANINGS = {
     408: "The body did not come in time.",
     413: "The body is too large.",
     415: "The body's content type is not application/json, or it is compressed.",
-    503: "The queue is full, too many bodies came at once, the server is shutting down, or the engine has stopped.",
+    503: "The queue is full, too many bodies or answers are held, the server is shutting down, or the engine has stopped.",
 }
 
 

@@ -1,32 +1,32 @@
-"""Work that is too long for the event loop: reading big bodies, putting big answers together, writing them as JSON.
+"""Work that is too long for the event loop: reading big bodies, and writing big answers as JSON.
 
-It is Python's own work, so a thread gives the event loop its turns and makes nothing faster: all of it is done one piece
-after the other, in one thread. No single call into C may be long, for during one nobody else gets a turn.
+Big bodies are read in a thread, one after the other. It is Python's own work, so the thread gives the event loop its turns
+and makes nothing faster. An answer is written on the event loop, a chunk at a time: each takes a few milliseconds, and no
+more than one of them is written in a turn of the loop, whatever the number of answers.
 """
 
 import asyncio
 import json
+from array import array
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
-from starlette.responses import Response
+CHUNK_BYTES = 2**16
+"""An answer that is longer is sent in chunks of about so much."""
 
-from pagebrain.server.errors import json_response
+NUM_AT_A_TIME = 32
+"""Tokens whose log-probabilities are written as JSON by one call; with 21 each that takes a millisecond or two."""
 
-BIG_ANSWER = 4096
-"""Tokens and log-probabilities; a bigger answer is made in the thread."""
-
-NUM_AT_A_TIME = 256
-"""Items of a list that are written as JSON by one call."""
-
-MAX_DEPTH = 4
-"""Down to here objects are written member by member: an answer, its choices, a choice, its logprobs."""
+NUM_CHARACTERS = 2**14
+"""Characters of a string that are written as JSON by one call."""
 
 Result = TypeVar("Result")
 
 _thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="pagebrain-heavy")
-_encode = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
+_turns: "WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock]" = WeakKeyDictionary()
+encode_json = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
 
 
 async def in_turn(function: Callable[..., Result], *args: Any) -> Result:
@@ -34,38 +34,51 @@ async def in_turn(function: Callable[..., Result], *args: Any) -> Result:
     return await asyncio.get_running_loop().run_in_executor(_thread, function, *args)
 
 
-async def json_answer(make: Callable[[], Any], num_items: int) -> Response:
-    """The response with the JSON value that ``make`` returns.
+def next_chunk(pieces: Iterator[str]) -> bytes:
+    """The next of the pieces together, at least ``CHUNK_BYTES`` of ASCII text if there are as many; empty at the end."""
+    taken: list[str] = []
+    num_bytes = 0
+    for piece in pieces:
+        taken.append(piece)
+        num_bytes += len(piece)
+        if num_bytes >= CHUNK_BYTES:
+            break
+    return "".join(taken).encode("ascii")
 
-    Args:
-        num_items: tokens and log-probabilities in it, about; decides whether it is made in the thread.
-    """
-    if num_items <= BIG_ANSWER:
-        return json_response(make())
-    return await in_turn(lambda: Response("".join(json_pieces(make())).encode("ascii"), media_type="application/json"))
+
+async def later_chunk(pieces: Iterator[str]) -> bytes:
+    """The same when the event loop has had a turn, and other answers theirs."""
+    async with _turns.setdefault(asyncio.get_running_loop(), asyncio.Lock()):
+        await asyncio.sleep(0)
+        return next_chunk(pieces)
 
 
-def json_pieces(value: Any, depth: int = 0) -> Iterator[str]:
-    """The JSON of ``value``, in pieces that take a few milliseconds each."""
-    if isinstance(value, dict) and depth < MAX_DEPTH:
-        separator = "{"
-        for name, member in value.items():
-            yield f"{separator}{_encode(name)}:"
-            yield from json_pieces(member, depth + 1)
-            separator = ","
-        yield "}" if value else "{}"
-    elif isinstance(value, list) and value and isinstance(value[0], dict) and depth < 2:  # each may be long itself
-        separator = "["
-        for item in value:
-            yield separator
-            yield from json_pieces(item, depth + 1)
-            separator = ","
-        yield "]"
-    elif isinstance(value, list) and len(value) > NUM_AT_A_TIME:
-        separator = "["
-        for start in range(0, len(value), NUM_AT_A_TIME):
-            yield separator + _encode(value[start : start + NUM_AT_A_TIME])[1:-1]
-            separator = ","
-        yield "]"
-    else:
-        yield _encode(value)
+def json_pieces(value: dict[str, Any]) -> Iterator[str]:
+    """The JSON of an object, in pieces that take few milliseconds each: members may be long strings or lists of numbers."""
+    separator = "{"
+    for name, member in value.items():
+        yield f"{separator}{encode_json(name)}:"
+        if isinstance(member, str):
+            yield from string_pieces(member)
+        elif isinstance(member, array | list):
+            yield from _list_pieces(member)
+        else:
+            yield encode_json(member)
+        separator = ","
+    yield "}"
+
+
+def string_pieces(text: str) -> Iterator[str]:
+    """The JSON of a string, in pieces."""
+    yield '"'
+    for start in range(0, len(text), NUM_CHARACTERS):
+        yield encode_json(text[start : start + NUM_CHARACTERS])[1:-1]
+    yield '"'
+
+
+def _list_pieces(values: "array[int] | list[int]") -> Iterator[str]:
+    separator = "["
+    for start in range(0, len(values), NUM_CHARACTERS):
+        yield separator + encode_json(list(values[start : start + NUM_CHARACTERS]))[1:-1]
+        separator = ","
+    yield "]" if values else "[]"

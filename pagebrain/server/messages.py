@@ -9,7 +9,7 @@ import logging
 import pickle
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any, Literal, NamedTuple
@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple
 from pagebrain.config import PageBrainConfig
 from pagebrain.outputs import FinishReason, OutputDelta, RequestMetrics, TokenLogprobs
 from pagebrain.sampling_params import SamplingParams
+from pagebrain.server.scores import Scores
 from pagebrain.trace import EngineStats
 
 logger = logging.getLogger(__name__)
@@ -121,16 +122,19 @@ class Paused:
 
 
 class Delta(NamedTuple):
-    """What a step added to a sample; see :class:`~pagebrain.outputs.OutputDelta`. ``metrics`` come with a request's last."""
+    """What a step added to a sample; see :class:`~pagebrain.outputs.OutputDelta`. ``metrics`` come with a request's last.
+
+    Log-probabilities from the engine's process are packed: they are :class:`~pagebrain.server.scores.Scores`.
+    """
 
     request_id: str
     sample_index: int
     text: str
-    token_ids: tuple[int, ...]
-    logprobs: tuple[TokenLogprobs, ...] = ()
+    token_ids: Sequence[int]
+    logprobs: Sequence[TokenLogprobs] = ()
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
-    prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
+    prompt_logprobs: Sequence[TokenLogprobs | None] | None = None
     metrics: RequestMetrics | None = None
 
 
@@ -154,10 +158,10 @@ def pack_delta(delta: OutputDelta) -> PackedDelta:
         delta.index,
         delta.text,
         delta.token_ids,
-        delta.logprobs,
+        Scores.pack(delta.logprobs) if delta.logprobs else (),
         delta.finish_reason,
         delta.stop_reason,
-        delta.prompt_logprobs,
+        None if delta.prompt_logprobs is None else Scores.pack(delta.prompt_logprobs),
         None if delta.finished is None else delta.finished.metrics,
     )
 

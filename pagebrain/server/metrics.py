@@ -86,11 +86,15 @@ class ServerMetrics:
     Args:
         model_name: the label ``model_name`` of every metric.
         clock: ``time.monotonic``, by which the engine client notes when things happen.
+        held_bytes: what answers in one piece take now.
     """
 
-    def __init__(self, model_name: str, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, model_name: str, clock: Callable[[], float] = time.monotonic, held_bytes: Callable[[], int] = lambda: 0
+    ) -> None:
         self.model_name = model_name
         self._clock = clock
+        self._held_bytes = held_bytes
         self.registry = CollectorRegistry(auto_describe=True)  # its own: one process may hold several servers
         self._stats = EngineStats()
         self._num_prompt_tokens = 0
@@ -143,6 +147,11 @@ class ServerMetrics:
         yield self._gauge("num_requests_running", "Sequences that take part in steps; a sample is one", stats.num_running)
         yield self._gauge("num_requests_waiting", "Sequences that wait for a seat, blocks or their turn", stats.num_waiting)
         yield self._gauge("kv_cache_usage_perc", "Blocks of the KV cache in use, as a fraction: 1 is all of them", used)
+        yield self._gauge(
+            "held_answer_bytes",
+            "Bytes reserved for answers in one piece, from their requests until they were sent",
+            self._held_bytes(),
+        )
         yield self._counter(
             "num_preemptions", "How often a sequence lost its blocks and had to be computed again", stats.num_preemptions
         )

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pagebrain.errors import ConfigError
 
 MIN_BODY_BYTES = 1024
+MIN_HELD_BYTES = 2**20
 LOG_LEVELS = ("critical", "error", "warning", "info", "debug")
 
 
@@ -23,6 +24,9 @@ class ServerOptions:
         cors_origins: web pages from these origins may use the server; ``*`` is all.
         chat_template: a Jinja template for chats; ``None`` is the tokenizer's own.
         max_body_bytes: longest body of a request.
+        max_answer_bytes: longest answer in one piece, as JSON; one that would be longer is refused.
+        max_held_bytes: most of answers in one piece that is held, from their requests to their last bytes; and most that
+            may wait for readers of streams.
         max_queued_requests: most prompts that wait for their first token at a time; a request may hold many.
         max_queued_tokens: most prompt tokens that wait so, each sample counted.
         keep_alive_s: seconds that a connection stays open without a request.
@@ -44,6 +48,8 @@ class ServerOptions:
     cors_origins: tuple[str, ...] = ()
     chat_template: str | None = None
     max_body_bytes: int = 4 * 2**20
+    max_answer_bytes: int = 64 * 2**20
+    max_held_bytes: int = 128 * 2**20
     max_queued_requests: int = 1024
     max_queued_tokens: int = 262_144
     keep_alive_s: float = 180.0
@@ -71,6 +77,10 @@ class ServerOptions:
             raise ConfigError(f"--log-level must be one of {', '.join(LOG_LEVELS)}; got {self.log_level!r}")
         if self.max_body_bytes < MIN_BODY_BYTES:
             raise ConfigError(f"--max-body-bytes must be at least {MIN_BODY_BYTES}, got {self.max_body_bytes}")
+        if self.max_answer_bytes < MIN_BODY_BYTES:
+            raise ConfigError(f"--max-answer-bytes must be at least {MIN_BODY_BYTES}, got {self.max_answer_bytes}")
+        if self.max_held_bytes < MIN_HELD_BYTES:
+            raise ConfigError(f"--max-held-bytes must be at least {MIN_HELD_BYTES}, got {self.max_held_bytes}")
         for name in ("max_queued_requests", "max_queued_tokens"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")

@@ -14,6 +14,8 @@ from pagebrain.outputs import OutputDelta
 from pagebrain.sampling_params import SamplingParams
 from pagebrain.server.client import EngineClient
 from pagebrain.server.errors import ApiError, bad_request
+from pagebrain.server.heavy import encode_json
+from pagebrain.server.held import HeldAnswers, Hold, JsonShape, held_bytes, json_bytes, mib
 from pagebrain.server.logprobs import TokenTexts
 from pagebrain.server.options import ServerOptions
 from pagebrain.server.prompts import PromptReader
@@ -23,7 +25,7 @@ from pagebrain.server.sse import DONE
 from pagebrain.server.streams import DrainingError, RequestStream
 
 MAX_ITEMS = 2_000_000
-"""Most tokens and log-probabilities that a request may ask for. A whole answer of so many takes hundreds of megabytes."""
+"""Most tokens and log-probabilities that a request may ask for, streamed or not."""
 
 MAX_SECRET_CHARACTERS = 128
 SECRET_HEADER = "X-PageBrain-Page"
@@ -37,6 +39,7 @@ class Service:
     Attributes:
         prompts: makes token ids of what requests hold.
         texts: what single tokens look like.
+        held: the answers in one piece, from their requests until they were sent.
         started: unix seconds.
     """
 
@@ -44,11 +47,13 @@ class Service:
     options: ServerOptions
     prompts: PromptReader = field(init=False)
     texts: TokenTexts = field(init=False)
+    held: HeldAnswers = field(init=False)
     started: int = field(init=False)
 
     def __post_init__(self) -> None:
         self.prompts = PromptReader(self.client, self.options.chat_template)
         self.texts = TokenTexts(self.client.detokenizer)
+        self.held = HeldAnswers(self.options.max_held_bytes)
         self.started = int(time.time())
 
     @property
@@ -92,14 +97,52 @@ class Service:
             stream.user, stream.secret, stream.arrival_s = user, secret, request.state.arrival_s
         return streams
 
-    def _check_size(self, prompts: Sequence[Sequence[int]], params: SamplingParams) -> None:
+    def submit_whole(
+        self,
+        prompts: Sequence[Sequence[int]],
+        params: SamplingParams,
+        answer_id: str,
+        request: Request,
+        user: str | None,
+        shape: JsonShape,
+        echo: bool = False,
+    ) -> tuple[list[RequestStream], Hold]:
+        """:meth:`submit` for an answer in one piece; also returns the room reserved for it, to be closed when it was sent.
+
+        Raises ``ApiError`` besides: 400 if the answer can get longer than the server allows, 503 if there is no room now.
+
+        Args:
+            shape: how the answer writes log-probabilities.
+            echo: the answer begins with the prompt.
+        """
+        self._check_size(prompts, params)
+        lengths = [(len(prompt), self._max_generated(prompt, params)) for prompt in prompts]
+        longest = sum(json_bytes(params, *length, shape, echo) for length in lengths)
+        if longest > self.options.max_answer_bytes:
+            raise bad_request(
+                f"the answer can get as long as {mib(longest)}, about, and in one piece the server sends at most "
+                f"{mib(self.options.max_answer_bytes)}: lower 'n', 'max_tokens' or 'logprobs' (or 'top_logprobs'), split "
+                f"the request, or stream its answer",
+                "n",
+            )
+        hold = self.held.hold(sum(held_bytes(params, *length) for length in lengths))
+        try:
+            hold.use(sum(held_bytes(params, num_tokens, 0) for num_tokens, _ in lengths))
+            return self.submit(prompts, params, answer_id, request, user), hold
+        except BaseException:
+            hold.close()
+            raise
+
+    def _max_generated(self, prompt: Sequence[int], params: SamplingParams) -> int:
+        """Most tokens of all samples together."""
         max_model_len = self.client.config.max_model_len
         assert max_model_len is not None
-        items = 0
-        for prompt in prompts:
-            room = max(0, max_model_len - len(prompt))
-            limit = room if params.max_tokens is None else params.max_tokens
-            items += num_items(params, len(prompt), min(room, limit) * params.n)
+        room = max(0, max_model_len - len(prompt))
+        limit = room if params.max_tokens is None else params.max_tokens
+        return min(room, limit) * params.n
+
+    def _check_size(self, prompts: Sequence[Sequence[int]], params: SamplingParams) -> None:
+        items = sum(num_items(params, len(prompt), self._max_generated(prompt, params)) for prompt in prompts)
         if items > MAX_ITEMS:
             raise bad_request(
                 f"'n', 'max_tokens', 'logprobs' (or 'top_logprobs') and the prompts together ask for up to {items} tokens "
@@ -148,11 +191,6 @@ def num_items(params: SamplingParams, num_prompt_tokens: int, num_generated: int
     return items
 
 
-def answer_size(streams: Sequence[RequestStream]) -> int:
-    """The same for what was generated."""
-    return sum(num_items(stream.params, stream.num_prompt_tokens, stream.num_generated) for stream in streams)
-
-
 @dataclass(frozen=True)
 class Heading:
     """What stands at the top of an answer, and of every event of a streamed one."""
@@ -165,6 +203,11 @@ class Heading:
     def new(cls, prefix: str, model: str, request_id: str | None = None) -> "Heading":
         """For an answer that begins now; its id is the client's, if that has given one."""
         return cls(f"{prefix}-{request_id or uuid.uuid4().hex}", int(time.time()), model)
+
+    def answer_start(self, kind: str) -> str:
+        """An answer in one piece up to the first of its ``choices``."""
+        fields = {"id": self.id, "object": kind, "created": self.created, "model": self.model}
+        return f'{encode_json(fields)[:-1]},"choices":['
 
     def event_start(self, kind: str) -> str:
         """An event up to the value of ``choices``, made once for a stream."""

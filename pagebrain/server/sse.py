@@ -1,14 +1,15 @@
 """Server-sent events: the tokens of one or several requests as they come, and an end whatever happens.
 
 This runs for every token of every client. While a client takes its events slowly, what comes meanwhile is merged by
-:meth:`~pagebrain.server.streams.RequestStream.read`; nobody else waits. When the client goes away, its streams are closed at
-once, and the engine frees their blocks. A client that takes nothing for long is one that has gone, see
-:mod:`pagebrain.server.connections`.
+:meth:`~pagebrain.server.streams.RequestStream.read`; no other client waits. Long events are written while they are sent.
+When the client goes away, its streams are closed at once, and the engine frees their blocks. A client that takes nothing for
+long counts as gone, see :mod:`pagebrain.server.connections`.
 """
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from itertools import chain
 from typing import Any, Protocol, TypeVar
 
 from starlette.responses import Response
@@ -16,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from pagebrain.outputs import OutputDelta
 from pagebrain.server.errors import error_event
-from pagebrain.server.heavy import BIG_ANSWER, in_turn
+from pagebrain.server.heavy import CHUNK_BYTES, later_chunk, next_chunk
 from pagebrain.server.streams import RequestStream
 
 logger = logging.getLogger(__name__)
@@ -33,8 +34,8 @@ class Narrator(Protocol):
     def opening(self) -> str:
         """Events before the first token."""
 
-    def tell(self, prompt_index: int, deltas: list[OutputDelta]) -> str:
-        """Events for what a prompt's stream brought; there may be none."""
+    def tell(self, prompt_index: int, deltas: list[OutputDelta]) -> str | Iterator[str]:
+        """Events for what a prompt's stream brought; there may be none. In pieces if they may be long."""
 
     def ending(self) -> str:
         """Events after the last token."""
@@ -50,9 +51,6 @@ class EventStream(Response):
         del self.headers["content-length"]
         self._streams = streams
         self._narrator = narrator
-        self._has_scores = any(
-            stream.params.logprobs is not None or stream.params.prompt_logprobs is not None for stream in streams
-        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer; returns when the last event was taken, or the client is gone."""
@@ -83,7 +81,7 @@ class EventStream(Response):
 
     async def _tell_one(self, stream: RequestStream) -> None:
         while deltas := await stream.read():
-            await self._write(await self._events(0, deltas))
+            await self._write(self._narrator.tell(0, deltas))
 
     async def _tell_many(self) -> None:
         """Read all streams at a time, and write what several of them brought in one piece."""
@@ -91,35 +89,26 @@ class EventStream(Response):
         try:
             while reads:
                 done, _ = await asyncio.wait(reads, return_when="FIRST_COMPLETED")
-                events = []
+                news = []
                 for read in sorted(done, key=lambda read: reads[read]):
                     index = reads.pop(read)
                     if deltas := read.result():
-                        events.append(await self._events(index, deltas))
+                        news.append((index, deltas))
                         reads[asyncio.ensure_future(self._streams[index].read())] = index
-                await self._write("".join(events))
+                told = [self._narrator.tell(index, deltas) for index, deltas in news]
+                await self._write(chain.from_iterable([events] if isinstance(events, str) else events for events in told))
         finally:
             await _cancel(*reads)
 
-    async def _events(self, index: int, deltas: list[OutputDelta]) -> str:
-        if self._has_scores and _num_scores(deltas, self._streams[index].params.n) > BIG_ANSWER:
-            return await in_turn(self._narrator.tell, index, deltas)
-        return self._narrator.tell(index, deltas)
-
-    async def _write(self, events: str, more: bool = True) -> None:
-        if events:
-            await self._send({"type": "http.response.body", "body": events.encode("ascii"), "more_body": more})
-
-
-def _num_scores(deltas: list[OutputDelta], num_samples: int) -> int:
-    """Log-probabilities that came: of tokens, and of the prompt, which every sample repeats."""
-    count = 0
-    for delta in deltas:
-        if delta.logprobs:
-            count += len(delta.logprobs) * (1 + len(delta.logprobs[-1].top))
-        if delta.prompt_logprobs and delta.prompt_logprobs[-1] is not None:  # there is none for a prompt's first token
-            count += num_samples * len(delta.prompt_logprobs) * (1 + len(delta.prompt_logprobs[-1].top))
-    return count
+    async def _write(self, events: str | Iterator[str], more: bool = True) -> None:
+        if isinstance(events, str):
+            if events:
+                await self._send({"type": "http.response.body", "body": events.encode("ascii"), "more_body": more})
+            return
+        chunk = next_chunk(events)
+        while chunk:
+            await self._send({"type": "http.response.body", "body": chunk, "more_body": more})
+            chunk = await later_chunk(events) if len(chunk) >= CHUNK_BYTES else b""
 
 
 async def while_there(telling: Coroutine[Any, Any, None], receive: Receive) -> None:
@@ -139,9 +128,14 @@ class ClientGoneError(Exception):
     """Nobody waits for the answer any more."""
 
 
-async def read_all(streams: Sequence[RequestStream], receive: Receive) -> list[list[OutputDelta]]:
-    """Each stream to its end; they are closed however that goes. Raises ``ClientGoneError`` if the client leaves first."""
-    reads = [asyncio.ensure_future(stream.read_all()) for stream in streams]
+async def read_all(
+    streams: Sequence[RequestStream], receive: Receive, use: Callable[[int], None]
+) -> list[list[OutputDelta]]:
+    """Each stream to its end; they are closed however that goes. Raises ``ClientGoneError`` if the client leaves first.
+
+    ``use`` is called with how many bytes more are held; what it raises is raised.
+    """
+    reads = [asyncio.ensure_future(stream.read_all(use)) for stream in streams]
     try:
         return await _unless_gone(asyncio.gather(*reads), receive)
     finally:

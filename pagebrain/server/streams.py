@@ -1,7 +1,7 @@
 """What comes out of the engine, one stream for each reader: a request's tokens, or the updates of the live view.
 
 Everything here belongs to the event loop. Whoever writes never waits; whoever reads waits for news and gets all of it at
-once. What piles up for somebody who does not read is bounded.
+once. What piles up for somebody who does not read is bounded, for each stream and for all of them together.
 """
 
 import asyncio
@@ -13,9 +13,14 @@ from pagebrain.errors import PageBrainError
 from pagebrain.outputs import OutputDelta, RequestMetrics
 from pagebrain.sampling_params import SamplingParams
 from pagebrain.server.messages import Delta
+from pagebrain.server.samples import PackedSample
+from pagebrain.server.scores import Scores
 
 MAX_PENDING_TOKENS = 4096
 """Tokens that may wait for a reader. A stream that nobody reads ends there, and so does its request."""
+
+DELTA_BYTES = 400
+"""What a delta takes while it waits, besides its log-probabilities."""
 
 MAX_PENDING_STEPS = 100
 """Steps that a live update may hold; it skips the oldest beyond."""
@@ -35,6 +40,40 @@ class SlowReaderError(PageBrainError):
 
 class RequestFailedError(PageBrainError):
     """The engine, or a part of it, failed over this request alone."""
+
+
+class Backlog:
+    """What waits for readers, in all streams together.
+
+    Args:
+        max_bytes: beyond it the streams with the most end, until what is left is less.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self.num_bytes = 0
+        self._of_streams: dict[RequestStream, int] = {}
+
+    def add(self, stream: "RequestStream", num_bytes: int) -> None:
+        """So much more waits in a stream."""
+        self.num_bytes += num_bytes
+        self._of_streams[stream] = self._of_streams.get(stream, 0) + num_bytes
+
+    def remove(self, stream: "RequestStream") -> None:
+        """Nothing waits in a stream any more."""
+        self.num_bytes -= self._of_streams.pop(stream, 0)
+
+    def shed(self) -> "list[RequestStream]":
+        """End the streams with the most until no more than ``max_bytes`` wait; returns those that were ended."""
+        ended = []
+        while self.num_bytes > self.max_bytes:
+            longest = max(self._of_streams, key=self._of_streams.__getitem__)
+            longest.break_off(
+                f"{self._of_streams[longest]} bytes were waiting and nobody took them, and {self.num_bytes} for all readers "
+                f"together, of at most {self.max_bytes}: read faster"
+            )
+            ended.append(longest)
+        return ended
 
 
 class RequestStream:
@@ -57,6 +96,7 @@ class RequestStream:
         prompt_token_ids: tuple[int, ...],
         params: SamplingParams,
         on_close: "Callable[[RequestStream], None]",
+        backlog: Backlog | None = None,
     ) -> None:
         self.request_id = request_id
         self.prompt_token_ids = prompt_token_ids
@@ -70,6 +110,7 @@ class RequestStream:
         self.is_broken = False
         self.metrics: RequestMetrics | None = None
         self._on_close = on_close
+        self._backlog = backlog
         self._pending: list[Delta] = []
         self._num_pending = 0
         self._unfinished = set(range(params.n))
@@ -91,12 +132,15 @@ class RequestStream:
         """
         return _merge(await self._take())
 
-    async def read_all(self) -> list[OutputDelta]:
-        """Everything to the end, one delta for each sample, in their order. Raises what :meth:`read` raises."""
-        pieces: list[Delta] = []
+    async def read_all(self, use: Callable[[int], None] = lambda num_bytes: None) -> list[OutputDelta]:
+        """Everything to the end, one delta for each sample, in their order. Raises what :meth:`read` and ``use`` raise.
+
+        ``use`` is called with how many bytes more are held.
+        """
+        samples = [PackedSample() for _ in range(self.params.n)]
         while pending := await self._take():
-            pieces.extend(pending)
-        return _merge(pieces)
+            use(sum([samples[delta.sample_index].add(delta) for delta in pending]))
+        return [sample.whole(self.request_id, index) for index, sample in enumerate(samples)]
 
     async def _take(self) -> list[Delta]:
         while not self._pending and self._error is None and not self.is_finished:
@@ -106,12 +150,15 @@ class RequestStream:
             finally:
                 self._waiter = None
         pending, self._pending, self._num_pending = self._pending, [], 0
+        if self._backlog is not None:
+            self._backlog.remove(self)
         if self._error is not None and not pending:
             raise self._error
         return pending
 
     def close(self) -> None:
         """Nobody reads any more: a request that is under way ends."""
+        self._forget()
         self._on_close(self)
 
     # Writing ----------------------------------------------------------------------------------------------------------
@@ -127,14 +174,27 @@ class RequestStream:
             self._unfinished.discard(delta.sample_index)
             self.is_finished = not self._unfinished
             self.metrics = delta.metrics or self.metrics
+        if self._backlog is not None:
+            has_scores = delta.logprobs or delta.prompt_logprobs is not None
+            self._backlog.add(self, DELTA_BYTES + (_score_bytes(delta) if has_scores else 0))
         if self._num_pending > MAX_PENDING_TOKENS and not self.is_finished:
-            self.is_broken = True
-            self._pending.clear()
-            self._error = SlowReaderError(f"{self._num_pending} tokens were waiting and nobody took them: read faster")
+            self.break_off(f"{self._num_pending} tokens were waiting and nobody took them: read faster")
         self._wake()
         last_s = self._last_s.get(delta.sample_index)
         self._last_s[delta.sample_index] = now_s
         return None if last_s is None else now_s - last_s
+
+    def break_off(self, why: str) -> None:
+        """Drop what waits: it is not read. The reader gets a ``SlowReaderError``."""
+        self.is_broken = True
+        self._forget()
+        self._error = SlowReaderError(why)
+        self._wake()
+
+    def _forget(self) -> None:
+        self._pending.clear()
+        if self._backlog is not None:
+            self._backlog.remove(self)
 
     def abort(self) -> None:
         """End all samples that have not ended; the reader sees it as their finish reason."""
@@ -171,11 +231,15 @@ def _joined(pieces: list[Delta]) -> OutputDelta:
         index=first.sample_index,
         text="".join(piece.text for piece in pieces),
         token_ids=tuple(token_id for piece in pieces for token_id in piece.token_ids),
-        logprobs=tuple(scores for piece in pieces for scores in piece.logprobs),
+        logprobs=Scores.joined([piece.logprobs for piece in pieces]),
         finish_reason=last.finish_reason,
         stop_reason=last.stop_reason,
         prompt_logprobs=next((piece.prompt_logprobs for piece in pieces if piece.prompt_logprobs is not None), None),
     )
+
+
+def _score_bytes(delta: Delta) -> int:
+    return sum(len(scores.data) for scores in (delta.logprobs, delta.prompt_logprobs) if isinstance(scores, Scores))
 
 
 class LiveSubscription:

@@ -1,5 +1,8 @@
 """The small routes: what is served and how it does, and the tokenizer by itself."""
 
+import sys
+from array import array
+
 from fastapi import APIRouter
 from starlette.responses import Response
 
@@ -8,11 +11,12 @@ from pagebrain.requests import NO_TOKENIZER
 from pagebrain.server.body import JsonRoute
 from pagebrain.server.documented import documented
 from pagebrain.server.errors import ApiError, bad_request, json_response
-from pagebrain.server.heavy import json_answer
+from pagebrain.server.heavy import json_pieces
 from pagebrain.server.paths import plain_path
 from pagebrain.server.protocol import DetokenizeRequest, TokenizeRequest
 from pagebrain.server.responses import Detokenized, Health, ModelCard, ModelList, Tokenized, Version
 from pagebrain.server.service import Service
+from pagebrain.server.whole import JsonAnswer
 
 MAX_SILENCE_S = 60.0
 """An engine that computes says something after every step. The longest by default, 512 tokens of GPT-2 XL on a CPU, is some
@@ -83,14 +87,10 @@ def token_routes(service: Service) -> APIRouter:
         if add_special_tokens is None:
             add_special_tokens = not body.wants_chat
         text = await service.prompts.chat_prompt(body.messages) if body.wants_chat else body.prompt
-        tokens = await service.prompts.text_ids(text, add_special_tokens)
-        assert service.client.config.max_model_len is not None
-        tokenized: Tokenized = {
-            "tokens": tokens,
-            "count": len(tokens),
-            "max_model_len": service.client.config.max_model_len,
-        }
-        return await json_answer(lambda: tokenized, len(tokens))
+        tokens = array("i", await service.prompts.text_ids(text, add_special_tokens))
+        hold = service.held.hold(tokens.itemsize * len(tokens))
+        max_model_len = service.client.config.max_model_len
+        return JsonAnswer(json_pieces({"tokens": tokens, "count": len(tokens), "max_model_len": max_model_len}), hold)
 
     @router.post("/detokenize", **documented(Detokenized, 400, 404))
     async def detokenize(body: DetokenizeRequest) -> Response:
@@ -104,7 +104,7 @@ def token_routes(service: Service) -> APIRouter:
         for index, token_id in enumerate(body.tokens):
             if token_id >= num_ids:
                 raise bad_request(f"tokens[{index}] is {token_id}, but ids run from 0 to {num_ids - 1}", "tokens")
-        text: Detokenized = {"prompt": detokenizer.decode(body.tokens, skip_special_tokens=False)}
-        return json_response(text)
+        text = detokenizer.decode(body.tokens, skip_special_tokens=False)
+        return JsonAnswer(json_pieces({"prompt": text}), service.held.hold(sys.getsizeof(text)))
 
     return router

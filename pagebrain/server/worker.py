@@ -190,7 +190,7 @@ class Worker:
 
     def _submit(self, message: Submit) -> None:
         try:
-            self.engine.add_request(message.prompt_token_ids, message.params, message.request_id)
+            self.engine.add_request(message.prompt_token_ids, message.params, message.request_id, keeps_logprobs=False)
         except InvalidRequestError as error:  # the server has checked it already
             self.channel.send(Refused(message.request_id, str(error), is_mistake=True))
         except Exception as error:  # a scheduler that is somebody's own: the others need not suffer

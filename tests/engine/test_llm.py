@@ -41,6 +41,29 @@ def test_without_deltas_only_the_end_of_a_request_comes_out(llm: LLM) -> None:
     assert [sample.token_ids for sample in delta.finished.outputs] == [sample.token_ids for sample in expected.outputs]
 
 
+@pytest.mark.parametrize("num_blocks", [32, 7], ids=["", "preempted"])
+def test_a_request_that_keeps_no_logprobs_has_them_in_its_deltas_alone(num_blocks: int) -> None:
+    """As the server asks for it: it holds them itself."""
+    base = random_gpt2(vocab_size=VOCAB_SIZE, eos_token_id=256, bos_token_id=256)
+    llm = LLM(base, byte_tokenizer(), num_blocks=num_blocks, block_size=4, check_integrity=True)
+    params = SamplingParams(temperature=1.0, seed=3, n=2, max_tokens=9, ignore_eos=True, logprobs=2, prompt_logprobs=2)
+    [expected] = llm.generate([1, 2, 3, 4, 5], params, use_tqdm=False)
+    request = llm.engine.add_request([1, 2, 3, 4, 5], params, keeps_logprobs=False)
+    sequences = llm.engine._requests[request.request_id].sequences
+    deltas = []
+    while llm.engine.has_unfinished_requests:
+        deltas += llm.engine.step()
+        assert not any(seq.logprobs for seq in sequences)
+    assert not any(seq.prompt_logprobs for seq in sequences)
+    assert (sum(seq.num_preemptions for seq in sequences) > 0) == (num_blocks == 7)
+    assert [delta.prompt_logprobs for delta in deltas if delta.prompt_logprobs] == [expected.prompt_logprobs]
+    for sample in expected.outputs:
+        assert sample.logprobs == tuple(score for delta in deltas if delta.index == sample.index for score in delta.logprobs)
+    finished = deltas[-1].finished
+    assert finished is not None and finished.prompt_logprobs is None
+    assert [(out.logprobs, out.cumulative_logprob) for out in finished.outputs] == [(None, None)] * 2
+
+
 def test_each_prompt_may_have_parameters_of_its_own(llm: LLM) -> None:
     each = [SamplingParams(temperature=0, max_tokens=n, ignore_eos=True) for n in (3, 9, 1)]
     assert [len(out.outputs[0].token_ids) for out in llm.generate(["a", "b", "c"], each, use_tqdm=False)] == [3, 9, 1]

@@ -1,17 +1,18 @@
-"""Work that would stop the event loop is done in a thread, in small pieces, and comes to the same."""
+"""Work that would stop the event loop is done in small pieces, or in a thread, and comes to the same."""
 
 import asyncio
 import json
 import threading
-from collections.abc import Callable
+from array import array
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
 from pagebrain import SamplingParams
-from pagebrain.server import body, heavy, sse
-from pagebrain.server.heavy import BIG_ANSWER, json_answer, json_pieces
+from pagebrain.server import body, heavy, logprobs, sse, whole
+from pagebrain.server.heavy import CHUNK_BYTES, json_pieces, later_chunk, next_chunk
 from pagebrain.server.protocol import ChatRequest, CompletionRequest, DetokenizeRequest
 from pagebrain.server.service import MAX_ITEMS, num_items
 from tests.server.support_in_process import ServerThread
@@ -21,117 +22,132 @@ def _written(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"))
 
 
-def _choice(num_tokens: int) -> dict[str, Any]:
-    top = [{f"token {rank}": -rank / 3 for rank in range(21)} for _ in range(num_tokens)]
-    logprobs = {"tokens": ["x"] * num_tokens, "token_logprobs": [-0.25] * num_tokens, "top_logprobs": top}
-    return {"index": 0, "text": 'é "quoted"\n', "logprobs": logprobs, "finish_reason": None}
-
-
 @pytest.mark.parametrize(
     "value",
     [
-        {},
-        [],
-        {"a": {}, "b": [], "c": None, "é": True},
-        {"tokens": list(range(2000)), "count": 2000},
-        {"choices": [_choice(num_tokens) for num_tokens in (0, 1, 256, 257, 700)], "usage": {"total_tokens": 5}},
-        {"choices": [{"logprobs": {"content": [{"token": "x", "bytes": [1], "top_logprobs": []}] * 600}}]},
-        [[1, 2], [3]],
-        "text",
-        5,
+        {"a": {}, "b": [], "c": None, "é": True, "text": ""},
+        {"tokens": list(range(40_000)), "count": 2000},
+        {"prompt": 'é "quoted"\n\U0001f642' * 4000},
     ],
     ids=lambda value: _written(value)[:40],
 )
-def test_json_written_in_pieces_is_the_json_written_at_once(value: Any) -> None:
+def test_json_written_in_pieces_is_the_json_written_at_once(value: dict[str, Any]) -> None:
     assert "".join(json_pieces(value)) == _written(value)
-
-
-def test_no_piece_of_a_big_answer_is_big() -> None:
-    answers: list[Any] = [{"choices": [_choice(2000)] * 3}, {"tokens": list(range(100_000))}]
-    for answer in answers:
-        longest = max(map(len, json_pieces(answer)))
-        assert longest < 0.1 * len(_written(answer)) and longest < 200_000
+    packed = {name: array("i", member) if name == "tokens" else member for name, member in value.items()}
+    assert "".join(json_pieces(packed)) == _written(value)
+    assert max(map(len, json_pieces(value))) < 220_000
 
 
 def test_a_number_that_json_lacks_is_an_error_in_pieces_too() -> None:
     with pytest.raises(ValueError, match="JSON"):
-        list(json_pieces({"choices": [{"logprob": float("nan")}]}))
+        list(json_pieces({"logprob": float("nan")}))
 
 
-@pytest.mark.parametrize(("num_items", "is_elsewhere"), [(BIG_ANSWER, False), (BIG_ANSWER + 1, True)])
-def test_a_big_answer_is_made_in_a_thread(num_items: int, is_elsewhere: bool) -> None:
-    makers: list[int] = []
-
-    def make() -> dict[str, Any]:
-        makers.append(threading.get_ident())
-        return {"text": "é", "n": 1}
-
-    answer = asyncio.run(json_answer(make, num_items))
-    assert (makers != [threading.get_ident()]) == is_elsewhere and len(makers) == 1
-    assert json.loads(bytes(answer.body)) == {"text": "é", "n": 1} and answer.media_type == "application/json"
+def test_pieces_are_sent_in_chunks_that_are_not_small() -> None:
+    chunks = []
+    pieces = iter(["x" * 10_000] * 20)
+    while chunk := next_chunk(pieces):
+        chunks.append(len(chunk))
+    assert chunks == [70_000, 70_000, 60_000] and chunks[0] >= CHUNK_BYTES
 
 
-@pytest.fixture
-def everything_is_big(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Whatever can be done in the thread is. Lists the functions that were."""
-    done: list[str] = []
+def test_of_several_answers_one_chunk_is_written_in_a_turn_of_the_event_loop() -> None:
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        turn, written = 0, []
 
-    async def watched(function: Callable[..., Any], *args: Any) -> Any:
-        done.append(function.__name__)
-        return await in_turn(function, *args)
+        def count() -> None:
+            nonlocal turn
+            turn += 1
+            loop.call_soon(count)
 
-    in_turn = heavy.in_turn
-    for module in (body, heavy, sse):
-        monkeypatch.setattr(module, "in_turn", watched)
-    for module in (heavy, sse):
-        monkeypatch.setattr(module, "BIG_ANSWER", -1)
-    monkeypatch.setattr(body, "BIG_BODY", -1)
-    return done
+        def pieces() -> Iterator[str]:
+            while True:
+                written.append(turn)
+                yield "x" * CHUNK_BYTES
+
+        async def answer() -> None:
+            mine = pieces()
+            for _ in range(5):
+                await later_chunk(mine)
+
+        count()
+        await asyncio.gather(*[answer() for _ in range(4)])
+        assert len(written) == 20 == len(set(written)), "two chunks were written in one turn"
+
+    asyncio.run(scenario())
 
 
 SCORED: dict[str, Any] = {"prompt": ["Once", "Twice upon"], "n": 3, "max_tokens": 5, "logprobs": 2, "temperature": 0}
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 5, "logprobs": True, "temperature": 0}
 
 
+@pytest.fixture
+def everything_is_long(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Answers are written token by token, and each piece is a chunk. Lists the sizes of chunks after the first."""
+    sizes: list[int] = []
+
+    async def watched(pieces: Iterator[str]) -> bytes:
+        chunk = await later_chunk(pieces)
+        sizes.append(len(chunk))
+        return chunk
+
+    monkeypatch.setattr(logprobs, "NUM_AT_A_TIME", 1)
+    for module in (heavy, whole, sse):
+        monkeypatch.setattr(module, "CHUNK_BYTES", 1)
+    for module in (whole, sse):
+        monkeypatch.setattr(module, "later_chunk", watched)
+    return sizes
+
+
 @pytest.mark.parametrize(
     ("path", "fields"),
     [
         ("/v1/completions", SCORED),
+        ("/v1/completions", SCORED | {"logprobs": None}),
         ("/v1/completions", SCORED | {"echo": True}),
-        ("/v1/completions", SCORED | {"prompt": "Once", "echo": True, "max_tokens": 0}),
-        ("/v1/chat/completions", CHAT),
+        ("/v1/completions", SCORED | {"echo": True, "n": 1}),
+        ("/v1/completions", SCORED | {"prompt": "Once upon a time é🙂", "echo": True, "max_tokens": 0}),
+        ("/v1/chat/completions", CHAT | {"n": 2}),
         ("/tokenize", {"prompt": "Once upon a time"}),
+        ("/detokenize", {"tokens": [1085, 1084, 258, 733]}),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else value,
 )
 def test_an_answer_is_the_same_however_it_is_made(
-    path: str, fields: dict[str, Any], api: ServerThread, everything_is_big: list[str], monkeypatch: pytest.MonkeyPatch
+    path: str, fields: dict[str, Any], api: ServerThread, everything_is_long: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    big = api.post(path, fields).json()
-    assert everything_is_big[0] == "parse_json" and len(everything_is_big) == 2
+    long = api.post(path, fields)
+    assert len(everything_is_long) >= 3 and "content-length" not in long.headers
     monkeypatch.undo()
-    small = api.post(path, fields).json()
-    for answer in (big, small):
+    short = api.post(path, fields)
+    assert int(short.headers["content-length"]) == len(short.content)
+    answers = [long.json(), short.json()]
+    for answer in answers:
         answer.pop("id", None)
         answer.pop("created", None)
-    assert big == small
+    assert answers[0] == answers[1]
 
 
+@pytest.mark.parametrize("prompt", ["Once", ["Once", "Twice upon"]], ids=["one prompt", "two prompts"])
 def test_a_streams_events_are_the_same_however_they_are_made(
-    api: ServerThread, everything_is_big: list[str], monkeypatch: pytest.MonkeyPatch
+    prompt: Any, api: ServerThread, everything_is_long: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def choices() -> list[Any]:
-        text = api.post("/v1/completions", SCORED | {"prompt": "Once", "n": 1, "stream": True, "echo": True}).text
+    def choices() -> dict[int, list[Any]]:
+        text = api.post("/v1/completions", SCORED | {"prompt": prompt, "n": 2, "stream": True, "echo": True}).text
         events = [json.loads(line.removeprefix("data: ")) for line in text.split("\n\n") if "{" in line]
-        pieces = [event["choices"][0] for event in events]
-        return ["".join(piece["text"] for piece in pieces)] + [
-            [item for piece in pieces for item in piece["logprobs"][name]] for name in pieces[0]["logprobs"]
-        ]
+        joined: dict[int, list[Any]] = {}
+        for piece in [event["choices"][0] for event in events]:
+            own = joined.setdefault(piece["index"], ["", *([] for _ in piece["logprobs"])])
+            own[0] += piece["text"]
+            for items, new in zip(own[1:], piece["logprobs"].values(), strict=True):
+                items += new
+        return joined
 
-    big = choices()
-    assert "tell" in everything_is_big
+    long = choices()
+    assert len(everything_is_long) >= 3
     monkeypatch.undo()
-    assert choices() == big
+    assert choices() == long
 
 
 def test_a_big_body_is_read_in_a_thread_and_a_small_one_is_not(api: ServerThread, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from pagebrain import LLM, SamplingParams
 from pagebrain.detokenizer import Detokenizer
 from pagebrain.outputs import OutputDelta, TokenLogprobs
 from pagebrain.server.completions import ChoiceWriter, CompletionEvents
-from pagebrain.server.logprobs import LOWEST_LOGPROB, CompletionScorer, TokenTexts
+from pagebrain.server.logprobs import LOWEST_LOGPROB, CompletionScorer, ScoredPrompt, TokenTexts
 from pagebrain.server.protocol import StreamOptions
 from pagebrain.server.service import Heading
 from pagebrain.server.streams import RequestStream
@@ -110,14 +110,15 @@ def test_samples_that_come_before_their_prompts_scores_wait_for_them() -> None:
 
     def make() -> CompletionEvents:
         scorers = [CompletionScorer(TokenTexts(None), skip_special_tokens=True) for _ in range(2)]
-        writers = [ChoiceWriter(index, (1, 2), "ab", scorer) for index, scorer in enumerate(scorers)]
+        prompt = ScoredPrompt((1, 2), num_samples=2)
+        writers = [ChoiceWriter(index, prompt, "ab", scorer) for index, scorer in enumerate(scorers)]
         return CompletionEvents(Heading.new("cmpl", "m"), [stream], writers, StreamOptions())
 
     def delta(index: int, token: int, **more: Any) -> OutputDelta:
         return OutputDelta("r", index, f"<{token}>", (token,), (TokenLogprobs(token, -1.0, 1),), **more)
 
-    def told(events: str) -> list[tuple[int, str, list[str] | None]]:
-        choices = [json.loads(event.removeprefix("data: "))["choices"][0] for event in events.split("\n\n")[:-1]]
+    def told(pieces: Iterable[str]) -> list[tuple[int, str, list[str] | None]]:
+        choices = [json.loads(event.removeprefix("data: "))["choices"][0] for event in "".join(pieces).split("\n\n")[:-1]]
         return [(choice["index"], choice["text"], (choice["logprobs"] or {}).get("tokens")) for choice in choices]
 
     prompt, scores = ["token_id:1", "token_id:2"], (None, TokenLogprobs(2, -2.0, 1))

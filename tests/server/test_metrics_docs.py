@@ -21,7 +21,11 @@ def rows_below(heading: str) -> list[list[str]]:
 
 def unit_of(name: str) -> str:
     """The unit that a name implies."""
-    exceptions = {"pagebrain:kv_cache_usage_perc": "fraction", "pagebrain:num_preemptions_total": "preemptions"}
+    exceptions = {
+        "pagebrain:kv_cache_usage_perc": "fraction",
+        "pagebrain:held_answer_bytes": "bytes",
+        "pagebrain:num_preemptions_total": "preemptions",
+    }
     if name in exceptions:
         return exceptions[name]
     if name.startswith("pagebrain:num_requests"):
