@@ -40,11 +40,11 @@ from torch import Tensor
 from transformers import GPT2LMHeadModel
 
 from chapters import ch02_block_table
+from chapters.aids.prefill import TILE, check_alike, paged_prefill, sizes
+from chapters.aids.triton_anywhere import tl, triton
 from chapters.ch00_baseline import OnLogits
 from chapters.ch01_naive_kv_cache import Attend
 from chapters.ch02_block_table import PagedCache, Rows
-from chapters.prefill import TILE, check_alike, paged_prefill, sizes
-from chapters.triton_anywhere import tl, triton
 from pagebrain.models.gpt2 import attention_scale
 from pagebrain.trace import Observer
 

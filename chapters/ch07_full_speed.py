@@ -38,7 +38,7 @@ from torch import Tensor
 from transformers import GPT2LMHeadModel
 
 from chapters import ch04_scheduler
-from chapters.capture import Download, capture, upload
+from chapters.aids.capture import Download, capture, upload
 from chapters.ch00_baseline import OnLogits, check_prompts
 from chapters.ch01_naive_kv_cache import Attend, forward, masked_attention
 from chapters.ch02_block_table import PagedCache, Rows

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 
-from pagebrain.bench.sampled import GREEDY, Sampling
-from pagebrain.bench.step_table import print_closer
+from pagebrain.bench.decode_steps import print_closer
+from pagebrain.bench.workload import GREEDY, Sampling
 
 
 class Workload(NamedTuple):

@@ -1,8 +1,8 @@
 """Pictures of the live page for README and docs: ``python tools/live_screenshots.py``.
 
 Starts ``pagebrain serve`` with a pool too small for what is sent, opens the page in headless Chromium as a laptop in light
-and dark and as a phone, sends prompts, and steps until a step preempts somebody while other texts are well under way: that
-is the moment in the pictures. Needs Chromium and Playwright for Python.
+and dark and as a phone, sends prompts, and steps until a step preempts a sequence while many others run: the pictures
+show that moment. Needs Chromium and Playwright for Python.
 """
 
 import argparse
@@ -72,7 +72,7 @@ def step(page: Page) -> dict[str, Any]:
 
 
 def is_telling(now: dict[str, Any]) -> bool:
-    """A step that took blocks from somebody, some of which lie free still, while many others run."""
+    """Whether a step took blocks from a sequence, some of them are still free, and many other sequences run."""
     free = [block for block, _ in now["lost"] if block in now["state"]["next_free"]]
     return len(free) >= 1 and len(now["state"]["running"]) >= 8
 
@@ -85,7 +85,7 @@ def find_moment(page: Page) -> None:
     send(page, PROMPTS, copies=3, samples=1)
     page.wait_for_function("() => pagebrainLive.snapshot().state.waiting.length >= 16", timeout=5000)
     for number in range(1000):
-        if number == FIRST_STEPS // 2:  # somebody comes later, so that prefill and decode share a step
+        if number == FIRST_STEPS // 2:  # requests that come later, so that prefill and decode share a step
             send(page, "Anna and the moon talked all night", copies=3, samples=1)
         now = step(page)
         if number >= FIRST_STEPS and is_telling(now):

@@ -22,17 +22,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pagebrain.bench.child import child_events, run_in_child
+from pagebrain.bench.child import RunSpec, child_events, run_in_child
 from pagebrain.bench.machine import versions
-from pagebrain.bench.report import summarize
-from pagebrain.bench.session import Case, SessionSpec, run_row
-from pagebrain.bench.settings import candidates
-from pagebrain.bench.spec import RunSpec
+from pagebrain.bench.offline import candidates
+from pagebrain.bench.offline_report import summarize
 from pagebrain.bench.workload import BenchRequest, LengthRange, make_warmup, make_workload, model_limits
 from pagebrain.config import PageBrainConfig
 from pagebrain.errors import ConfigError, PageBrainError
 from pagebrain.loading import resolve_device_and_dtype
 from pagebrain.machine import available_cores
+from tools.engine_session import Case, SessionSpec, run_row
 from tools.gpu_table import CASES, HF_WORKLOAD, SAMPLINGS, VLLM, WORKLOADS, Workload, case_name, print_tables
 
 PARTS = ("starts", "pagebrain", "hf")
@@ -84,7 +83,7 @@ class Measurement:
             self.report["parts"] = json.loads(args.json.read_text(encoding="utf-8")).get("parts", {})
 
     def run(self) -> int:
-        """Measure part after part; whatever fails, the others go on."""
+        """Measure part after part. After a failure the next part runs all the same."""
         from rich.console import Console
 
         for part in self.parts:
@@ -170,7 +169,7 @@ class Measurement:
         )
 
     def _events(self, spec: SessionSpec, what: str, environment: dict[str, str]) -> Any:
-        return child_events("pagebrain.bench.session", spec.to_json(), self.threads, what, environment)
+        return child_events("tools.engine_session", spec.to_json(), self.threads, what, environment)
 
     # Hugging Face -----------------------------------------------------------------------------------------------------
 

@@ -1,6 +1,6 @@
 """Measures how the memory of an engine on a CPU grows over thousands of requests of many lengths.
 
-``python tools/measure_memory.py --json docs/performance/memory-float32.json``; the reason for ``padded_rows`` in
+``OMP_NUM_THREADS=1 python tools/measure_memory.py --requests 3000``; the reason for ``padded_rows`` in
 ``pagebrain/models/packing.py``. Prompts and answers have random lengths, so that steps of very many shapes are computed.
 """
 

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from chapters import timeline
+from chapters.aids import timeline
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from pagebrain.bench.kernels import KernelBench, add_kernels_arguments
+from pagebrain.bench.kernel_bench import KernelBench, add_kernels_arguments
 from pagebrain.errors import PageBrainError
 
 _PREFILLS = ((1, 512, 512), (8, 512, 512), (16, 32, 512), (64, 8, 512))
@@ -25,6 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_kernels_arguments(parser)
     args = parser.parse_args(argv)
+    if args.chart is not None:
+        parser.error("--chart belongs to pagebrain bench kernels: a grid of tilings has no roofline")
     try:
         bench = KernelBench(args)
     except PageBrainError as error:

@@ -1,4 +1,4 @@
-"""Which chapters and tasks there are. All of it is read from the chapters' sources; nothing is imported."""
+"""The chapters and their tasks, read from the chapters' sources. Nothing is imported."""
 
 import ast
 import re
@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from chapters.course.errors import CourseError
+
+class CourseError(Exception):
+    """A mistake in what the tool was asked to do: one line for the user, no traceback."""
+
 
 FOLDER = Path(__file__).resolve().parent.parent
 ROOT = FOLDER.parent
@@ -72,7 +75,7 @@ class Chapter:
 
     @property
     def test_file(self) -> Path:
-        """The tests of the chapter, which may not be written yet."""
+        """The tests of the chapter; the file need not exist."""
         return self.path.parent.parent / "tests" / "chapters" / f"test_{self.name}.py"
 
     @cached_property
@@ -117,7 +120,7 @@ def find_tasks(text: str, folder: Path = FOLDER) -> tuple[Chapter, tuple[Task, .
 
 
 def open_tasks(source: str) -> list[str]:
-    """The tasks whose stub is still in a source, in order; one for each stub. Empty if the source is no Python."""
+    """The tasks whose stub is still in a source, in order; one for each stub. Empty if the source is not Python."""
     try:
         tree = ast.parse(source)
     except (SyntaxError, ValueError):

@@ -1,13 +1,13 @@
 """The command line of the course tool: one module of ``chapters.course.commands`` per command.
 
-The exit status is 2 for a mistake in what was asked for, 130 when interrupted. A check that does not pass is no mistake: it
-reports, and its exit status is 1.
+The exit status is 2 for a mistake on the command line, 130 when interrupted. A check that does not pass is not such a
+mistake: it prints a report, and its exit status is 1.
 """
 
 import argparse
 from collections.abc import Sequence
 
-from chapters.course.errors import CourseError
+from chapters.course.catalog import CourseError
 from pagebrain.cli.frame import CommandLine
 from pagebrain.errors import PageBrainError
 

@@ -1,4 +1,4 @@
-"""What an exception in a test means to the learner whose file was tested: one message, and a line of that file."""
+"""What an exception in a test means for the tested file: one message for the learner, and a line of that file."""
 
 import linecache
 import re
@@ -16,7 +16,7 @@ def explain(error: BaseException, own_files: Collection[Path]) -> tuple[str, str
     """``(kind, message, where)`` of what a test raised.
 
     ``kind`` is ``todo`` (a stub was reached), ``timeout``, ``raised`` (the learner's own code raised) or ``failed`` (the
-    test says what is wrong). ``where`` is ``file:line: source`` in one of ``own_files``, empty if none of them was involved.
+    test says what is wrong). ``where`` is ``file:line: source`` in one of ``own_files``, empty if no frame is in them.
     """
     error = _root(error, own_files)
     frames = traceback.extract_tb(error.__traceback__)
@@ -39,7 +39,7 @@ def explain(error: BaseException, own_files: Collection[Path]) -> tuple[str, str
 
 
 def _root(error: BaseException, own_files: Collection[Path]) -> BaseException:
-    """The exception to tell about: a stub that was reached, or what the learner's code raised and others wrapped."""
+    """The exception to report: a stub that was reached, or what the learner's code raised before other code wrapped it."""
     while type(error).__name__ == "InterpreterError" and error.__cause__ is not None:
         error = error.__cause__  # Triton's interpreter wraps what a kernel raises, and hides the line
     chain = [error]

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from chapters.course.catalog import Chapter, Task, is_given
-from chapters.course.errors import CourseError
+from chapters.course.catalog import Chapter, CourseError, Task, is_given
 from chapters.course.imports_guard import forbidden_imports
 from chapters.course.running import Limits, Processes, Run, run_tests
 from chapters.course.skeleton import make_skeleton, untouched_tasks
@@ -18,7 +17,7 @@ from chapters.course.workspace import Snapshot, shown
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is to be said about one task. ``status`` is ``passed``, ``failed`` or ``todo``."""
+    """The result of one task. ``status`` is ``passed``, ``failed`` or ``todo``."""
 
     task: Task
     status: str
@@ -31,7 +30,7 @@ class Verdict:
 
     @property
     def passed(self) -> bool:
-        """All or nothing."""
+        """Whether all tests of the task passed."""
         return self.status == "passed"
 
     @property
@@ -75,7 +74,7 @@ def check_file(chapter: Chapter, path: Path) -> Snapshot:
     if not path.exists():
         raise CourseError(f"there is no file {shown(path)}: python -m chapters start {chapter.number} makes one")
     if not path.is_file():
-        raise CourseError(f"{shown(path)} is no file")
+        raise CourseError(f"{shown(path)} is not a file")
     if path.samefile(chapter.path):
         raise CourseError(f"{shown(path)} is {shown(chapter.path)} itself: a check is of your own file")
     return Snapshot.take(path)
@@ -91,7 +90,7 @@ def grade_file(
     limits: Limits | None = None,
     processes: Processes | None = None,
 ) -> Grade:
-    """Judge a learner's file. Whatever is in it, this returns a verdict for each task.
+    """Grade a learner's file. The result has a verdict for each task, for any content of the file.
 
     Raises ``CourseError``, and ``StoppedError`` if ``processes`` are stopped meanwhile.
     """
@@ -124,14 +123,14 @@ def _is_still(path: Path, snapshot: Snapshot) -> bool:
 
 
 def _unreadable(snapshot: Snapshot, chapter: Chapter) -> tuple[str, str] | None:
-    """``(message, where)`` if the file is no Python or imports what it must not."""
+    """``(message, where)`` if the file is not Python or has a forbidden import."""
     try:
         violations = forbidden_imports(snapshot.source, make_skeleton(chapter))
     except SyntaxError as error:
         where = f"{snapshot.path.name}:{error.lineno}: {(error.text or '').strip()}"
-        return f"the file is no Python: {type(error).__name__}: {error.msg}", where if error.lineno else ""
+        return f"the file is not Python: {type(error).__name__}: {error.msg}", where if error.lineno else ""
     except (ValueError, RecursionError, MemoryError) as error:
-        return f"the file is no Python: {type(error).__name__}: {error}", ""
+        return f"the file is not Python: {type(error).__name__}: {error}", ""
     return ("\n".join(violations), "") if violations else None
 
 

@@ -1,7 +1,7 @@
-"""What a graded file may import from the repository: what its skeleton imports, so that nobody hands in the engine's answer.
+"""What a graded file may import from the repository: what its skeleton imports, so that the engine's answer cannot be used.
 
-This reads the source and nothing more. It stops shortcuts that one takes without thinking; it is no sandbox, and someone who
-wants to hide an import from it can: with ``getattr`` and a name put together from pieces, say.
+This module reads the source only. It stops careless shortcuts. It is not a sandbox: an import can be hidden from it, for
+example with ``getattr`` and a name made of pieces.
 """
 
 import ast
@@ -21,7 +21,7 @@ Imported = frozenset[tuple[str, str | None]]
 def forbidden_imports(source: str | bytes, skeleton: str) -> list[str]:
     """One sentence for each line of ``source`` that imports what ``skeleton`` does not.
 
-    Raises ``SyntaxError`` or ``ValueError`` for what is no Python.
+    Raises ``SyntaxError`` or ``ValueError`` for a source that is not Python.
     """
     allowed = frozenset(item for node in ast.walk(ast.parse(skeleton)) for item, _ in _imports(node)) | _ALWAYS
     nodes = list(ast.walk(ast.parse(source)))
@@ -37,7 +37,7 @@ def forbidden_imports(source: str | bytes, skeleton: str) -> list[str]:
 def additional_modules(source: str | bytes, skeleton: str) -> list[str]:
     """The modules of other packages than ``skeleton``'s that ``source`` imports, or reaches through those (``torch.sys``).
 
-    Raises ``SyntaxError`` or ``ValueError`` for what is no Python.
+    Raises ``SyntaxError`` or ``ValueError`` for a source that is not Python.
     """
     known = set(_modules(skeleton))
     packages = {module.partition(".")[0] for module in known} | {"chapters"}

@@ -14,8 +14,29 @@ from typing import Any, cast
 import pytest
 
 from chapters.course.failures import explain
-from chapters.course.loading import OwnChapters, load_file
-from chapters.course.memory import limit_memory
+from chapters.course.workspace import OwnChapters, load_file
+
+GIGABYTE = 1 << 30
+
+
+def limit_memory(gigabytes: float) -> bool:
+    """Let this process take that much more than it has now; then Python raises ``MemoryError``, torch ``RuntimeError``.
+
+    The limit is on address space, of which torch takes several GB when it is imported: import it first. Returns whether
+    there is such a limit on this system (Linux has it; macOS and Windows do not).
+    """
+    try:
+        import resource
+    except ImportError:  # Windows
+        return False
+    try:
+        pages = int(Path("/proc/self/statm").read_text("ascii").split()[0])
+        limit = pages * resource.getpagesize() + int(gigabytes * GIGABYTE)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    except (OSError, ValueError):
+        return False
+    return True
+
 
 FOLDER = Path(__file__).resolve().parent.parent
 TEST_TIMEOUT_S = 20.0
@@ -28,7 +49,7 @@ _ENDLESS = pytest.StashKey[set[tuple[Path, str]]]()
 
 
 class _CannotImport(Exception):
-    """The graded file failed when it was imported; carries what is to be told about it."""
+    """The graded file failed when it was imported; ``told`` is the report on it."""
 
     def __init__(self, kind: str, message: str, where: str) -> None:
         super().__init__(f"{message}\n{where}" if where else message)
@@ -125,7 +146,7 @@ def chapter(request: pytest.FixtureRequest) -> ModuleType:
             loaded[path] = load_file(path, f"graded_{number}_{len(loaded)}_{path.stem}")
         except KeyboardInterrupt:
             raise
-        except BaseException as error:  # sys.exit and a timeout are none of Exception
+        except BaseException as error:  # sys.exit and a timeout do not raise an Exception
             kind, message, where = explain(error, request.config.stash[_OWN])
             loaded[path] = kind, f"the file cannot be imported: {message}", where
         else:

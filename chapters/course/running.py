@@ -1,4 +1,4 @@
-"""Runs a chapter's tests on a file in a process of its own, and survives whatever that file does."""
+"""Runs a chapter's tests on a file in a process of its own, with limits on time and memory."""
 
 import json
 import os
@@ -64,7 +64,7 @@ class Run:
 
 
 class StoppedError(Exception):
-    """Not a result: the run was called off."""
+    """The run was stopped before it had a result."""
 
 
 class Processes:
@@ -176,7 +176,7 @@ def _kill(process: "subprocess.Popen[bytes]") -> None:
         elif process.poll() is None:
             process.kill()
     except (ProcessLookupError, PermissionError):
-        pass  # nothing is left of it
+        pass  # it has ended already
 
 
 def _is_private(name: str) -> bool:

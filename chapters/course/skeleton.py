@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TypeAlias
 
-from chapters.course.catalog import Chapter, stub_message
-from chapters.course.errors import CourseError
+from chapters.course.catalog import Chapter, CourseError, stub_message
 
 _BEGIN = re.compile(r"^( *)# BEGIN SOLUTION (\d+\.\d+)$")
 _END = re.compile(r"^ *# END SOLUTION$")
@@ -66,7 +65,7 @@ def solution_regions(chapter: Chapter) -> tuple[Region, ...]:
 
 
 def make_skeleton(chapter: Chapter) -> str:
-    """What a learner starts from. Of a released copy's chapter, which is a skeleton already, the source as it is."""
+    """The file that a learner starts from. The chapter of a released copy is a skeleton already, and returned unchanged."""
     if chapter.is_skeleton:
         return chapter.source
     regions = {region.first: region for region in solution_regions(chapter)}
@@ -86,7 +85,7 @@ def make_skeleton(chapter: Chapter) -> str:
 def untouched_tasks(source: str | bytes, chapter: Chapter) -> dict[str, str]:
     """The tasks of a learner's file in which every function still begins with its stub, and what the first stub says.
 
-    Raises ``SyntaxError`` or ``ValueError`` for what is no Python.
+    Raises ``SyntaxError`` or ``ValueError`` for a source that is not Python.
     """
     there = _stubs(source)
     wanted = _stubs(make_skeleton(chapter))

@@ -1,4 +1,4 @@
-"""A folder of files that were handed in: which of them are whose, read once before any of them runs.
+"""A folder of files that were handed in: which student each belongs to, read once before any of them runs.
 
 A graded file runs with the grader's rights and could change the others. So all are kept in memory, and each is graded as a
 copy of its own.
@@ -12,8 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from chapters.course.catalog import Chapter, find_chapters
-from chapters.course.errors import CourseError
+from chapters.course.catalog import Chapter, CourseError, find_chapters
 from chapters.course.grading import Grade, grade_file
 from chapters.course.imports_guard import additional_modules
 from chapters.course.running import Limits, Processes, StoppedError
@@ -55,7 +54,7 @@ def find_submissions(folder: Path, chapters: Sequence[Chapter] | None) -> Found:
     chapters and takes what there is. Raises ``CourseError`` if nothing is found.
     """
     if not folder.is_dir():
-        raise CourseError(f"{folder} is no folder")
+        raise CourseError(f"{folder} is not a folder")
     found = Found()
     known = {f"{chapter.name}.py": chapter for chapter in find_chapters()}
     paths: dict[tuple[str, str], list[Path]] = {}  # student, name of the chapter's file -> files
@@ -157,7 +156,7 @@ def _read(student: str, chapter: Chapter, paths: Sequence[Path], folder: Path) -
     source, problem = b"", ""
     try:
         if not path.is_file():
-            problem = f"{path.name} is no file"
+            problem = f"{path.name} is not a file"
         elif path.samefile(chapter.path):
             problem = f"{path.name} is a link to the reference itself"
         else:

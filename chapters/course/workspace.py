@@ -1,21 +1,27 @@
-"""The learner's folder: where their files are, how they are written so that none is ever lost, what the last check said."""
+"""The learner's folder: where their files are, how files are written, and how one runs in the place of a chapter.
+
+A learner's file is not part of a package. No bytecode of it is cached on disk: Python recognises a changed file by its size
+and a time in whole seconds, which an editor and a grader can beat, and a learner's folder should hold the learner's files.
+"""
 
 import contextlib
 import hashlib
-import json
+import importlib
+import importlib.abc
+import importlib.machinery
+import importlib.util
 import os
+import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from types import CodeType, ModuleType
 
-from chapters.course.catalog import ROOT, Chapter, open_tasks
-from chapters.course.errors import CourseError
+from chapters.course.catalog import FOLDER, ROOT, Chapter, CourseError, find_chapter, find_chapters
 
 VARIABLE = "PAGEBRAIN_WORK"
-_PROGRESS = ".progress.json"
 
 
 def work_folder(given: str | None = None) -> Path:
@@ -37,33 +43,12 @@ def shown(path: Path) -> str:
 
 def write_file(path: Path, text: str) -> None:
     """Write a whole file or nothing: a full disk leaves what was there before."""
-    temporary = _write_beside(path, text)
+    temporary = write_beside(path, text)
     os.replace(temporary, path)
 
 
-def start_file(path: Path, text: str, *, force: bool) -> Path | None:
-    """Write a learner's file that is not there yet. With ``force``, one that is there is moved to ``old/`` first.
-
-    Returns where the old file is now, if there was one. Raises ``CourseError`` if there is one and ``force`` is not set.
-    """
-    exists = os.path.lexists(path)
-    if exists and not force:
-        raise CourseError(f"{shown(path)} is there already and was left as it is (--force keeps it in old/ and starts anew)")
-    temporary = _write_beside(path, text)
-    kept = None
-    try:
-        if exists:
-            kept = _free_name(path)
-            kept.parent.mkdir(exist_ok=True)
-            os.rename(path, kept)
-        os.rename(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-    return kept
-
-
-def _write_beside(path: Path, text: str) -> Path:
+def write_beside(path: Path, text: str) -> Path:
+    """Write a text to a new file in the folder of ``path``, on disk when this returns. Raises ``CourseError``."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     try:
@@ -76,15 +61,6 @@ def _write_beside(path: Path, text: str) -> Path:
         Path(name).unlink(missing_ok=True)
         raise CourseError(f"could not write {shown(path)}: {error.strerror or error}; nothing was changed") from error
     return Path(name)
-
-
-def _free_name(path: Path) -> Path:
-    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    names = [
-        f"{path.stem}_{stamp}{path.suffix}",
-        *(f"{path.stem}_{stamp}_{number}{path.suffix}" for number in range(2, 1000)),
-    ]
-    return next(kept for name in names if not os.path.lexists(kept := path.parent / "old" / name))
 
 
 @dataclass(frozen=True)
@@ -109,49 +85,99 @@ class Snapshot:
         return f"{shown(self.path)}, modified {self.modified:%Y-%m-%d %H:%M:%S}, sha256 {self.sha256[:12]}"
 
 
-def save_progress(
-    work: Path, chapter: Chapter, snapshot: Snapshot, passed: Mapping[str, bool], own: Mapping[str, Path]
-) -> None:
-    """Remember what a check of a file of ``work`` said, together with what was said before about the same content.
+class FreshLoader(importlib.machinery.SourceFileLoader):
+    """Compiles the source at every load."""
 
-    ``own`` are the learner's files that stood for earlier chapters: with others, the same file may do otherwise.
-    """
-    progress = _read_progress(work)
-    before = progress.get(chapter.number, {})
-    earlier = {str(path): Snapshot.take(path).sha256 for path in own.values()}
-    known = before["tasks"] if before.get("sha256") == snapshot.sha256 and before.get("earlier", {}) == earlier else {}
-    progress[chapter.number] = {
-        "sha256": snapshot.sha256,
-        "earlier": earlier,
-        "checked": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "tasks": {**known, **passed},
-    }
-    write_file(work / _PROGRESS, json.dumps(progress, indent=2) + "\n")
+    def get_code(self, fullname: str) -> CodeType:
+        """The code of the file as it is now."""
+        code: CodeType = self.source_to_code(self.get_data(self.path), self.path)
+        return code
 
 
-def task_states(work: Path, chapter: Chapter) -> dict[str, str]:
-    """For each task: ``not started``, ``to do``, ``not checked``, ``passed``, ``failed``."""
-    path = own_file(chapter, work)
-    if not path.is_file():
-        return {task.task_id: "not started" for task in chapter.tasks}
-    snapshot = Snapshot.take(path)
-    todo = set(open_tasks(snapshot.source.decode("utf-8", errors="replace")))
-    last = _read_progress(work).get(chapter.number, {})
-    same = last.get("sha256") == snapshot.sha256 and all(
-        Path(name).is_file() and Snapshot.take(Path(name)).sha256 == sha256
-        for name, sha256 in last.get("earlier", {}).items()
-    )
-    verdicts = last["tasks"] if same else {}
-    states = {True: "passed", False: "failed", None: "not checked"}
-    return {task.task_id: "to do" if task.task_id in todo else states[verdicts.get(task.task_id)] for task in chapter.tasks}
-
-
-def _read_progress(work: Path) -> dict[str, Any]:
-    """What is remembered; nothing if the file is missing or not ours."""
+def load_file(path: Path, name: str) -> ModuleType:
+    """Run a file as the module ``name``, which stays in ``sys.modules`` unless it fails. Raises what the file raises."""
+    loader = FreshLoader(name, str(path))
+    spec = importlib.util.spec_from_file_location(name, path, loader=loader)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
     try:
-        found = json.loads((work / _PROGRESS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    if not isinstance(found, dict):
-        return {}
-    return {key: entry for key, entry in found.items() if isinstance(entry, dict) and isinstance(entry.get("tasks"), dict)}
+        loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+class OwnChapters(importlib.abc.MetaPathFinder):
+    """Makes ``import chapters.ch01_...`` run the learner's file, for the chapters that have one."""
+
+    def __init__(self, files: Mapping[str, Path]) -> None:
+        self.files = {f"chapters.{stem}": path for stem, path in files.items()}
+        self._loaded: dict[str, bytes] = {}
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        """Where a module is, if it is one of these."""
+        file = self.files.get(fullname)
+        if file is None:
+            return None
+        self._loaded[fullname] = file.read_bytes()
+        return importlib.util.spec_from_file_location(fullname, file, loader=FreshLoader(fullname, str(file)))
+
+    def install(self) -> None:
+        """Import these files from now on. Chapters that were imported before are forgotten."""
+        sys.meta_path.insert(0, self)
+        self._forget()
+
+    def uninstall(self) -> None:
+        """Forget these chapters, and import what ``chapters/`` holds from now on."""
+        sys.meta_path.remove(self)
+        self._forget()
+
+    def refresh(self) -> None:
+        """Forget all of these chapters if the file of one has changed since it was imported: they import each other."""
+        if any(self.files[fullname].read_bytes() != source for fullname, source in self._loaded.items()):
+            self._forget()
+
+    def _forget(self) -> None:
+        import chapters
+
+        self._loaded.clear()
+        for fullname in self.files:
+            sys.modules.pop(fullname, None)
+            vars(chapters).pop(fullname.rpartition(".")[2], None)
+
+
+def own_chapters(work: Path, before: Chapter | None, *, all_of_them: bool, folder: Path = FOLDER) -> dict[str, Path]:
+    """The learner's files that stand for chapters before ``before``: all, or only where ``chapters/`` holds a skeleton.
+
+    Returns chapter name -> file.
+    """
+    chosen = {}
+    for chapter in find_chapters(folder):
+        path = own_file(chapter, work)
+        earlier = before is None or chapter.number < before.number
+        if earlier and path.is_file() and (all_of_them or chapter.is_skeleton):
+            chosen[chapter.name] = path
+    return chosen
+
+
+def load_stage(number: str) -> ModuleType:
+    """The module of a chapter, for a notebook.
+
+    The reference where it is complete. In a copy for students, chapters that are left to them are their own files from
+    ``work/``, where these exist; otherwise the skeletons, whose tasks raise ``TodoError``.
+    """
+    chapter = find_chapter(number)
+    own = own_chapters(work_folder(), None, all_of_them=False)
+    for finder in [finder for finder in sys.meta_path if isinstance(finder, OwnChapters)]:
+        if finder.files == {f"chapters.{name}": path for name, path in own.items()}:
+            finder.refresh()
+            break
+        finder.uninstall()
+    else:
+        if own:
+            OwnChapters(own).install()
+    return importlib.import_module(f"chapters.{chapter.name}")

@@ -47,7 +47,7 @@ from pagebrain.trace import StepTrace, TraceRow, trace_cache
 logging.disable_progress_bar()
 torch.set_num_threads(1)
 ch01, ch02 = load_stage("01"), load_stage("02")
-from chapters import fragmentation  # it uses chapter 02, so it comes after
+from chapters.aids import fragmentation  # it uses chapter 02, so it comes after
 
 exact = GPT2LMHeadModel.from_pretrained(
     BUNDLED_MODEL, dtype=torch.float64, attn_implementation="eager"
@@ -478,7 +478,7 @@ for block_size in (1, 2, 4, 8, 16, 32, 64):
 # - **Oracle**: for exactly what will be written, which no real system knows.
 #
 # The fourth takes blocks of 16 as the text grows; in our version it is this chapter's `PagedCache`. The module
-# `chapters/fragmentation.py` lets them serve the same requests from the same memory and counts after every step what each
+# `chapters/aids/fragmentation.py` lets them serve the same requests from the same memory and counts after every step what each
 # slot is used for. Its docstring has all the details. A slot can be
 #
 # - **token states**: the key and value of a token lie here;
@@ -554,7 +554,7 @@ print(f"preemptions with paging: {paged.preemptions} in {fragmentation.NUM_STEPS
 # and its tokens are computed again later.
 #
 # The module takes other seeds and the paper's other data set:
-# `python -m chapters.fragmentation --seed 1 --workload Alpaca`. Another seed moves a share by up to two or three points.
+# `python -m chapters.aids.fragmentation --seed 1 --workload Alpaca`. Another seed moves a share by up to two or three points.
 #
 # ## Exercises
 #

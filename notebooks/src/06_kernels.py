@@ -43,9 +43,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoTokenizer, GPT2LMHeadModel
 from transformers.utils import logging
 
-from chapters import prefill
+from chapters.aids import prefill
+from chapters.aids.triton_anywhere import INTERPRETED, tl, triton
 from chapters.course import load_stage
-from chapters.triton_anywhere import INTERPRETED, tl, triton
 from pagebrain import LLM, SamplingParams, viz
 from pagebrain.assets import BUNDLED_MODEL
 
@@ -422,7 +422,7 @@ print("grids with 5 splits:", *(f"{name} {grid}" for name, [grid] in grids.items
 # ## Many queries at once
 #
 # A prompt has many queries, and in causal attention they read nearly the same keys. There a matrix product is what we want: sixteen
-# queries share each tile of keys, and `tl.dot` has its sixteen rows. This kernel is given, `prefill_kernel` in `chapters/prefill.py`. It is
+# queries share each tile of keys, and `tl.dot` has its sixteen rows. This kernel is given, `prefill_kernel` in `chapters/aids/prefill.py`. It is
 # the loop of exercise 6.2 with one more axis, so its listing comes after that exercise.
 #
 # The mask costs nothing extra: a query at position $p$ sees tokens up to $p$, which covers later tokens of the prompt and empty
@@ -534,7 +534,7 @@ RECORDED = Path("../docs/performance/kernels.json")
 
 def measure():
     """What ``pagebrain bench kernels`` measures, here and now."""
-    from pagebrain.bench.kernels import KernelBench, add_kernels_arguments
+    from pagebrain.bench.kernel_bench import KernelBench, add_kernels_arguments
 
     parser = argparse.ArgumentParser()
     add_kernels_arguments(parser)

@@ -40,7 +40,7 @@ import torch
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 from transformers.utils import logging
 
-from chapters import capture
+from chapters.aids import capture
 from chapters.course import load_stage
 from pagebrain import PageBrainConfig, viz
 from pagebrain.assets import BUNDLED_MODEL
@@ -69,11 +69,11 @@ RECORDED = Path("../docs/performance/timeline.json")
 
 report = None
 if torch.cuda.is_available():
-    from chapters import timeline
+    from chapters.aids import timeline
 
     report = timeline.record(command="recorded in this notebook")
 elif RECORDED.is_file():
-    from chapters import timeline
+    from chapters.aids import timeline
 
     report = json.loads(RECORDED.read_text(encoding="utf-8"))
 if report is None:
@@ -194,7 +194,7 @@ else:
 viz.show_source(ch07.BatchRows.__init__, ch07.BatchRows.send)
 
 # %% [markdown]
-# Two helpers of `chapters/capture.py` carry numbers between host and GPU, and neither makes the host wait. `upload(numbers, device)` makes a tensor on the GPU,
+# Two helpers of `chapters/aids/capture.py` carry numbers between host and GPU, and neither makes the host wait. `upload(numbers, device)` makes a tensor on the GPU,
 # in one copy out of pinned memory; `Download(tensor)` starts a copy to the host, and only its `wait()` waits and returns the numbers.
 
 # %% [markdown]
@@ -549,7 +549,7 @@ else:
 # %% [markdown]
 # Two of these numbers need a word. Where there are two launches, the first is the graph and the second is the copy of the sampled tokens to the host. And the GPU seems busy
 # for *longer* with a graph, as the pauses between two kernels of a graph are shorter than a microsecond, and those are counted as work (`GAP_S` in
-# `chapters/timeline.py`); the longer ones between eager launches are not.
+# `chapters/aids/timeline.py`); the longer ones between eager launches are not.
 #
 # The kernels of a step take about as long as before. What went away is the time between them. With one graph a step, the GPU is idle only while
 # the CPU reads, plans and launches; launched ahead, that happens while the GPU computes, and the step takes as long as the GPU needs.

@@ -1,8 +1,12 @@
-"""Benchmarks: PageBrain beside Hugging Face ``generate`` and Hugging Face continuous batching; and servers under load.
+"""Benchmarks: PageBrain beside Hugging Face ``generate`` and continuous batching, kernels, and servers under load.
 
-:mod:`~pagebrain.bench.workload` makes the requests, :mod:`~pagebrain.bench.runners` runs one engine over them in a process
-of its own, :mod:`~pagebrain.bench.offline` interleaves the engines and :mod:`~pagebrain.bench.report` says what came out.
-:mod:`~pagebrain.bench.closer` looks at where the time of a decode step goes and how near it comes to the memory's roof, and
-:mod:`~pagebrain.bench.session` runs several workloads on one engine.
-:mod:`~pagebrain.bench.serve` sends such requests to a server.
+Every engine runs in a process of its own, which reads what to do and reports what it measured.
+
+- :mod:`~pagebrain.bench.workload` makes the requests. :mod:`~pagebrain.bench.child` starts the process and talks to it.
+- :mod:`~pagebrain.bench.runners` and :mod:`~pagebrain.bench.hf_runners` are the work in that process: one engine, one run.
+- :mod:`~pagebrain.bench.offline` is the command ``bench offline``, :mod:`~pagebrain.bench.offline_report` its figures.
+- :mod:`~pagebrain.bench.engine_loop`, :mod:`~pagebrain.bench.decode_steps` and :mod:`~pagebrain.bench.gpu_times` say where
+  the time of a decode step goes and how near it comes to the memory's roof.
+- :mod:`~pagebrain.bench.kernel_bench` is the command ``bench kernels``.
+- :mod:`~pagebrain.bench.serve` is the command ``bench serve``: such requests, sent to a server.
 """

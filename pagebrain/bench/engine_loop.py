@@ -1,21 +1,54 @@
 """The engine's loop with a clock beside it: requests added when their time has come, and a record of every step.
 
-``LLM.generate`` is what the headline figures are measured with; this loop is for requests that arrive one by one, and for
+``LLM.generate`` is what the headline figures are measured with. This loop is for requests that arrive one by one, and for
 looking closer afterwards. The record costs a few microseconds a step.
 """
 
 import contextlib
+import dataclasses
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from pagebrain.bench.totals import Totals
 from pagebrain.bench.workload import BenchRequest
 from pagebrain.engine import Engine
 from pagebrain.errors import StepError
 from pagebrain.outputs import OutputDelta
 from pagebrain.sampling_params import SamplingParams
+from pagebrain.trace import EngineStats
+
+
+@dataclass(frozen=True)
+class Totals:
+    """The running totals of :class:`~pagebrain.trace.EngineStats`: steps, tokens by phase, seconds of the host's work."""
+
+    num_steps: int = 0
+    num_prefill_tokens: int = 0
+    num_decode_tokens: int = 0
+    num_graph_decode_tokens: int = 0
+    num_preemptions: int = 0
+    schedule_s: float = 0.0
+    launch_s: float = 0.0
+    wait_s: float = 0.0
+    output_s: float = 0.0
+
+    @classmethod
+    def of(cls, stats: EngineStats) -> "Totals":
+        """As the engine has them now."""
+        return cls(**{field.name: getattr(stats, field.name) for field in dataclasses.fields(cls)})
+
+    def since(self, earlier: "Totals") -> "Totals":
+        """What was added since ``earlier``."""
+        return Totals(**{name: value - getattr(earlier, name) for name, value in vars(self).items()})
+
+    def __add__(self, other: "Totals") -> "Totals":
+        return Totals(**{name: value + getattr(other, name) for name, value in vars(self).items()})
+
+    @property
+    def graph_share(self) -> float:
+        """The share of decode tokens whose step replayed a CUDA graph."""
+        return self.num_graph_decode_tokens / self.num_decode_tokens if self.num_decode_tokens else 0.0
 
 
 @dataclass(frozen=True)
@@ -57,8 +90,8 @@ def run_loop(
 ) -> LoopRun:
     """Serve ``requests``, each added ``arrivals_s`` seconds after the start (ascending; ``None`` is all at once).
 
-    ``before_step`` is called with the number of each step before it is taken. Whatever interrupts the run, none of its
-    requests stays in the engine.
+    ``before_step`` is called with the number of each step before it is taken. After an exception too, no request of this run
+    stays in the engine.
     """
     run = LoopRun(first_token_s=[0.0] * len(requests), token_ids=[[] for _ in requests])
     reader = _Reader(requests, run)
@@ -69,7 +102,7 @@ def run_loop(
         for request_id in reader.under_way:
             engine.abort(request_id)
         if reader.under_way:
-            with contextlib.suppress(StepError):  # whoever a failing step belonged to has ended
+            with contextlib.suppress(StepError):  # its requests have ended
                 engine.drain()
     return run
 
@@ -80,7 +113,7 @@ def _serve(
     reader: "_Reader",
     before_step: Callable[[int], None] | None,
 ) -> None:
-    """The loop itself: add whoever has arrived, take a step, read it; sleep while there is nobody."""
+    """The loop itself: add the requests that have arrived, take a step, read it; sleep while the engine has no request."""
     run, to_come = reader.run, deque(enumerate(asked))
     first = before = Totals.of(engine.stats())
     had_prefill = False
@@ -111,7 +144,7 @@ def _serve(
 
 
 class _Reader:
-    """Follows how far each request is by what the steps bring."""
+    """Follows how far each request is, from the deltas of the steps."""
 
     def __init__(self, requests: Sequence[BenchRequest], run: LoopRun) -> None:
         self._requests = requests

@@ -1,7 +1,7 @@
 """What a GPU did during a few steps: kernels by what they are for, and the host's calls that started them.
 
 ``torch.profiler`` records every kernel, those inside a CUDA graph too, and every call of the CUDA runtime. Its trace is read
-as the JSON that it exports. Recording slows the host down, so nothing here happens during a timed run.
+as the JSON that it exports. Recording slows the host down, so no timed run is recorded.
 """
 
 import functools
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pagebrain
-from pagebrain.bench.spec import synchronize
+from pagebrain.bench.child import synchronize
 
 PRODUCTS, HEAD, SAMPLING = "matrix products", "head", "sampling"
 
@@ -126,9 +126,9 @@ class Recorder:
         self._error: Exception | None = None
 
     def before_step(self, number: int) -> None:
-        """What the loop calls; begins and ends the recording. What fails in it is raised by :meth:`times`."""
+        """Called by the loop; begins and ends the recording. :meth:`times` raises what failed here."""
         if number == self.first:
-            synchronize(self.device)  # a step in flight is none of those to record
+            synchronize(self.device)  # a step in flight is not among the steps to record
             self._attempt(self._profile.start)
             self._is_on = True
         elif number > self.last:

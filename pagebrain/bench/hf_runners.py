@@ -1,7 +1,7 @@
 """Hugging Face on the benchmark's requests: ``generate`` on static batches, and continuous batching.
 
 Both get the weights that PageBrain loads, take the most probable token, and know each request's own length. Their settings
-(attention, batch size, page size) come with the :class:`~pagebrain.bench.spec.RunSpec`; :mod:`~pagebrain.bench.settings`
+(attention, batch size, page size) come with the :class:`~pagebrain.bench.child.RunSpec`; :mod:`~pagebrain.bench.offline`
 says which are best.
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
-from pagebrain.bench.spec import Mark, RunResult, RunSpec, no_mark, synchronize
+from pagebrain.bench.child import Mark, RunResult, RunSpec, no_mark, synchronize
 from pagebrain.bench.workload import BenchRequest
 from pagebrain.config import PageBrainConfig
 from pagebrain.errors import ConfigError

@@ -26,7 +26,7 @@ def versions(device: str) -> dict[str, str]:
 
 
 def triton_version() -> str:
-    """Its version, or ``none``."""
+    """Triton's version, or ``none``."""
     try:
         import triton
     except ImportError:

@@ -2,9 +2,9 @@
 
 import argparse
 
-from pagebrain.bench.kernels import add_kernels_arguments, run_kernels
+from pagebrain.bench.kernel_bench import add_kernels_arguments, run_kernels
 from pagebrain.bench.offline import add_offline_arguments, run_offline
-from pagebrain.bench.serve.options import add_serve_arguments
+from pagebrain.bench.serve.load import add_serve_arguments
 
 _KERNELS = "time the attention kernels on a GPU, beside what its memory can do"
 _OFFLINE = "generate for many prompts at once and report tokens per second"
@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the benchmark that was named."""
     if args.kind == "serve":
-        from pagebrain.bench.serve.run import run_serve
+        from pagebrain.bench.serve.serve_bench import run_serve
 
         return run_serve(args)
     return run_kernels(args) if args.kind == "kernels" else run_offline(args)

@@ -5,7 +5,6 @@ them around the app.
 """
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Awaitable
 
@@ -15,9 +14,6 @@ from pagebrain.server.errors import ApiError, error_response
 
 BODY_TIMEOUT_S = 30.0
 """How long a body may take to arrive."""
-
-LINGER_S = 2.0
-"""How long the rest of a refused body is still taken and thrown away, see :func:`refuse`."""
 
 MAX_BODIES = 16
 """Longest bodies that may be in memory at a time; shorter ones, as many as are together no longer."""
@@ -60,8 +56,7 @@ class BodyGuard:
         finally:
             hold.release()
         if isinstance(body, ApiError):
-            linger_s = 0.0 if body.status_code == 408 else LINGER_S  # of what has not come in time nothing more is coming
-            await refuse(body, scope, receive, send, linger_s)
+            await refuse(body, scope, receive, send)
         # Otherwise, without a body, the client is gone, and nobody is left to answer.
 
     def _check_length(self, scope: Scope) -> ApiError | None:
@@ -133,29 +128,12 @@ class _Hold:
         return send_on
 
 
-async def refuse(refusal: ApiError, scope: Scope, receive: Receive, send: Send, linger_s: float = LINGER_S) -> None:
-    """Refuse. What is still to come of the body is thrown away for a while, and then the connection is closed.
-
-    Closing at once would be shorter, but then the system answers what is on its way with a reset, which makes many a client
-    lose the answer as well.
-    """
+async def refuse(refusal: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
+    """Refuse. Then the connection is closed if a body was announced: the rest of it is not waited for."""
     response = error_response(refusal)
-    lingers = announces_body(scope)
-    if lingers:
+    if announces_body(scope):
         response.headers["Connection"] = "close"
-    await send({"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers})
-    await send({"type": "http.response.body", "body": response.body, "more_body": lingers})
-    if lingers:
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(_discard(receive), linger_s)
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-
-async def _discard(receive: Receive) -> None:
-    while True:
-        message = await receive()
-        if message["type"] != "http.request" or not message.get("more_body", False):
-            return
+    await response(scope, receive, send)
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

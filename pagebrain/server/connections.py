@@ -10,13 +10,7 @@ certain before the answer is.
 """
 
 import asyncio
-import contextlib
 import logging
-import os
-import select
-import socket
-import struct
-import sys
 import time
 from collections import deque
 from typing import Any
@@ -26,10 +20,10 @@ from uvicorn import Config
 from uvicorn.protocols.utils import get_local_addr, get_remote_addr
 from uvicorn.server import ServerState
 
-from pagebrain.server.body_guard import LINGER_S
 from pagebrain.server.errors import ApiError
 from pagebrain.server.exchange import Exchange, refusing
 from pagebrain.server.request_parser import RequestHead, RequestParser
+from pagebrain.server.sockets import is_readable, num_unsent, reset
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +32,9 @@ HEADERS_S = 30.0
 
 STALL_S = 60.0
 """A client that takes nothing for so long, while there is something for it to take, is given up."""
+
+LINGER_S = 2.0
+"""How long the rest of a refused request is still taken and thrown away."""
 
 MAX_PIPELINED = 16
 """Most requests of a connection that wait while another one is answered."""
@@ -284,7 +281,7 @@ class HttpConnection(asyncio.Protocol):
 
     def _close_late(self) -> None:
         # On a busy machine a request may be here, and only be read after this.
-        if self._has_begun_head or self._is_deaf or not _is_readable(self._transport):
+        if self._has_begun_head or self._is_deaf or not is_readable(self._transport):
             self._transport.close()
         else:
             self._set_deadline(HEADERS_S)
@@ -312,38 +309,10 @@ class HttpConnection(asyncio.Protocol):
             self._num_taken, self._taken_s = num_taken, now_s
         elif now_s - self._taken_s >= STALL_S:
             logger.info("a client took nothing for %g seconds and is given up", STALL_S)
-            # With a reset: what the system holds for the client is freed, and no part can pass for the whole answer.
-            linger = struct.pack("ii" if os.name == "posix" else "hh", 1, 0)
-            self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-            self._transport.abort()
+            reset(self._transport)
             return
         self._stall = self._loop.call_later(STALL_S / 8, self._watch_client)
 
     def _count_taken(self) -> int:
         """Bytes that have reached the client's system."""
-        return self._num_written - self._transport.get_write_buffer_size() - _num_unsent(self._transport)
-
-
-def _num_unsent(transport: asyncio.Transport) -> int:
-    """Bytes that this machine's system holds for a client; 0 where it does not say. It may hold megabytes."""
-    if sys.platform != "linux":
-        return 0
-    import fcntl
-    import termios
-
-    with contextlib.suppress(OSError):
-        answer = fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(4))
-        return int.from_bytes(answer, sys.byteorder)
-    return 0
-
-
-def _is_readable(transport: asyncio.Transport) -> bool:
-    """Whether something has come that was not read yet."""
-    descriptor = transport.get_extra_info("socket").fileno()
-    if descriptor < 0:
-        return False
-    if not hasattr(select, "poll"):  # Windows
-        return bool(select.select([descriptor], [], [], 0)[0])
-    poll = select.poll()
-    poll.register(descriptor, select.POLLIN)
-    return bool(poll.poll(0))
+        return self._num_written - self._transport.get_write_buffer_size() - num_unsent(self._transport)

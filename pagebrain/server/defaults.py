@@ -4,6 +4,7 @@ Clients write out the defaults of their own API, or of another server's. What as
 is accepted; any other value of such a field would change the answer, and is refused by name.
 """
 
+import json
 from typing import Any
 
 from pydantic import JsonValue
@@ -80,7 +81,10 @@ def asks_for_nothing(name: str, value: Any) -> bool:
     return any(value == default and is_bool == isinstance(default, bool) for default in DEFAULTS.get(name, ()))
 
 
-def describe_defaults(properties: dict[str, Any]) -> None:
-    """Add these fields to the properties of a JSON schema, unless they mean something there."""
+def describe_defaults(schema: dict[str, Any]) -> None:
+    """Add these fields, by their values, to the JSON schema of a request, unless they mean something in it."""
+    names_of: dict[str, list[str]] = {}
     for name, values in DEFAULTS.items():
-        properties.setdefault(name, {"enum": [*values, None], "description": "Accepted, and asks for nothing."})
+        if name not in schema["properties"]:
+            names_of.setdefault(json.dumps([*values, None]), []).append(name)
+    schema["patternProperties"] = {f"^({'|'.join(names)})$": {"enum": json.loads(text)} for text, names in names_of.items()}

@@ -62,9 +62,7 @@ class StreamOptions(Strict):
 
 def _describe_request(schema: JsonDict) -> None:
     schema.update(_ONLY_NULLS)
-    properties = schema["properties"]
-    assert isinstance(properties, dict)
-    describe_defaults(properties)
+    describe_defaults(schema)
 
 
 class SamplingRequest(Strict):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from chapters import ch02_block_table
-from chapters.capture import CaptureError, capture
+from chapters.aids.capture import CaptureError, capture
 from pagebrain import PageBrainConfig, SamplingParams
 from pagebrain.sequence import Request, ScheduledSequence, Sequence, SequenceGroup, SequenceStatus
 from tests.support.departures import assert_same, assert_same_tokens

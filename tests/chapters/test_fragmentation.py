@@ -8,8 +8,8 @@ from functools import partial
 
 import pytest
 
-from chapters import fragmentation
-from chapters.fragmentation import Allocator, BuddyMemory, Contiguous, Paged, Request, Seq, Slots
+from chapters.aids import fragmentation
+from chapters.aids.fragmentation import Allocator, BuddyMemory, Contiguous, Paged, Request, Seq, Slots
 from pagebrain.errors import ConfigError
 
 NAMES = list(fragmentation.ALLOCATORS)

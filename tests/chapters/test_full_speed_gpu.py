@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from chapters import ch05_server, ch07_full_speed
-from chapters.capture import CaptureError, Download, capture, upload
+from chapters.aids.capture import CaptureError, Download, capture, upload
 from pagebrain import PageBrainConfig
 from tests.support.models import hf_greedy, hf_logits, poison, random_gpt2
 
@@ -145,7 +145,7 @@ def test_a_graph_refuses_it_too(name: str) -> None:
     """In a process of its own: a capture that failed is nothing to go on from."""
     script = (
         "import torch\n"
-        "from chapters.capture import capture\n"
+        "from chapters.aids.capture import capture\n"
         "from tests.chapters.test_full_speed_gpu import REFUSED\n"
         "device = torch.device('cuda')\n"
         "x = torch.arange(4, device=device)\n"

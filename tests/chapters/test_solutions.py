@@ -1,7 +1,8 @@
 """The chapters' tests themselves are judged: they catch every wrong solution here and accept every right one.
 
-Solutions lie in ``wrong/`` and ``alternatives/``, written as overlays on the reference, most of them without sight of the
-tests. A wrong one counts only if it passes a smoke test, as code does that seemed to work when its author tried it.
+Solutions lie in ``wrong/``, one file a chapter, and in ``alternatives/``. They are overlays on the reference, most of them
+written without sight of the tests. A wrong one counts only if it passes a smoke test, as code does that seemed to work when
+its author tried it.
 """
 
 import ast
@@ -12,24 +13,24 @@ from typing import Any
 import pytest
 
 from chapters.course.catalog import Chapter, find_chapters
-from chapters.course.loading import load_file
+from chapters.course.workspace import load_file
 from tests.support.judging import Verdict, judge
 from tests.support.kernels import kernel_device, require_kernels
 from tests.support.models import hf_greedy, random_gpt2
-from tests.support.overlay import compose, read_overlay
+from tests.support.overlay import Overlay, compose, read_overlays
 
 HERE = Path(__file__).parent
 CHAPTERS = {chapter.number: chapter for chapter in find_chapters()}
-WRONG = sorted(HERE.glob("wrong/ch*/*.py"))
-RIGHT = sorted(HERE.glob("alternatives/ch*/*.py"))
+WRONG = [overlay for path in sorted(HERE.glob("wrong/ch*.py")) for overlay in read_overlays(path)]
+RIGHT = [overlay for path in sorted(HERE.glob("alternatives/ch*/*.py")) for overlay in read_overlays(path)]
 
 
-def number_of(overlay: Path) -> str:
-    return overlay.parent.name[2:]
+def number_of(overlay: Overlay) -> str:
+    return overlay.task.partition(".")[0].zfill(2)
 
 
-def name_of(overlay: Path) -> str:
-    return f"{overlay.parent.name}/{overlay.stem}"
+def name_of(overlay: Overlay) -> str:
+    return f"ch{number_of(overlay)}/{overlay.name}"
 
 
 def device_for(number: str) -> str:
@@ -41,35 +42,32 @@ def device_for(number: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def composed(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, Path]:
+def composed(tmp_path_factory: pytest.TempPathFactory) -> dict[Overlay, Path]:
     """Overlay -> the whole module that it makes of its chapter."""
     folder = tmp_path_factory.mktemp("solutions")
     files = {}
     for overlay in [*WRONG, *RIGHT]:
-        files[overlay] = folder / overlay.parent.parent.name / overlay.parent.name / overlay.name
-        files[overlay].parent.mkdir(parents=True, exist_ok=True)
-        source = compose(CHAPTERS[number_of(overlay)].source, overlay.read_text(encoding="utf-8"))
+        files[overlay] = folder / f"{name_of(overlay)}.py"
+        files[overlay].parent.mkdir(exist_ok=True)
+        source = compose(CHAPTERS[number_of(overlay)].source, overlay.source)
         files[overlay].write_text(source, encoding="utf-8")
     return files
 
 
 @pytest.fixture(scope="module")
-def verdicts(composed: dict[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[Path, Verdict]:
+def verdicts(composed: dict[Overlay, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[Overlay, Verdict]:
     """What the tests say: of a wrong solution those of its own task, of a right one all of its chapter's."""
-    files = {
-        composed[overlay]: (number_of(overlay), read_overlay(overlay).task if overlay in WRONG else None)
-        for overlay in composed
-    }
+    files = {path: (number_of(overlay), overlay.task if overlay in WRONG else None) for overlay, path in composed.items()}
     judged = judge(tmp_path_factory.mktemp("verdicts"), files)
     return {overlay: judged[path] for overlay, path in composed.items()}
 
 
 def test_there_are_enough_of_each() -> None:
     for number, chapter in CHAPTERS.items():
-        wrong = [read_overlay(path).task for path in WRONG if number_of(path) == number]
+        wrong = [overlay.task for overlay in WRONG if number_of(overlay) == number]
         assert len(wrong) >= 8
         assert set(wrong) == {task.task_id for task in chapter.tasks}, "every task needs a wrong solution"
-        assert len([path for path in RIGHT if number_of(path) == number]) >= 2
+        assert len([overlay for overlay in RIGHT if number_of(overlay) == number]) >= 2
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS.values(), ids=lambda chapter: chapter.name)
@@ -89,25 +87,25 @@ def test_every_task_has_a_test_that_varies_with_the_seed(chapter: Chapter) -> No
 
 
 @pytest.mark.parametrize("overlay", WRONG, ids=name_of)
-def test_a_wrong_solution_passes_the_smoke_test(overlay: Path, composed: dict[Path, Path]) -> None:
+def test_a_wrong_solution_passes_the_smoke_test(overlay: Overlay, composed: dict[Overlay, Path]) -> None:
     """One sequence, shorter than a block, nothing freed before it ends."""
     base: Any = random_gpt2(seed=5)
     expected = [hf_greedy(base, [1, 2, 3], 3, 96)]
     base.to(device_for(number_of(overlay)))
-    stage = load_file(composed[overlay], f"smoke_{overlay.parent.name}_{overlay.stem}")
+    stage = load_file(composed[overlay], f"smoke_ch{number_of(overlay)}_{overlay.name}")
     assert stage.generate(base, [[1, 2, 3]], 3) == expected
 
 
 @pytest.mark.parametrize("overlay", WRONG, ids=name_of)
-def test_a_wrong_solution_is_caught_by_its_task(overlay: Path, verdicts: dict[Path, Verdict]) -> None:
+def test_a_wrong_solution_is_caught_by_its_task(overlay: Overlay, verdicts: dict[Overlay, Verdict]) -> None:
     device_for(number_of(overlay))
-    assert verdicts[overlay].failures, read_overlay(overlay).summary
+    assert verdicts[overlay].failures, overlay.summary
     first = verdicts[overlay].failures[0]
     assert first["message"] and first["hint"], f"{first['nodeid']} tells a learner nothing"
 
 
 @pytest.mark.parametrize("overlay", RIGHT, ids=name_of)
-def test_a_right_solution_passes_whatever_it_is_built_of(overlay: Path, verdicts: dict[Path, Verdict]) -> None:
+def test_a_right_solution_passes_whatever_it_is_built_of(overlay: Overlay, verdicts: dict[Overlay, Verdict]) -> None:
     device_for(number_of(overlay))
     assert verdicts[overlay].num_ran > 10
     assert verdicts[overlay].failures == []

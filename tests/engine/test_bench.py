@@ -11,14 +11,12 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from pagebrain.bench import offline
-from pagebrain.bench.child import run_in_child
-from pagebrain.bench.report import compare, engine_report, summarize
+from pagebrain.bench.child import RunResult, RunSpec, run_in_child
+from pagebrain.bench.engine_loop import Totals
+from pagebrain.bench.offline import ENGINES, candidates
+from pagebrain.bench.offline_report import compare, engine_report, summarize
 from pagebrain.bench.runners import RUNNERS
-from pagebrain.bench.sampled import Sampling
-from pagebrain.bench.settings import ENGINES, candidates
-from pagebrain.bench.spec import RunResult, RunSpec
-from pagebrain.bench.totals import Totals
-from pagebrain.bench.workload import BenchRequest, LengthRange, make_warmup, make_workload
+from pagebrain.bench.workload import BenchRequest, LengthRange, Sampling, make_warmup, make_workload
 from pagebrain.errors import ConfigError, ModelLoadError, PageBrainError
 
 VOCAB_SIZE = 211

@@ -8,13 +8,11 @@ from typing import Any
 import pytest
 
 from pagebrain.assets import BUNDLED_MODEL
-from pagebrain.bench.child import StartClock, child_events
-from pagebrain.bench.sampled import Sampling
-from pagebrain.bench.session import Case, SessionSpec, run_session
-from pagebrain.bench.spec import RunResult, RunSpec
-from pagebrain.bench.workload import BenchRequest
+from pagebrain.bench.child import RunResult, RunSpec, StartClock, child_events
+from pagebrain.bench.workload import BenchRequest, Sampling
 from pagebrain.errors import ModelLoadError, PageBrainError
 from tools import gpu_table, measure_gpu, write_performance
+from tools.engine_session import Case, SessionSpec, run_session
 from tools.gpu_table import CASES, WORKLOADS, case_name, notes, table_rows
 
 MODEL = {"model": str(BUNDLED_MODEL), "load_format": "dummy", "dtype": "float64", "device": "cpu", "seed": 0}
@@ -56,7 +54,7 @@ def test_a_case_that_fails_is_told_and_the_next_one_runs() -> None:
 def test_what_was_told_before_a_child_broke_is_not_lost(tmp_path: Path) -> None:
     spec = SessionSpec(MODEL | {"model": str(tmp_path / "gone")}, 1, [])
     with pytest.raises(ModelLoadError, match="gone"):
-        list(child_events("pagebrain.bench.session", spec.to_json(), 1, "the session"))
+        list(child_events("tools.engine_session", spec.to_json(), 1, "the session"))
     module = tmp_path / "breaks.py"
     module.write_text(
         "import os, sys\n"

@@ -12,16 +12,22 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 import pagebrain
 from pagebrain import LLM
-from pagebrain.bench import engine_loop
-from pagebrain.bench.closer import decode_window, look_back, look_closer, step_parts
-from pagebrain.bench.engine_loop import StepRecord, run_loop
+from pagebrain.bench import decode_steps, engine_loop
+from pagebrain.bench.decode_steps import (
+    ModelBytes,
+    decode_roof,
+    decode_window,
+    look_back,
+    look_closer,
+    measure_copy,
+    print_closer,
+    roof_line,
+    step_parts,
+)
+from pagebrain.bench.engine_loop import StepRecord, Totals, run_loop
 from pagebrain.bench.gpu_times import OTHER, GpuTimes, Recorder, category_of, read_trace
-from pagebrain.bench.roof import ModelBytes, decode_roof, measure_copy
-from pagebrain.bench.sampled import GREEDY, Sampling
 from pagebrain.bench.serve.load import Load
-from pagebrain.bench.step_table import print_closer, roof_line
-from pagebrain.bench.totals import Totals
-from pagebrain.bench.workload import BenchRequest, LengthRange, make_workload
+from pagebrain.bench.workload import GREEDY, BenchRequest, LengthRange, Sampling, make_workload
 
 VOCAB_SIZE = 97
 MODEL = {"load_format": "dummy", "dtype": "float64", "device": "cpu", "seed": 0}
@@ -171,16 +177,14 @@ def test_without_a_copy_there_is_no_share_and_without_decodes_no_roof() -> None:
 
 
 def test_a_copy_is_measured_in_bytes_read_and_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    from pagebrain.bench import roof
-
     copied = []
 
     def half_a_second(source: torch.Tensor, target: torch.Tensor) -> float:
         copied.append(source.nbytes)
         return 0.5
 
-    monkeypatch.setattr(roof, "_CPU_COPY_BYTES", 4096)
-    monkeypatch.setattr(roof, "_cpu_seconds", half_a_second)
+    monkeypatch.setattr(decode_steps, "_CPU_COPY_BYTES", 4096)
+    monkeypatch.setattr(decode_steps, "_cpu_seconds", half_a_second)
     assert measure_copy("cpu") == 2 * 4096 / 0.5
     assert set(copied) == {4096}
 
@@ -293,9 +297,7 @@ def test_every_kernel_of_the_engine_has_a_category() -> None:
 def test_a_closer_look_on_a_cpu_tells_the_roof_and_where_the_time_goes(
     llm: LLM, model_folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pagebrain.bench import closer
-
-    monkeypatch.setattr(closer, "measure_copy", lambda device: 1e9)
+    monkeypatch.setattr(decode_steps, "measure_copy", lambda device: 1e9)
     model = MODEL | {"model": model_folder}
     found = look_closer(llm.engine, requests(), GREEDY.params(requests()), model)
     assert found["decode"]["kv_bytes_per_token"] == llm.config.token_bytes and found["decode"]["share"] > 0

@@ -1,4 +1,4 @@
-"""``pagebrain bench kernels``: what it counts, what it draws, and what it says where there is no GPU."""
+"""``pagebrain bench kernels``: what it counts, what it shows, and what it says where there is no GPU."""
 
 import argparse
 import json
@@ -9,10 +9,17 @@ import pytest
 import torch
 from rich.console import Console
 
-from pagebrain.bench import kernels
-from pagebrain.bench.kernel_report import print_kernel_report
-from pagebrain.bench.kernels import InputSets, KernelBench, Shape, add_kernels_arguments, run_kernels
-from pagebrain.bench.roofline import Point, draw, roof
+from pagebrain.bench import kernel_bench
+from pagebrain.bench.kernel_bench import (
+    InputSets,
+    KernelBench,
+    Shape,
+    add_kernels_arguments,
+    draw_roofline,
+    print_kernel_report,
+    roof,
+    run_kernels,
+)
 from pagebrain.cli import main
 from pagebrain.errors import ConfigError, PageBrainError
 
@@ -48,22 +55,12 @@ def test_the_roof_is_memory_before_the_ridge_and_arithmetic_after_it() -> None:
     assert roof(1000.0, 4e12, 800e12) == 800e12
 
 
-def test_a_point_under_the_roof_is_drawn_under_it() -> None:
-    picture = draw([Point("a", 1.0, 2e12), Point("b", 1.0, 4e12), Point("c", 500.0, 80e12)], 4e12, 800e12).splitlines()
-    line_of = {mark: next(index for index, line in enumerate(picture) if f"{mark}" in line.split("|")[-1]) for mark in "abc"}
-    column_of = {mark: picture[line_of[mark]].index(mark) for mark in "abc"}
-    assert line_of["c"] < line_of["b"] < line_of["a"]
-    assert column_of["a"] == column_of["b"] < column_of["c"]
-    roof_line = next(index for index, line in enumerate(picture) if line[column_of["a"]] in "/b")
-    assert roof_line == line_of["b"]  # at 4 TB/s and one operation a byte, b is on the roof
-    assert len({len(line.rstrip()) for line in picture if line.rstrip().endswith("-")}) >= 1
-
-
-def test_every_measured_row_is_in_the_table_and_in_the_picture() -> None:
+def measured() -> dict[str, Any]:
+    """What a run might have found: a decode step near the roof of memory, and a prompt under that of arithmetic."""
     row = {"num_seqs": 256, "query_len": 1, "context_len": 512, "seconds": 94e-6, "flops_per_s": 4.3e12, "intensity": 1.0}
     decode = row | {"kv_bytes": 402_653_184, "kv_bytes_per_s": 4.28e12, "share_of_copy": 1.005}
     prefill = row | {"query_len": 512, "flops_per_s": 200e12, "intensity": 256.0}
-    report: dict[str, Any] = {
+    return {
         "shape": vars(GPT2) | {"dtype": "bfloat16"},
         "versions": {"gpu": "NVIDIA H200"},
         "replays": 20,
@@ -72,18 +69,39 @@ def test_every_measured_row_is_in_the_table_and_in_the_picture() -> None:
         "decode": [decode],
         "prefill": [prefill],
     }
+
+
+def test_every_measured_row_is_in_the_table_with_its_share_of_the_roof() -> None:
     console = Console(record=True, width=140, file=open("/dev/null", "w"))
-    print_kernel_report(report, console)
+    print_kernel_report(measured(), console)
     text = console.export_text()
-    for part in ("NVIDIA H200", "4.26 TB/s", "94.0 us", "402.7 MB", "4.28", "100%", "200.0", "FLOP/byte"):
+    for part in (
+        "NVIDIA H200",
+        "4.26 TB/s",
+        "ridge is at 185",
+        "94.0 us",
+        "402.7 MB",
+        "4.28",
+        "100%",
+        "200.0",
+        "101%",
+        "25%",
+    ):
+        assert part in text, part
+
+
+def test_the_chart_is_the_roofline_of_the_same_rows(tmp_path: Path) -> None:
+    draw_roofline(measured(), tmp_path / "roofline.svg")
+    text = (tmp_path / "roofline.svg").read_text(encoding="utf-8")
+    for part in ("NVIDIA H200", "decode of 256", "prefill", "ridge: 185"):
         assert part in text, part
 
 
 def small_bench(monkeypatch: pytest.MonkeyPatch, device: str) -> KernelBench:
     """A bench of tiny shapes whose clock says that every launch takes a microsecond."""
-    monkeypatch.setattr(kernels, "measure_copy", lambda device: 2048 / 1e-6)
-    monkeypatch.setattr(kernels, "_PRODUCT_SIZE", 8)
-    monkeypatch.setattr(kernels, "_PREFILLS", ((2, 9),))
+    monkeypatch.setattr(kernel_bench, "measure_copy", lambda device: 2048 / 1e-6)
+    monkeypatch.setattr(kernel_bench, "_PRODUCT_SIZE", 8)
+    monkeypatch.setattr(kernel_bench, "_PREFILLS", ((2, 9),))
     bench = object.__new__(KernelBench)
     bench.args = arguments("--max-model-len", "64")
     bench.shape = Shape(num_heads=2, num_kv_heads=1, head_dim=16, block_size=8, itemsize=4)
@@ -131,6 +149,8 @@ def test_without_a_gpu_it_says_so_in_one_line(capsys: pytest.CaptureFixture[str]
         (["--heads", "0"], "--heads must be at least 1"),
         (["--dtype", "int8"], "--dtype knows"),
         (["--json", "/nowhere/at/all.json"], "cannot be written"),
+        (["--chart", "/nowhere/at/all.png"], "--chart must name a .png or .svg file in a folder that exists"),
+        (["--chart", "roofline.txt"], "--chart must name a .png or .svg file"),
     ],
 )
 def test_wrong_arguments_are_refused_before_anything_runs(line: list[str], said: str) -> None:

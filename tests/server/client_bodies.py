@@ -197,7 +197,7 @@ BODIES: dict[str, tuple[str, dict[str, Any]]] = {
             "ignore_eos": True,
         },
     ),
-    "sglang.benchmark.serving 0.5.23, sglang-oai-chat": (
+    "sglang.benchmark.serving, sglang-oai-chat": (
         CHAT,
         {
             "model": "storyteller",

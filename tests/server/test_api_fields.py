@@ -8,7 +8,10 @@ import pytest
 
 from pagebrain import LLM, SamplingParams
 from pagebrain.server.defaults import DEFAULTS
+from pagebrain.server.errors import ApiError
+from pagebrain.server.options import ServerOptions
 from pagebrain.server.protocol import ChatRequest, CompletionRequest
+from pagebrain.server.service import Service
 from tests.server.client_bodies import BODIES, CHAT, COMPLETIONS
 from tests.server.support_in_process import ServerThread
 
@@ -105,9 +108,14 @@ def test_what_a_completion_cannot_do_is_refused(name: str, value: Any, api: Serv
 def test_the_schema_says_what_asks_for_nothing(api: ServerThread) -> None:
     schemas = api.get("/openapi.json").json()["components"]["schemas"]
     for name in ("CompletionRequest", "ChatRequest"):
-        assert schemas[name]["properties"]["tools"]["enum"] == [[], None]
-        assert schemas[name]["properties"]["tool_choice"]["enum"] == ["none", "auto", None]
-    assert "enum" not in schemas["CompletionRequest"]["properties"]["echo"], "of a completion it is a field of its own"
+        by_name = {
+            field: values["enum"]
+            for pattern, values in schemas[name]["patternProperties"].items()
+            for field in pattern.removeprefix("^(").removesuffix(")$").split("|")
+        }
+        assert by_name["tools"] == [[], None] and by_name["tool_choice"] == ["none", "auto", None]
+        assert ("echo" in by_name) == (name == "ChatRequest"), "a completion has a field of its own of that name"
+        assert len(by_name) > 40 and not by_name.keys() & schemas[name]["properties"].keys()
 
 
 # Single fields ---------------------------------------------------------------------------------------------------------
@@ -249,3 +257,10 @@ def test_a_full_context_is_scored(stream: bool, api: ServerThread, offline: LLM)
 def test_more_than_the_context_is_not_scored(api: ServerThread) -> None:
     answer = api.post(COMPLETIONS, {"prompt": [5] * 1025, "echo": True, "logprobs": 0, "max_tokens": 0})
     assert answer.status_code == 400 and "at most 1024 (max_model_len) can be scored" in answer.json()["error"]["message"]
+
+
+def test_a_request_that_only_scores_is_not_counted_as_if_it_generated(api: ServerThread) -> None:
+    service, prompts = Service(api.client, ServerOptions()), [[5] * 60] * 16
+    service._check_size(prompts, SamplingParams(max_tokens=0, n=64, prompt_logprobs=20))
+    with pytest.raises(ApiError, match="at most 2000000"):
+        service._check_size(prompts, SamplingParams(max_tokens=None, n=64, prompt_logprobs=20))

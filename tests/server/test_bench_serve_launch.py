@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pagebrain.bench.serve.launch import launched, parse_launch
+from pagebrain.bench.serve.target import launched, parse_launch
 from pagebrain.errors import ConfigError, PageBrainError
 
 # A server in name: it starts a process of its own, as ours does, says that it is ready, and waits to be ended.
@@ -85,7 +85,7 @@ def test_the_server_is_gone_when_the_run_fails(tmp_path: Path, error: type[BaseE
 
 
 def test_a_server_that_does_not_hear_is_ended_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pagebrain.bench.serve.launch._STOP_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("pagebrain.bench.serve.target._STOP_TIMEOUT_S", 0.2)
     with launched(["deaf"], api_key="key", threads=1, command=command(tmp_path)):
         running = pids(tmp_path)
     assert_gone(running)
@@ -107,7 +107,7 @@ def test_a_server_that_is_never_ready_is_given_up_and_ended(tmp_path: Path) -> N
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux can end a process with its parent")
 def test_the_server_is_asked_to_end_when_the_bench_is_killed(tmp_path: Path) -> None:
     program = (
-        "import sys, time\nfrom pagebrain.bench.serve.launch import launched\n"
+        "import sys, time\nfrom pagebrain.bench.serve.target import launched\n"
         "with launched(['normal'], api_key='key', threads=1, command=sys.argv[1:]):\n    time.sleep(100)\n"
     )
     bench = subprocess.Popen([sys.executable, "-c", program, *command(tmp_path)])

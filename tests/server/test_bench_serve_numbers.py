@@ -7,12 +7,18 @@ import statistics
 
 import pytest
 
-from pagebrain.bench.serve.compare import check_all_done, compare, offline_spec
+from pagebrain.bench.child import RunResult
 from pagebrain.bench.serve.load import ClientJob, Load, parse_loads
-from pagebrain.bench.serve.metrics import measure, meets, most_in_flight, parse_slo, percentile, summarize_ms
-from pagebrain.bench.serve.records import RequestRecord
-from pagebrain.bench.serve.report import to_json
-from pagebrain.bench.spec import RunResult
+from pagebrain.bench.serve.measurements import (
+    RequestRecord,
+    measure,
+    meets,
+    most_in_flight,
+    parse_slo,
+    percentile,
+    summarize_ms,
+)
+from pagebrain.bench.serve.serve_report import check_all_done, compare, offline_spec, to_json
 from pagebrain.bench.workload import BenchRequest
 from pagebrain.errors import ConfigError, PageBrainError
 

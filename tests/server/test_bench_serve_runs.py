@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pagebrain.bench.serve.load import ClientJob, Load
-from pagebrain.bench.serve.records import RequestRecord, read_exchange
+from pagebrain.bench.serve.measurements import RequestRecord, read_exchange
 from pagebrain.bench.workload import LengthRange, make_workload
 from pagebrain.cli import main
 from pagebrain.cli.frame import PIPE_CLOSED
@@ -44,7 +44,7 @@ class Counted:
 
 def drive_here(server: FakeServer, load: Load, num_requests: int, **settings: Any) -> tuple[list[RequestRecord], Counted]:
     """The clients of one process, in this one, which costs no start of another."""
-    from pagebrain.bench.serve.client import drive, open_session, warm_up
+    from pagebrain.bench.serve.http_client import drive, open_session, warm_up
 
     options: dict[str, Any] = {"headers": {}, "warmup": [], "timeout_s": 30.0} | settings
     bodies = [
@@ -261,9 +261,9 @@ def test_mistakes_are_named_before_anything_is_sent(
 def test_a_missing_package_is_named_with_what_to_install(
     package: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from pagebrain.bench.serve import options as serve_options
+    from pagebrain.bench.serve import load
 
-    monkeypatch.setattr(serve_options, "find_spec", lambda name: None if name == package else object())
+    monkeypatch.setattr(load, "find_spec", lambda name: None if name == package else object())
     assert main(["bench", "serve", "--sweep", "1,2", "--chart", "chart.png"]) == 2
     assert f"bench serve needs the package {package}: pip install 'pagebrain[bench]'" in capsys.readouterr().err
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from pagebrain.bench.serve.records import Exchange, RequestRecord, events, read_exchange
+from pagebrain.bench.serve.measurements import Exchange, RequestRecord, events, read_exchange
 
 USAGE = {"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 4}}
 

@@ -1,7 +1,7 @@
 """Kernels with which the tests of chapter 06 call a learner's device function, or stand in for one that does not work."""
 
-from chapters.prefill import TILE
-from chapters.triton_anywhere import tl, triton
+from chapters.aids.prefill import TILE
+from chapters.aids.triton_anywhere import tl, triton
 
 
 @triton.jit

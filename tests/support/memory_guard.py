@@ -70,7 +70,7 @@ class MemoryGuard:
 @pytest.fixture
 def memory_guard(monkeypatch: pytest.MonkeyPatch) -> MemoryGuard | None:
     """The guard of all kernels that this test interprets; ``None`` where they are compiled."""
-    from chapters.triton_anywhere import INTERPRETED
+    from chapters.aids.triton_anywhere import INTERPRETED
 
     if not INTERPRETED:
         return None

@@ -4,6 +4,8 @@ An overlay is Python text whose docstring begins ``Task N.M: `` and says what it
 same name; a class that the reference has lists only the methods and attributes that it replaces or adds. Everything else of
 the reference keeps its lines and comments. What is new goes to the top, right after the imports, or to the end if it needs
 the reference's names as soon as the module is imported.
+
+A file holds one overlay, or many, each after a heading ``# %% name``.
 """
 
 import ast
@@ -13,27 +15,42 @@ from dataclasses import dataclass
 from pathlib import Path
 
 HEADER = re.compile(r"Task (\d+\.\d+): (\S.*)")
+HEADING = re.compile(r"^# %% (\w+)\n", re.MULTILINE)
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 IMPORTS = (ast.Import, ast.ImportFrom)
 
 
 @dataclass(frozen=True)
 class Overlay:
-    """An overlay file: the task that it is about, and ``summary``, its docstring's first line without the task."""
+    """One overlay: its file, its name there, its task, and ``summary``, the docstring's first line without the task."""
 
     path: Path
+    name: str
     task: str
     summary: str
     source: str
 
 
-def read_overlay(path: Path) -> Overlay:
-    """The overlay in a file. Raises ``ValueError`` as :func:`parse_header` does."""
-    source = path.read_text(encoding="utf-8")
-    try:
-        return Overlay(path, *parse_header(ast.parse(source)), source)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+def read_overlays(path: Path) -> list[Overlay]:
+    """The overlays in a file, in order. A file without headings is one overlay, with the name of the file.
+
+    Raises ``ValueError`` as :func:`parse_header` does, and if two overlays have one name.
+    """
+    text = path.read_text(encoding="utf-8")
+    _, *sections = HEADING.split(text)  # name, source, name, source, ...
+    names, sources = sections[::2], sections[1::2]
+    if not names:
+        names, sources = [path.stem], [text]
+    overlays: dict[str, Overlay] = {}
+    for name, source in zip(names, sources):
+        if name in overlays:
+            raise ValueError(f"{path}: two overlays have the name {name}")
+        source = source.rstrip() + "\n"
+        try:
+            overlays[name] = Overlay(path, name, *parse_header(ast.parse(source)), source)
+        except ValueError as error:
+            raise ValueError(f"{path}, {name}: {error}") from error
+    return [*overlays.values()]
 
 
 def parse_header(overlay: ast.Module) -> tuple[str, str]:

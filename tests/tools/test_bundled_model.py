@@ -15,8 +15,8 @@ from safetensors import safe_open
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, GPT2LMHeadModel
 
-from tools import train_bundled_model
-from tools.evaluate_bundled_model import (
+from tools.storyteller import train
+from tools.storyteller.evaluate import (
     END_OF_TEXT,
     HELDOUT_SEED,
     bigram_loss,
@@ -29,7 +29,7 @@ from tools.evaluate_bundled_model import (
     recall_accuracy,
     training_ngrams,
 )
-from tools.story_grammar import generate_story, generate_texts
+from tools.storyteller.story_grammar import generate_story, generate_texts
 
 FOLDER = Path(__file__).resolve().parents[2] / "pagebrain" / "assets" / "storyteller"
 FRESH = 50_000  # stories from here on were neither trained on nor used for the card
@@ -73,7 +73,7 @@ def test_folder_is_small_and_weights_are_float32_safetensors() -> None:
 def test_weights_and_card_belong_to_the_metrics(metrics: dict[str, Any]) -> None:
     digest = hashlib.sha256((FOLDER / "model.safetensors").read_bytes()).hexdigest()
     assert metrics["training"]["weights_sha256"] == digest
-    assert (FOLDER / "README.md").read_text(encoding="utf-8") == train_bundled_model.model_card(metrics)
+    assert (FOLDER / "README.md").read_text(encoding="utf-8") == train.model_card(metrics)
 
 
 def test_tokenizer_round_trips_any_text(tokenizer: Any) -> None:
@@ -192,7 +192,7 @@ def _digits() -> Tokenizer:
 def test_short_training_is_reproducible_and_depends_on_the_seed(tmp_path: Path) -> None:
     def trained(folder: str, seed: int) -> tuple[bytes, bytes]:
         out = tmp_path / folder
-        train_bundled_model.main([
+        train.main([
             "--out", str(out), "--seed", str(seed), "--corpus-stories", "150", "--steps", "3", "--batch-rows", "2",
             "--eval-stories", "2", "--samples", "1", "--device", "cpu",
         ])  # fmt: skip
@@ -211,7 +211,7 @@ def test_too_few_stories_for_one_row_are_refused(fast_tokenizer: Tokenizer) -> N
 
     documents = encode_texts(fast_tokenizer, generate_texts(0, 1))
     with pytest.raises(ValueError, match="do not fill one row of 1025 tokens"):
-        next(train_bundled_model.packed_rows(documents, 0, 1025, np.random.default_rng(0)))
+        next(train.packed_rows(documents, 0, 1025, np.random.default_rng(0)))
 
 
 def test_rows_begin_with_a_story_half_of_them_after_an_end_mark(fast_tokenizer: Tokenizer) -> None:
@@ -221,7 +221,7 @@ def test_rows_begin_with_a_story_half_of_them_after_an_end_mark(fast_tokenizer: 
     assert eos is not None
     documents = encode_texts(fast_tokenizer, generate_texts(0, 300))
     openings = {tuple(document[:8].tolist()) for document in documents}
-    rows = train_bundled_model.packed_rows(documents, eos, 513, np.random.default_rng(0))
+    rows = train.packed_rows(documents, eos, 513, np.random.default_rng(0))
     with_mark = 0
     for _ in range(200):
         row = next(rows).tolist()

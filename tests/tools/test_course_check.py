@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 from chapters.course import running
-from chapters.course.catalog import ROOT, Chapter, find_chapter
-from chapters.course.errors import CourseError
+from chapters.course.catalog import ROOT, Chapter, CourseError, find_chapter
+from chapters.course.commands.check_ import as_gradescope, as_json, print_advice, print_grade
+from chapters.course.commands.list_ import save_progress, task_states
 from chapters.course.grading import Grade, Verdict, grade_file, judge_run
-from chapters.course.report import as_gradescope, as_json, print_advice, print_grade
 from chapters.course.running import Limits, read_report
 from chapters.course.skeleton import make_skeleton
-from chapters.course.workspace import Snapshot, save_progress, task_states
+from chapters.course.workspace import Snapshot
 
 REFERENCE = '''\
 """Chapter 00: adding.
@@ -229,7 +229,7 @@ def test_a_file_that_is_no_python_or_imports_what_it_must_not_is_never_run(
 ) -> None:
     monkeypatch.setattr("chapters.course.grading.run_tests", None)
     verdict = grade(toy, REFERENCE + "\ndef f(:\n")["0.2"]
-    assert "no Python: SyntaxError" in verdict.message and verdict.where.endswith(": def f(:")
+    assert "not Python: SyntaxError" in verdict.message and verdict.where.endswith(": def f(:")
     assert "null bytes" in grade(toy, REFERENCE + "\0")["0.1"].message
     verdict = grade(toy, REFERENCE + "\nfrom pagebrain.attention import paged_attention\n")["0.1"]
     assert "line 30: `from pagebrain.attention import paged_attention` is not allowed" in verdict.message
@@ -275,7 +275,7 @@ def test_reports_say_which_file_was_graded_and_give_gradescope_what_it_reads(
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits a process's memory")
 def test_memory_is_limited_beyond_what_the_process_has(tmp_path: Path) -> None:
     code = (
-        "from chapters.course.memory import limit_memory as limit; assert limit(0.2); bytearray(1 << 26); bytearray(1 << 28)"
+        "from chapters.course.plugin import limit_memory as limit; assert limit(0.2); bytearray(1 << 26); bytearray(1 << 28)"
     )
     status = running.run_command([sys.executable, "-c", code], tmp_path / "output", 30)
     assert status == 1 and "MemoryError" in (tmp_path / "output").read_text("utf-8")

@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 
-from chapters.course import imports_guard, workspace
-from chapters.course.catalog import FOLDER, ROOT, Chapter, find_chapters
+from chapters.course import imports_guard
+from chapters.course.catalog import FOLDER, ROOT, Chapter, CourseError, find_chapters
 from chapters.course.cli import COMMANDS, main
-from chapters.course.errors import CourseError
+from chapters.course.commands.list_ import save_progress
+from chapters.course.commands.start_ import start_file
 from chapters.course.running import Run
-from chapters.course.workspace import start_file
+from chapters.course.workspace import Snapshot
 
 FIRST = FOLDER / "ch00_baseline.py"
 
@@ -98,9 +99,9 @@ def test_list_shows_where_each_task_stands_and_forgets_a_verdict_when_the_file_c
     shutil.copy(FIRST, work)
     assert states()["0.2"] == "not checked"
     chapter = find_chapters()[0]
-    snapshot = workspace.Snapshot.take(work / FIRST.name)
-    workspace.save_progress(work, chapter, snapshot, {"0.1": True}, {})
-    workspace.save_progress(work, chapter, snapshot, {"0.2": False}, {})
+    snapshot = Snapshot.take(work / FIRST.name)
+    save_progress(work, chapter, snapshot, {"0.1": True}, {})
+    save_progress(work, chapter, snapshot, {"0.2": False}, {})
     assert (states()["0.1"], states()["0.2"], states()["1.1"]) == ("passed", "failed", "not started")
     with (work / FIRST.name).open("a", encoding="utf-8") as file:
         file.write("\n")
@@ -180,7 +181,7 @@ def test_a_link_to_the_reference_is_not_checked(work: Path, capsys: pytest.Captu
         (["check", "0.1", "1.1"], "one chapter at a time"),
         (["check"], "the following arguments are required"),
         (["check", "00", "--memory", "-1"], "--memory at least 0"),
-        (["check", "00", "--file", "/"], "is no file"),
+        (["check", "00", "--file", "/"], "is not a file"),
         (["start", "²"], "there is no chapter"),
         (["diff", "00"], "name two chapters"),
         (["diff", "02", "01"], "compare an earlier chapter with a later one"),
@@ -188,7 +189,7 @@ def test_a_link_to_the_reference_is_not_checked(work: Path, capsys: pytest.Captu
         (["ladder", "--max-new-tokens", "0"], "at least 1"),
         (["ladder", "--model", "/no/such/folder"], "/no/such/folder"),
         (["ladder", "--prompts", "/no/such/file"], "/no/such/file"),
-        (["grade", "/no/such/folder"], "is no folder"),
+        (["grade", "/no/such/folder"], "is not a folder"),
         (["no-such-command"], "invalid choice"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

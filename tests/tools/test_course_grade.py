@@ -15,10 +15,9 @@ from typing import Any
 
 import pytest
 
-from chapters.course.catalog import FOLDER, ROOT, Chapter, Task, find_chapter
+from chapters.course.catalog import FOLDER, ROOT, Chapter, CourseError, Task, find_chapter
 from chapters.course.cli import main
-from chapters.course.errors import CourseError
-from chapters.course.gradebook import Table, plain
+from chapters.course.commands.grade_ import Table, plain
 from chapters.course.grading import Grade, Verdict
 from chapters.course.running import Limits, Processes, StoppedError, run_command
 from chapters.course.submissions import find_submissions, grade_submission
@@ -88,15 +87,15 @@ def test_one_bad_file_does_not_stop_the_grading_of_the_others(
     arguments = ["grade", str(handed_in), "--csv", str(table), "--chapter", "00", "--seed", "3", "--jobs", "2"]
     assert main(arguments) == 1
     said = capsys.readouterr()
-    assert "no sandbox" in said.err and "5 files graded with seed 3, 4 not graded" in said.out and "\x1b" not in said.out
+    assert "not a sandbox" in said.err and "5 files graded with seed 3, 4 not graded" in said.out and "\x1b" not in said.out
     rows = rows_of(table)
     assert {name: row["points"] for name, row in rows.items() if row["points"] != "0"} == {"alice": "10"}
     assert (rows["alice"]["0.1"], rows["alice"]["0.2"], rows["alice"]["message"]) == ("4", "6", "")
     assert len(rows["alice"]["sha256"]) == 64 and {row["seed"] for row in rows.values()} == {"3"}
     words = {
         "bob": "no file ch00_baseline.py",
-        "'=carol": "the file is no Python: SyntaxError",  # once, though it is about both tasks
-        "dave": "the file is no Python",
+        "'=carol": "the file is not Python: SyntaxError",  # once, though it is about both tasks
+        "dave": "the file is not Python",
         "eve": "not graded: ch00_baseline.py is a link to the reference itself",
         "two": f"not graded: 2 files of this chapter: two/a/{NAME}, two/b/{NAME}",
         "both": f"not graded: 2 files of this chapter: both/{NAME}, both_{NAME}",

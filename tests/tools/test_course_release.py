@@ -8,12 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from chapters.course import release as release_module
-from chapters.course.catalog import FOLDER, ROOT, find_chapter, find_chapters, open_tasks
+from chapters.course.catalog import FOLDER, ROOT, CourseError, find_chapter, find_chapters, open_tasks
 from chapters.course.cli import main
-from chapters.course.errors import CourseError
-from chapters.course.release import leaks, release, solution_lines, without_solutions
-from chapters.course.stages import load_stage
+from chapters.course.commands import release_ as release_module
+from chapters.course.commands.release_ import leaks, release, solution_lines, without_solutions
+from chapters.course.workspace import load_stage
 
 
 @pytest.fixture(scope="module")
@@ -43,10 +42,29 @@ def test_chapters_before_are_complete_those_released_are_skeletons_and_later_one
     assert not list(released.glob("tests/chapters/test_ch04*")) and not list(released.glob("notebooks/0[4-9]*"))
 
 
+def test_an_aid_is_released_with_the_chapters_that_it_imports(released: Path) -> None:
+    names = {path.name for path in released.glob("chapters/aids/*.py")}
+    assert {"__init__.py", "fragmentation.py", "prefill.py", "triton_anywhere.py"} <= names
+    assert "timeline.py" not in names, "it imports chapter 07"
+
+
+def test_an_aid_that_needs_a_chapter_through_another_aid_is_released_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(release_module, "FOLDER", tmp_path)
+    (tmp_path / "aids").mkdir()
+    (tmp_path / "aids" / "inner.py").write_text("from chapters.ch07_full_speed import Engine\n", encoding="utf-8")
+    for line in ("from chapters.aids.inner import Engine", "from chapters.aids import inner"):
+        outer = tmp_path / "aids" / "outer.py"
+        outer.write_text(f"{line}\n", encoding="utf-8")
+        assert release_module._chapters_of(outer) == {"ch07_full_speed"}
+
+
 def test_no_line_of_a_solution_is_anywhere_that_students_look(released: Path) -> None:
     secret = {line for line in solution_lines([find_chapter("02"), find_chapter("03")])}
     assert "block_ids = [self._free.pop() for _ in range(count)]" in secret
-    texts = [*released.glob("chapters/*.py"), *released.glob("work/*"), *released.glob("notebooks/*")]
+    places = ("chapters/*.py", "chapters/aids/*.py", "work/*", "notebooks/*")
+    texts = [path for place in places for path in released.glob(place)]
     assert len(texts) > 8
     public = {"ch00_baseline.py", "ch01_naive_kv_cache.py"}
     for path in texts:

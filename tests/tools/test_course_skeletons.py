@@ -10,16 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from chapters.course.catalog import ROOT, Chapter, find_chapters, open_tasks
-from chapters.course.changes import compare, definitions, used_definitions
-from chapters.course.errors import CourseError
+from chapters.course.catalog import ROOT, Chapter, CourseError, find_chapters, open_tasks
+from chapters.course.commands.diff_ import ROLES, compare, definitions, used_definitions
+from chapters.course.commands.release_ import solution_lines
 from chapters.course.grading import judge_run
 from chapters.course.imports_guard import forbidden_imports
-from chapters.course.loading import load_file
-from chapters.course.release import solution_lines
-from chapters.course.roles import ROLES
 from chapters.course.running import Limits, read_report
 from chapters.course.skeleton import make_skeleton, solution_regions, stub_text
+from chapters.course.workspace import load_file
 
 CHAPTERS = find_chapters()
 

@@ -10,7 +10,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from chapters.course.cli import main
 from chapters.course.commands import ladder_
-from chapters.course.workload import Record, room_for_all, run_chapter, run_engine
+from chapters.course.recorded_runs import Record, room_for_all, run_chapter, run_engine
 from pagebrain import LLM, PageBrainConfig
 from pagebrain.trace import StepTrace
 
@@ -143,7 +143,7 @@ def test_without_a_tokenizer_it_says_what_to_use(model_folder: str, capsys: pyte
 def test_a_chapter_is_timed_from_its_first_step_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """What it makes once before, such as a CUDA graph, does not count."""
     now = 100.0
-    monkeypatch.setattr("chapters.course.workload.time.monotonic", lambda: now)
+    monkeypatch.setattr("chapters.course.recorded_runs.time.monotonic", lambda: now)
 
     def generate(model: Any, prompts: Any, max_new_tokens: int, on_logits: Any, *, on_step: Any) -> list[list[int]]:
         nonlocal now

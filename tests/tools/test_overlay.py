@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.overlay import compose, read_overlay
+from tests.support.overlay import compose, read_overlays
 
 REFERENCE = '''"""A reference."""
 
@@ -112,8 +112,19 @@ def test_an_overlay_that_cannot_be_placed_is_refused(overlay: str, message: str)
 def test_a_file_is_read_with_its_task_and_summary(tmp_path: Path) -> None:
     path = tmp_path / "adds.py"
     path.write_text('"""Task 10.2: adds instead.\n\nMore."""\n', encoding="utf-8")
-    overlay = read_overlay(path)
-    assert (overlay.path, overlay.task, overlay.summary) == (path, "10.2", "adds instead.")
+    (overlay,) = read_overlays(path)
+    assert (overlay.path, overlay.name, overlay.task, overlay.summary) == (path, "adds", "10.2", "adds instead.")
     path.write_text("LIMIT = 1\n", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"adds\.py: an overlay needs"):
-        read_overlay(path)
+    with pytest.raises(ValueError, match=r"adds\.py, adds: an overlay needs"):
+        read_overlays(path)
+
+
+def test_a_file_with_headings_is_split_at_them(tmp_path: Path) -> None:
+    first, second = '"""Task 1.1: one."""\n\nLIMIT = 1\n', '"""Task 1.2: two."""\n\nLIMIT = 2  # %% here\n'
+    path = tmp_path / "ch01.py"
+    path.write_text(f'"""Some."""\n\n# %% one\n{first}\n\n# %% two\n{second}', encoding="utf-8")
+    found = [(overlay.name, overlay.task, overlay.source) for overlay in read_overlays(path)]
+    assert found == [("one", "1.1", first), ("two", "1.2", second)]
+    path.write_text(f"# %% one\n{first}\n\n# %% one\n{second}", encoding="utf-8")
+    with pytest.raises(ValueError, match="two overlays have the name one"):
+        read_overlays(path)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from chapters import timeline
+from chapters.aids import timeline
 from chapters.course.catalog import ROOT
 from pagebrain import PageBrainConfig
 from tests.support.models import random_gpt2

@@ -7,8 +7,19 @@ from collections.abc import Iterator
 
 import pytest
 
-from tools import story_grammar
-from tools.story_grammar import BOYS, GIRLS, HELD_OUT, NAMES, NOUNS, PLOTS, POOLS, Story, generate_story, generate_texts
+from tools.storyteller import story_grammar
+from tools.storyteller.story_grammar import (
+    BOYS,
+    GIRLS,
+    HELD_OUT,
+    NAMES,
+    NOUNS,
+    PLOTS,
+    POOLS,
+    Story,
+    generate_story,
+    generate_texts,
+)
 
 WORD = re.compile(r"[^\W\d_]+(?:-[^\W\d_]+)?")
 

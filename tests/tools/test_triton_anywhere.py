@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from chapters.course import loading
 from chapters.course.failures import explain
+from chapters.course.workspace import load_file
 from tests.support.kernels import require_kernels
 
 ROOT = Path(__file__).parents[2]
@@ -63,7 +63,7 @@ def test_an_exception_in_a_kernel_is_told_with_its_line(tmp_path: Path) -> None:
     own = tmp_path / "ch06_kernels.py"
     source = (ROOT / "chapters" / "ch06_kernels.py").read_text(encoding="utf-8")
     own.write_text(source.replace("dims = tl.arange(0, PADDED_DIM)", "dims = tl.arange(0, PADDED)", 1), encoding="utf-8")
-    chapter = loading.load_file(own, "graded_with_a_typo")
+    chapter = load_file(own, "graded_with_a_typo")
     rows, pool = torch.zeros(2, 1, 1, 16), torch.zeros(2, 1, 4, 1, 16)
     with pytest.raises(Exception) as caught:
         chapter.write_kv(*rows, *pool, torch.tensor([1]))

@@ -1,14 +1,183 @@
-"""``python -m chapters diff``."""
+"""``python -m chapters diff``: what a chapter keeps, replaces and adds. Its imports are held against a table of roles.
+
+A definition *replaces* another if the table says so: from that chapter on it does the other's work. It is *kept* if a later
+chapter imports it. Everything else that a chapter defines is *new*. A test holds the table against the chapters.
+"""
 
 import argparse
+import ast
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from chapters.course.catalog import find_chapter, find_chapters
-from chapters.course.changes import Change, compare
-from chapters.course.errors import CourseError
+from chapters.course.catalog import Chapter, CourseError, find_chapter, find_chapters
+
+
+@dataclass(frozen=True)
+class Role:
+    """The part of the engine that a definition belongs to, and what it replaces: ``01.generate`` is chapter 01's."""
+
+    role: str
+    replaces: tuple[str, ...] = ()
+
+
+ROLES: dict[str, dict[str, Role]] = {
+    "00": {
+        "check_prompts": Role("checks"),
+        "compute_logits": Role("forward pass"),
+        "greedy_token": Role("sampling"),
+        "generate_one": Role("loop"),
+        "generate": Role("loop"),
+    },
+    "01": {
+        "forward": Role("forward pass", ("00.compute_logits",)),
+        "ReservedCache": Role("cache"),
+        "masked_attention": Role("attention"),
+        "attend_reserved": Role("attention"),
+        "prefill_inputs": Role("batch"),
+        "decode_inputs": Role("batch"),
+        "generate": Role("loop", ("00.generate", "00.generate_one")),
+    },
+    "02": {
+        "BlockManager": Role("cache"),
+        "PagedCache": Role("cache", ("01.ReservedCache",)),
+        "Rows": Role("batch", ("01.prefill_inputs", "01.decode_inputs")),
+        "attend_gathered": Role("attention", ("01.attend_reserved",)),
+        "generate": Role("loop", ("01.generate",)),
+    },
+    "03": {
+        "Partial": Role("attention"),
+        "add_page": Role("attention"),
+        "attend_one": Role("attention"),
+        "paged_attention": Role("attention", ("01.masked_attention",)),
+        "attend_paged": Role("attention", ("02.attend_gathered",)),
+        "generate": Role("loop"),  # around the loop of chapter 02, which it keeps
+    },
+    "04": {
+        "Cache": Role("interfaces"),
+        "Retirement": Role("interfaces"),
+        "Scheduler": Role("scheduler"),
+        "StaticScheduler": Role("scheduler"),
+        "FreeAtOnce": Role("cache"),
+        "half_the_room": Role("cache"),
+        "Engine": Role("loop", ("02.generate",)),
+        "generate": Role("loop", ("03.generate",)),
+    },
+    "05": {
+        "EngineFailedError": Role("server"),
+        "Client": Role("server"),
+        "AsyncEngine": Role("server"),
+        "GenerateBody": Role("HTTP"),
+        "create_app": Role("HTTP"),
+        "event": Role("HTTP"),
+        "generate": Role("loop", ("04.generate",)),
+        "main": Role("HTTP"),
+    },
+    "06": {
+        "write_kernel": Role("kernels"),
+        "attend_tokens": Role("kernels"),
+        "decode_kernel": Role("kernels"),
+        "merge_kernel": Role("kernels"),
+        "Work": Role("roofline"),
+        "decode_work": Role("roofline"),
+        "floor_seconds": Role("roofline"),
+        "choose_num_splits": Role("kernels"),
+        "num_wanted_programs": Role("kernels"),
+        "write_kv": Role("cache"),
+        "paged_decode": Role("attention"),
+        "paged_attention": Role("attention", ("03.paged_attention",)),
+        "attend_by_kernels": Role("attention", ("03.attend_paged",)),
+        "generate": Role("loop"),  # around the loop of chapter 02, as chapter 03's
+    },
+    "07": {
+        "bucket_for": Role("batch"),
+        "BatchRows": Role("batch"),
+        "decode_step": Role("forward pass"),
+        "attend_rows": Role("attention"),
+        "InFlight": Role("loop"),
+        "Executor": Role("forward pass"),
+        "LateRetirement": Role("cache"),
+        "Scheduler": Role("scheduler"),
+        "Engine": Role("loop"),  # the engine of chapter 04, with steps in flight
+        "generate": Role("loop", ("04.generate",)),
+    },
+}
+"""Chapter -> public top-level function or class -> its role."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """One line of a comparison. ``kind`` is ``kept``, ``replaced`` or ``new``; names are like ``02.PagedCache``."""
+
+    kind: str
+    role: str
+    name: str
+    replaced: tuple[str, ...] = ()
+
+
+def compare(old: Chapter, new: Chapter) -> list[Change]:
+    """What ``new`` keeps, replaces and adds for a reader who knows ``old``, by role. Raises ``CourseError``."""
+    if old.number >= new.number:
+        raise CourseError(f"compare an earlier chapter with a later one, not {old.number} with {new.number}")
+    undescribed = [chapter.number for chapter in (old, new) if chapter.number not in ROLES]
+    if undescribed:
+        raise CourseError(f"chapters/course/commands/diff_.py says nothing about chapter {undescribed[0]}")
+    changes = []
+    for name in sorted(used_definitions(new)) + [f"{new.number}.{name}" for name in definitions(new)]:
+        number, _, definition = name.partition(".")
+        entry = ROLES.get(number, {}).get(definition)
+        if entry is None:
+            continue  # a type alias, say
+        if number <= old.number:
+            changes.append(Change("kept", entry.role, name))
+        else:
+            known = tuple(_known(entry.replaces, old.number))
+            changes.append(Change("replaced" if known else "new", entry.role, name, known))
+    order = list(dict.fromkeys(entry.role for table in ROLES.values() for entry in table.values()))
+    return sorted(changes, key=lambda change: order.index(change.role))
+
+
+def definitions(chapter: Chapter) -> list[str]:
+    """The public functions and classes at a chapter's top level, in order."""
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    return [node.name for node in ast.parse(chapter.source).body if isinstance(node, kinds) and node.name[0] != "_"]
+
+
+def used_definitions(chapter: Chapter) -> set[str]:
+    """What a chapter imports from earlier ones and uses, as ``00.greedy_token``."""
+    names = {other.name: other.number for other in find_chapters(chapter.path.parent)}
+    tree = ast.parse(chapter.source)
+    modules: dict[str, str] = {}  # local name -> chapter
+    found = set()
+    local: dict[str, str] = {}  # local name -> definition
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            number = names.get(node.module.removeprefix("chapters."))
+            for alias in node.names:
+                if number is not None:
+                    local[alias.asname or alias.name] = f"{number}.{alias.name}"
+                elif node.module == "chapters" and alias.name in names:
+                    modules[alias.asname or alias.name] = names[alias.name]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and node.id in local:
+            found.add(local[node.id])
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in modules:
+            found.add(f"{modules[node.value.id]}.{node.attr}")
+    return found
+
+
+def _known(replaced: tuple[str, ...], old: str) -> Iterator[str]:
+    """What a definition replaces, as far back as chapter ``old``: over several chapters, the first of the chain."""
+    for name in replaced:
+        number, _, definition = name.partition(".")
+        if number <= old:
+            yield name
+        else:
+            yield from _known(ROLES[number][definition].replaces, old)
+
 
 _SIGNS = {"kept": ("=", "dim"), "replaced": ("~", "yellow"), "new": ("+", "green")}
 

@@ -1,26 +1,115 @@
-"""``python -m chapters grade``."""
+"""``python -m chapters grade``: a whole class. The table of grades is on disk after every row, and can be taken up again."""
 
 import argparse
 import contextlib
+import csv
 import os
+import re
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from io import StringIO
 from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
 
-from chapters.course.catalog import Chapter, find_chapter, find_chapters
+from chapters.course.catalog import Chapter, CourseError, find_chapter, find_chapters
 from chapters.course.commands.check_ import add_limit_arguments, limits_of
-from chapters.course.errors import CourseError
-from chapters.course.gradebook import Table, chapters_of, plain, read_table, split_rows
 from chapters.course.running import Limits, Processes, StoppedError
 from chapters.course.submissions import NOT_GRADED, Submission, describe_unknown, find_submissions, grade_submission
 
+_BEFORE = ("student", "chapter", "seed", "points", "max_points")
+_AFTER = ("seconds", "sha256", "imports", "file", "message")
+_LONGEST = 8000  # characters; a spreadsheet's cell holds 32767
+
+Row = Mapping[str, object]
+
+
+class Table:
+    """A CSV file that is on disk after every row."""
+
+    def __init__(self, stream: TextIO, chapters: Iterable[Chapter], *, has_header: bool = False) -> None:
+        tasks = [task.task_id for chapter in chapters for task in chapter.tasks]
+        self._stream = stream
+        self._fields = [*_BEFORE, *tasks, *_AFTER]
+        if not has_header:
+            self._write(dict(zip(self._fields, self._fields, strict=True)))
+
+    def add(self, row: Row) -> None:
+        """Write a row."""
+        self._write(row)
+        if self._stream is not sys.stdout:
+            os.fsync(self._stream.fileno())
+
+    def _write(self, row: Row) -> None:
+        line = StringIO()
+        writer = csv.DictWriter(line, self._fields, restval="", lineterminator="\n")
+        writer.writerow({key: plain(value) if isinstance(value, str) else value for key, value in row.items()})
+        self._stream.write(line.getvalue())  # in one call, so that the buffer never holds half a row
+        self._stream.flush()
+
+
+def plain(text: str) -> str:
+    """A text on one line that any encoding and any terminal takes, and that a spreadsheet does not take for a formula.
+
+    Names and messages are the students'.
+    """
+    line = " ".join(text.split())
+    line = line if len(line) <= _LONGEST else f"{line[:_LONGEST]} ..."
+    line = "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode("ascii") for sign in line)
+    return f"'{line}" if re.match(r"[=+\-@]", line) else line
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    """The rows of a table, without one that was cut off. Raises ``CourseError`` if it has other columns."""
+    text = path.read_text(encoding="utf-8", errors="backslashreplace")
+    text = text[: text.rfind("\n") + 1]
+    rows = csv.DictReader(StringIO(text, newline=""))
+    tasks = {task.task_id for chapter in find_chapters() for task in chapter.tasks}
+    fields = set(rows.fieldnames or ())
+    if not text:
+        return []
+    if not fields >= {*_BEFORE, *_AFTER} or fields - {*_BEFORE, *_AFTER} - tasks:
+        raise CourseError(f"{path} has not the columns of a table of grades: it cannot be resumed")
+    return [dict(row) for row in rows if None not in row and None not in row.values()]
+
+
+def chapters_of(rows: Iterable[Row]) -> set[str]:
+    """The numbers of the chapters that rows are about."""
+    return {str(row["chapter"]) for row in rows}
+
+
+def split_rows(
+    rows: Sequence[dict[str, str]], submissions: Sequence[Submission], seed: int
+) -> tuple[list[dict[str, str]], list[Submission]]:
+    """``(kept, to_grade)``: the rows that stay, and the submissions that they say nothing about.
+
+    A row stays if it grades the file as it is now, or if it is about a file that is not among ``submissions``. Raises
+    ``CourseError`` if a row has another seed.
+    """
+    if others := sorted({row["seed"] for row in rows} - {str(seed)}):
+        raise CourseError(f"the table was made with --seed {others[0]}, not {seed}: resume with that seed")
+    asked = {_key(submission): submission for submission in submissions}
+    done = set()
+    kept = []
+    for row in rows:
+        key = row["student"], row["chapter"]
+        submission = asked.get(key)
+        graded = not row["message"].startswith(NOT_GRADED)
+        if submission is None or (graded and row["sha256"] and row["sha256"] == submission.sha256 and key not in done):
+            kept.append(row)
+            done.add(key)
+    return kept, [submission for submission in submissions if _key(submission) not in done]
+
+
+def _key(submission: Submission) -> tuple[str, str]:
+    return plain(submission.student), submission.chapter.number
+
+
 _WARNING = """\
-This is no sandbox. Each file runs in a process of its own, with limits on time and memory, but with your rights: it can
+This is not a sandbox. Each file runs in a process of its own, with limits on time and memory, but with your rights: it can
 read and write what you can. Grade files that you do not trust in a container without a network: docs/instructors.md.
 """
 SOME_NOT_GRADED = 1
@@ -33,7 +122,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="DIR", help="holds alice/ch02_block_table.py, or alice_ch02_block_table.py")
     parser.add_argument("--csv", nargs="?", const="-", metavar="FILE", help="write a table as it grows; no FILE: print it")
     parser.add_argument("--resume", action="store_true", help="keep FILE's rows of files that are unchanged; add the rest")
-    parser.add_argument("--chapter", metavar="NN", help="grade this chapter; who has no file of it gets a row too")
+    parser.add_argument("--chapter", metavar="NN", help="grade this chapter; a student without a file of it gets a row too")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of what is random in the tests (default: 0)")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="files at a time (default: 1)")
     add_limit_arguments(parser)
@@ -99,7 +188,7 @@ def _grade_all(
 
 @contextlib.contextmanager
 def _stopped_by_signals(processes: Processes) -> Iterator[list[int]]:
-    """End the processes at the first Ctrl-C (or SIGTERM), and this one at the second. Yields the list of what came.
+    """End the processes at the first Ctrl-C (or SIGTERM), and this one at the second. Yields the list of signals received.
 
     An exception in the middle of a row could lose it, so the handler raises none.
     """

@@ -19,14 +19,11 @@ from rich.text import Text
 from transformers import GPT2LMHeadModel
 
 from chapters import TodoError
-from chapters.course.catalog import find_chapters
+from chapters.course.catalog import CourseError, find_chapters
 from chapters.course.cli import NOT_PASSED, add_work_argument
-from chapters.course.errors import CourseError
 from chapters.course.failures import explain
-from chapters.course.loading import OwnChapters
-from chapters.course.stages import own_chapters
-from chapters.course.workload import PROMPTS, Record, room_for_all, run_chapter, run_engine
-from chapters.course.workspace import shown, work_folder, write_file
+from chapters.course.recorded_runs import PROMPTS, Record, room_for_all, run_chapter, run_engine
+from chapters.course.workspace import OwnChapters, own_chapters, shown, work_folder, write_file
 from pagebrain import LLM, PageBrainConfig
 from pagebrain.bench.machine import versions
 from pagebrain.bench.workload import LengthRange, make_workload
@@ -34,7 +31,7 @@ from pagebrain.loading import load_model, load_tokenizer
 
 ENGINE = "engine"
 INTERPRETED = ("06",)
-"""Chapters that Triton interprets where there is no GPU, which says nothing about speed: they are left out there."""
+"""Chapters that are left out without a GPU: Triton interprets their kernels there, and the time would mean nothing."""
 
 _WARMUP_TOKENS = 8
 """New tokens of a chapter's run before the timed one."""
@@ -125,7 +122,7 @@ def _measure(args: argparse.Namespace, console: Console) -> tuple[dict[str, Any]
 
 
 def _compare_answers(report: dict[str, Any], console: Console) -> None:
-    """Say who gives other tokens than the last stage, and keep only how many answers are the same."""
+    """Name the stages that give other tokens than the last, and keep only how many answers are the same."""
     rows = report["stages"]
     last = rows[-1]["answers"]
     for row in rows:
@@ -185,7 +182,7 @@ def _prompts(args: argparse.Namespace, settings: PageBrainConfig, model: GPT2LMH
 
 @dataclass(frozen=True)
 class _Stage:
-    """A rung: ``warm_up`` first, for the first run of anything pays for what later ones reuse, then ``run``."""
+    """One row of the table. ``warm_up`` comes before ``run``, because a first run pays for what later ones reuse."""
 
     name: str
     warm_up: Callable[[], Record]
@@ -195,7 +192,7 @@ class _Stage:
 def _stages(
     model: GPT2LMHeadModel, settings: PageBrainConfig, prompts: list[list[int]], max_new_tokens: int
 ) -> Sequence[_Stage]:
-    """The chapters that there are, and the engine, which loads the same weights and lays them out as it likes them best."""
+    """The chapters, and the engine with the same weights in its own layout."""
     stages = []
     config = room_for_all(model, prompts, max_new_tokens)
     for chapter in find_chapters():

@@ -1,11 +1,14 @@
-"""``python -m chapters start``."""
+"""``python -m chapters start``: writes the file that a learner fills in, and never over one that is there."""
 
 import argparse
+import os
+from datetime import datetime
+from pathlib import Path
 
-from chapters.course.catalog import find_chapter
+from chapters.course.catalog import CourseError, find_chapter
 from chapters.course.cli import add_work_argument
 from chapters.course.skeleton import make_skeleton
-from chapters.course.workspace import own_file, shown, start_file, work_folder
+from chapters.course.workspace import own_file, shown, work_folder, write_beside
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,3 +32,34 @@ def run(args: argparse.Namespace) -> int:
         print(f"Read {chapter.notebook}, then write your code where the file says TODO.")
         print(f"Check it: python -m chapters check {chapter.number}")
     return 0
+
+
+def start_file(path: Path, text: str, *, force: bool) -> Path | None:
+    """Write a learner's file that is not there yet. With ``force``, one that is there is moved to ``old/`` first.
+
+    Returns where the old file is now, if there was one. Raises ``CourseError`` if there is one and ``force`` is not set.
+    """
+    exists = os.path.lexists(path)
+    if exists and not force:
+        raise CourseError(f"{shown(path)} is there already and was left as it is (--force keeps it in old/ and starts anew)")
+    temporary = write_beside(path, text)
+    kept = None
+    try:
+        if exists:
+            kept = _free_name(path)
+            kept.parent.mkdir(exist_ok=True)
+            os.rename(path, kept)
+        os.rename(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    return kept
+
+
+def _free_name(path: Path) -> Path:
+    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    names = [
+        f"{path.stem}_{stamp}{path.suffix}",
+        *(f"{path.stem}_{stamp}_{number}{path.suffix}" for number in range(2, 1000)),
+    ]
+    return next(kept for name in names if not os.path.lexists(kept := path.parent / "old" / name))

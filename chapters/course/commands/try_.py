@@ -11,15 +11,12 @@ from rich.console import Console, Group
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
-from chapters.course.catalog import Chapter, find_chapter
+from chapters.course.catalog import Chapter, CourseError, find_chapter
 from chapters.course.cli import NOT_PASSED, add_work_argument
-from chapters.course.errors import CourseError
 from chapters.course.failures import explain
 from chapters.course.grading import check_file
-from chapters.course.loading import OwnChapters, load_file
-from chapters.course.stages import own_chapters
-from chapters.course.workload import PROMPTS, Record, run_chapter, run_engine
-from chapters.course.workspace import own_file, shown, work_folder
+from chapters.course.recorded_runs import PROMPTS, Record, run_chapter, run_engine
+from chapters.course.workspace import OwnChapters, load_file, own_chapters, own_file, shown, work_folder
 from pagebrain import LLM, PageBrainConfig
 from pagebrain.loading import load_model
 from pagebrain.viz import terminal
@@ -69,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
         problem = _problem(record.answers, expected.answers)
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # whatever the learner's file does, sys.exit included
+    except BaseException as error:  # all that the learner's file can raise, sys.exit included
         return _report(error, {path, *own.values()})
     _show(console, record, expected, prompts, tokenizer)
     verdict = problem or "Every token is the one that the engine gives by itself."

@@ -1,6 +1,7 @@
-"""``pagebrain bench serve``: any OpenAI-compatible server under load, ours or another.
+"""``pagebrain bench serve``: any OpenAI-compatible server under load, PageBrain's or another.
 
-:mod:`~pagebrain.bench.serve.run` is the command. :mod:`~pagebrain.bench.serve.client` sends and stamps what comes back,
-:mod:`~pagebrain.bench.serve.records` reads it after the run, :mod:`~pagebrain.bench.serve.metrics` says what TTFT, TPOT, ITL
-and E2E mean and computes them.
+:mod:`~pagebrain.bench.serve.serve_bench` is the command, :mod:`~pagebrain.bench.serve.load` its options and loads,
+:mod:`~pagebrain.bench.serve.target` the server under test. :mod:`~pagebrain.bench.serve.processes` runs the clients of
+:mod:`~pagebrain.bench.serve.http_client`, which send and stamp what comes back.
+:mod:`~pagebrain.bench.serve.measurements` reads it after the run and defines TTFT, TPOT, ITL and E2E.
 """

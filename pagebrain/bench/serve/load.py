@@ -1,9 +1,12 @@
-"""The load of a benchmark run: how many clients, or how many requests a second, when each is sent, and by which process."""
+"""The load of ``pagebrain bench serve``: how many clients or requests a second, when each request is sent; the options."""
 
+import argparse
 import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TypeVar
 
 from pagebrain.errors import ConfigError
@@ -114,3 +117,115 @@ def _number(option: str, text: str, kind: Callable[[str], T]) -> T:
         return kind(text)
     except ValueError:
         raise ConfigError(f"{option} must be a list such as 1,2,4,8; got {text!r} in it") from None
+
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+DEFAULT_CONCURRENCY = 16
+
+
+def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``pagebrain bench serve``."""
+    group = parser.add_argument_group("server")
+    where = group.add_mutually_exclusive_group()
+    where.add_argument("--url", default=DEFAULT_URL, metavar="URL", help=f"its root (default: {DEFAULT_URL})")
+    where.add_argument(
+        "--launch", metavar="ARGS", help="start pagebrain serve ARGS for the run and stop it after: --launch='--lookahead'"
+    )
+    group.add_argument("--api-key", metavar="KEY", help="default: what PAGEBRAIN_API_KEY holds, if it is set")
+    group.add_argument("--model", metavar="NAME", help="what the server calls it (default: the first it lists)")
+    group.add_argument("--threads", type=int, metavar="N", help="with --launch: CPU threads of the engine")
+
+    group = parser.add_argument_group("load")
+    load = group.add_mutually_exclusive_group()
+    load.add_argument(
+        "--concurrency",
+        type=int,
+        default=DEFAULT_CONCURRENCY,
+        metavar="N",
+        help=f"clients, each sends its next request when its last ended (default: {DEFAULT_CONCURRENCY})",
+    )
+    load.add_argument("--request-rate", type=float, metavar="R", help="requests/s, Poisson arrivals; inf: all at once")
+    load.add_argument("--sweep-concurrency", metavar="N,N,...", help="one run for each number of clients")
+    load.add_argument("--sweep", metavar="R,R,...", help="one run for each request rate")
+    group.add_argument("--requests", type=int, default=64, metavar="N", help="how many, in each run (default: 64)")
+    group.add_argument("--warmup", type=int, metavar="N", help="requests sent first, not counted (default: one a client)")
+    group.add_argument("--processes", type=int, default=1, metavar="P", help="processes for the clients (default: 1)")
+    group.add_argument("--timeout", type=float, default=600.0, metavar="S", help="seconds a request may take (default: 600)")
+
+    group = parser.add_argument_group("requests")
+    group.add_argument("--input-len", default="32:128", metavar="LOW:HIGH", help="tokens of a prompt (default: 32:128)")
+    group.add_argument("--output-len", default="32:128", metavar="LOW:HIGH", help="tokens to generate (default: 32:128)")
+    group.add_argument("--seed", type=int, default=0, metavar="N", help="of prompts, lengths and arrivals (default: 0)")
+    group.add_argument("--vocab-size", type=int, metavar="N", help="prompts are random ids below it (default: the model's)")
+    group.add_argument("--temperature", type=float, default=0.0, metavar="X", help="0 takes the best token (default: 0)")
+    group.add_argument("--top-p", type=float, metavar="P", help="keep the best tokens that add up to P")
+    group.add_argument(
+        "--no-ignore-eos",
+        action="store_false",
+        dest="ignore_eos",
+        help="do not send ignore_eos, for a server that does not know it; outputs may then be shorter",
+    )
+
+    group = parser.add_argument_group("results")
+    group.add_argument("--slo", default="", metavar="NAME:MS,...", help="goodput within limits: ttft:200,tpot:20,e2e:5000")
+    group.add_argument("--json", type=Path, metavar="FILE", help="write everything measured to this file")
+    group.add_argument("--chart", type=Path, metavar="FILE", help="of a sweep: latency against throughput, .png or .svg")
+    group.add_argument(
+        "--against-offline", action="store_true", help="with --launch: also run the requests through LLM.generate"
+    )
+    group.add_argument("--rounds", type=int, metavar="N", help="with --against-offline: interleaved rounds (default: 3)")
+
+
+def check_options(args: argparse.Namespace, num_loads: int) -> None:
+    """Raise ``ConfigError`` for numbers out of range, options that do not go together, files that could not be written."""
+    _check_numbers(args)
+    _check_results(args, num_loads)
+    if args.threads is not None and args.launch is None:
+        raise ConfigError("--threads is for --launch: a server that runs already has its threads")
+    if args.against_offline:
+        _check_against_offline(args, num_loads)
+    elif args.rounds is not None:
+        raise ConfigError("--rounds is for --against-offline")
+    _require("aiohttp")
+    if args.chart is not None:
+        _require("matplotlib")
+
+
+def _check_numbers(args: argparse.Namespace) -> None:
+    for name in ("requests", "processes", "threads", "rounds", "vocab_size"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+    if args.warmup is not None and args.warmup < 0:
+        raise ConfigError(f"--warmup must be at least 0, got {args.warmup}")
+    if not 0 < args.timeout < float("inf"):
+        raise ConfigError(f"--timeout must be seconds greater than 0, got {args.timeout}")
+    if not 0 <= args.temperature < float("inf"):
+        raise ConfigError(f"--temperature must be at least 0 and finite, got {args.temperature}")
+    if args.top_p is not None and not 0 < args.top_p <= 1:
+        raise ConfigError(f"--top-p must be greater than 0 and at most 1, got {args.top_p}")
+
+
+def _check_results(args: argparse.Namespace, num_loads: int) -> None:
+    """Files that could not be written are named now, not after the measurement."""
+    for option, path in (("--json", args.json), ("--chart", args.chart)):
+        if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+            raise ConfigError(f"{option} {path} cannot be written: name a file in a folder that exists")
+    if args.chart is not None and args.chart.suffix not in (".png", ".svg"):
+        raise ConfigError(f"--chart must name a .png or .svg file, got {args.chart}")
+    if args.chart is not None and num_loads < 2:
+        raise ConfigError("--chart draws a sweep: give several loads with --sweep or --sweep-concurrency")
+
+
+def _check_against_offline(args: argparse.Namespace, num_loads: int) -> None:
+    if args.launch is None:
+        raise ConfigError("--against-offline needs --launch: both sides must have the same model and engine settings")
+    if num_loads > 1 or args.sweep or args.sweep_concurrency or args.request_rate is not None:
+        raise ConfigError("--against-offline compares a closed loop: use it with --concurrency")
+    if args.temperature != 0 or args.top_p is not None or not args.ignore_eos:
+        raise ConfigError("--against-offline is greedy, to the length asked for: no --temperature, --top-p, --no-ignore-eos")
+
+
+def _require(package: str) -> None:
+    if find_spec(package) is None:
+        raise ConfigError(f"bench serve needs the package {package}: pip install 'pagebrain[bench]'")

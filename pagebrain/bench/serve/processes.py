@@ -1,7 +1,7 @@
 """Client processes: one or several, apart from the process that draws the progress bar, so that drawing delays no timestamp.
 
-Each process warms up and says so; when all have, they start at the same moment. A closed loop's clients take their next
-request from a counter that all processes share. Processes end with their parent, however it ends.
+Each process warms up and reports that. When all are warm, they start at the same moment. A closed loop's clients take their
+next request from a counter that all processes share. Processes end with their parent, even if it is killed.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from pagebrain.bench.serve.load import ClientJob, Load
-from pagebrain.bench.serve.records import RequestRecord, read_exchange
+from pagebrain.bench.serve.measurements import RequestRecord, read_exchange
 from pagebrain.bench.serve.target import Target
 from pagebrain.errors import PageBrainError
 
@@ -27,7 +27,7 @@ _START_DELAY_S = 0.1
 """From the last process that is ready to the start of the load: long enough for all to hear of it."""
 
 _POLL_S = 0.2
-_SPAWN = multiprocessing.get_context("spawn")  # a fork would inherit torch's threads, half of them
+_SPAWN = multiprocessing.get_context("spawn")  # a fork would inherit the locks of torch's threads, and not the threads
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class SharedCounters:
         self.process = 0
 
     def take_next(self) -> int:
-        """A number that nobody took yet, from 0 on."""
+        """The next number, from 0 on. No two calls return the same one."""
         with self._next.get_lock():
             taken = int(self._next.value)
             self._next.value = taken + 1
@@ -156,7 +156,7 @@ class SharedCounters:
 
 def _client_process(pipe: Connection, job: ClientJob, shared: SharedCounters, number: int) -> None:
     """What a client process does from its first line to its last."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it too, and ends this process
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and ends this process
     threading.Thread(target=_end_with_parent, daemon=True).start()
     shared.process = number
     _allow_many_connections()
@@ -171,7 +171,7 @@ def _client_process(pipe: Connection, job: ClientJob, shared: SharedCounters, nu
 
 async def _talk(pipe: Connection, job: ClientJob, shared: SharedCounters) -> None:
     """Warm up, start when told, drive, read the answers when told. Between those, waiting may block the loop."""
-    from pagebrain.bench.serve.client import drive, open_session, warm_up
+    from pagebrain.bench.serve.http_client import drive, open_session, warm_up
 
     async with open_session(job) as session:
         warmed = [read_exchange(one, 0.0) for one in await warm_up(session, job)]
@@ -197,7 +197,7 @@ def _end_with_parent() -> None:
 def _allow_many_connections() -> None:
     """Raise the limit of open files as far as this user may: a rate of ``inf`` opens a connection for each request."""
     with contextlib.suppress(ImportError, ValueError, OSError):
-        import resource  # which Windows has not
+        import resource  # missing on Windows
 
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
@@ -210,3 +210,30 @@ def _new_event_loop() -> asyncio.AbstractEventLoop:
     except ImportError:
         return asyncio.new_event_loop()
     return uvloop.new_event_loop()
+
+
+Follow = Callable[[str, int, Progress], None]
+"""Called with the load's name, how many requests it has, and how far it is."""
+
+
+@contextlib.contextmanager
+def progress_bar(console: Any) -> Iterator[Follow]:
+    """A bar on ``console``, and the function that moves it."""
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bar
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("requests"))
+    with Bar(*columns, TimeElapsedColumn(), TextColumn("{task.fields[speed]}"), console=console, transient=True) as bar:
+        task = bar.add_task("starting", total=None, speed="")
+        last = Progress(0, 0)
+
+        def follow(label: str, total: int, progress: Progress) -> None:
+            nonlocal last
+            if progress.num_ended < last.num_ended or bar.tasks[0].description != label:
+                bar.reset(task, description=label, total=total)
+            last = progress
+            elapsed_s = bar.tasks[0].elapsed or 0.0
+            speed = f"{progress.num_tokens / elapsed_s:,.0f} tokens/s so far" if elapsed_s > 0.5 else ""
+            bar.update(task, completed=progress.num_ended, speed=speed)
+
+        yield follow

@@ -1,0 +1,53 @@
+"""Triton as this machine can run it: compiled where torch finds a CUDA GPU, in Triton's interpreter on the CPU elsewhere.
+
+Triton reads ``TRITON_INTERPRET`` when it is first imported, and chooses one of the two. Torch may have imported it before
+that variable was set. Chapter 06 takes ``triton`` and ``tl`` from here, which works in either case.
+"""
+
+import importlib
+import os
+import sys
+from types import ModuleType
+from typing import Any
+
+import torch
+
+_VARIABLE = "TRITON_INTERPRET"
+
+
+class NoTritonError(ImportError):
+    """Triton cannot be imported on this machine, so no kernel can run."""
+
+
+def _import_triton() -> tuple[Any, Any]:
+    """``triton`` and ``triton.language``. Raises ``NoTritonError``."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault(_VARIABLE, "1")
+    modules = _both()
+    if os.environ.get(_VARIABLE) == "1" and not _interprets(modules[1]):
+        # It was imported to compile. What is imported from now on interprets; its compiled library is loaded once only.
+        for name in [*sys.modules]:
+            if name.partition(".")[0] == "triton" and not name.startswith("triton._C"):
+                del sys.modules[name]
+        modules = _both()
+    return modules
+
+
+def _both() -> tuple[ModuleType, ModuleType]:
+    try:
+        return importlib.import_module("triton"), importlib.import_module("triton.language")
+    except ImportError as error:
+        raise NoTritonError(
+            f"chapter 06 needs Triton 3.6 or later ({error}): pip install 'triton>=3.6' on Linux; elsewhere there is none, "
+            "and the notebook can be read as it was run"
+        ) from error
+
+
+def _interprets(language: Any) -> bool:
+    return type(language.sum).__name__ == "InterpretedFunction"
+
+
+triton, tl = _import_triton()
+
+INTERPRETED = _interprets(tl)
+"""Whether kernels are interpreted in this process. Then they work on CPU tensors; compiled ones want a GPU's."""

@@ -1,0 +1,200 @@
+"""Wrong solutions of chapter 01. ``# %%`` names each, its docstring the task and the mistake."""
+
+# %% added_to_old_content
+"""Task 1.1: K and V are added to what a slot held, which is right only for a slot that is still zero."""
+
+
+class ReservedCache:
+    def write(self, layer: int, positions: Tensor, key: Tensor, value: Tensor) -> None:
+        rows = torch.arange(len(positions)).unsqueeze(1).expand_as(positions)
+        self.keys[layer].index_put_((rows, positions), key, accumulate=True)
+        self.values[layer].index_put_((rows, positions), value, accumulate=True)
+
+
+# %% every_row_gets_all
+"""Task 1.1: the batch axis is a slice, so that every sequence's row receives the tokens of all sequences."""
+
+
+class ReservedCache:
+    def write(self, layer: int, positions: Tensor, key: Tensor, value: Tensor) -> None:
+        self.keys[layer, :, positions] = key
+        self.values[layer, :, positions] = value
+
+
+# %% first_positions_for_all
+"""Task 1.1: all sequences are written at the positions of the first."""
+
+
+class ReservedCache:
+    def write(self, layer: int, positions: Tensor, key: Tensor, value: Tensor) -> None:
+        self.keys[layer][:, positions[0]] = key
+        self.values[layer][:, positions[0]] = value
+
+
+# %% flat_without_row
+"""Task 1.1: the flat index forgets where a sequence's own row begins."""
+
+
+class ReservedCache:
+    def write(self, layer: int, positions: Tensor, key: Tensor, value: Tensor) -> None:
+        flat = positions.flatten()
+        self.keys[layer].flatten(0, 1)[flat] = key.flatten(0, 1)
+        self.values[layer].flatten(0, 1)[flat] = value.flatten(0, 1)
+
+
+# %% row_stride_of_new_tokens
+"""Task 1.1: the flat index takes the number of new tokens for the length of a row."""
+
+
+class ReservedCache:
+    def write(self, layer: int, positions: Tensor, key: Tensor, value: Tensor) -> None:
+        batch_size, num_new = positions.shape
+        for b in range(batch_size):
+            for t in range(num_new):
+                slot = b * num_new + positions[b, t]
+                self.keys[layer].flatten(0, 1)[slot] = key[b, t]
+                self.values[layer].flatten(0, 1)[slot] = value[b, t]
+
+
+# %% cut_at_the_longest
+"""Task 1.2: a decode cuts the cache at the longest sequence and masks nothing, so that shorter ones see past their end."""
+
+
+def masked_attention(query: Tensor, keys: Tensor, values: Tensor, positions: Tensor, scale: float) -> Tensor:
+    length = int(positions.max()) + 1
+    keys, values = keys[:, :length], values[:, :length]
+    scores = torch.einsum("bqhd,bkhd->bhqk", query, keys) * scale
+    if query.shape[1] > 1:
+        hidden = torch.arange(length) > positions[:, None, :, None]
+        scores = scores.masked_fill(hidden, -math.inf)
+    return torch.einsum("bhqk,bkhd->bqhd", scores.softmax(dim=-1), values)
+
+
+# %% mask_added_too_small
+"""Task 1.2: a large negative number is added to hidden scores, which is too small if a slot holds something larger."""
+
+
+def masked_attention(query: Tensor, keys: Tensor, values: Tensor, positions: Tensor, scale: float) -> Tensor:
+    scores = torch.einsum("bqhd,bkhd->bhqk", query, keys) * scale
+    hidden = torch.arange(keys.shape[1]) > positions.unsqueeze(-1)
+    scores = scores + hidden.unsqueeze(1) * -1000.0
+    return torch.einsum("bhqk,bkhd->bqhd", scores.softmax(dim=-1), values)
+
+
+# %% mask_after_softmax
+"""Task 1.2: hidden slots are masked after the softmax, where a large score in one has already taken all the weight."""
+
+
+def masked_attention(query: Tensor, keys: Tensor, values: Tensor, positions: Tensor, scale: float) -> Tensor:
+    scores = torch.einsum("bqhd,bkhd->bhqk", query, keys) * scale
+    visible = torch.arange(keys.shape[1]) <= positions.unsqueeze(-1)
+    weights = scores.softmax(dim=-1) * visible.unsqueeze(1)
+    weights = weights / weights.sum(dim=-1, keepdim=True)
+    return torch.einsum("bhqk,bkhd->bqhd", weights, values)
+
+
+# %% mask_counts_rows
+"""Task 1.2: the rows of a prefill are numbered from zero, so that new tokens after cached ones see too little."""
+
+
+def masked_attention(query: Tensor, keys: Tensor, values: Tensor, positions: Tensor, scale: float) -> Tensor:
+    num_new, max_len = query.shape[1], keys.shape[1]
+    scores = torch.einsum("bqhd,bkhd->bhqk", query, keys) * scale
+    if num_new > 1:
+        visible = torch.ones(num_new, max_len, dtype=torch.bool).tril()
+    else:
+        visible = (torch.arange(max_len) <= positions[:, :1])[:, None, None]
+    weights = scores.masked_fill(~visible, -math.inf).softmax(dim=-1)
+    return torch.einsum("bhqk,bkhd->bqhd", weights, values)
+
+
+# %% mask_of_first_sequence
+"""Task 1.2: one mask, made from the first sequence's positions, serves the whole batch."""
+
+
+def masked_attention(query: Tensor, keys: Tensor, values: Tensor, positions: Tensor, scale: float) -> Tensor:
+    scores = torch.einsum("bqhd,bkhd->bhqk", query, keys) * scale
+    hidden = torch.arange(keys.shape[1])[None, :] > positions[0][:, None]
+    scores = scores.masked_fill(hidden, -math.inf)
+    return torch.einsum("bhqk,bkhd->bqhd", scores.softmax(dim=-1), values)
+
+
+# %% mask_without_head_axis
+"""Task 1.2: the mask has no axis for heads, so that its batch axis is matched with the heads."""
+
+
+def masked_attention(query: Tensor, keys: Tensor, values: Tensor, positions: Tensor, scale: float) -> Tensor:
+    scores = torch.einsum("bqhd,bkhd->bhqk", query, keys) * scale
+    hidden = torch.arange(keys.shape[1]) > positions.unsqueeze(-1)
+    scores = scores.masked_fill(hidden, -math.inf)
+    return torch.einsum("bhqk,bkhd->bqhd", scores.softmax(dim=-1), values)
+
+
+# %% new_tokens_see_each_other
+"""Task 1.2: every new token sees as far as the newest one of its sequence."""
+
+
+def masked_attention(query: Tensor, keys: Tensor, values: Tensor, positions: Tensor, scale: float) -> Tensor:
+    scores = torch.einsum("bqhd,bkhd->bhqk", query, keys) * scale
+    lengths = positions.amax(dim=1) + 1
+    hidden = torch.arange(keys.shape[1]) >= lengths[:, None]
+    scores = scores.masked_fill(hidden[:, None, None], -math.inf)
+    return torch.einsum("bhqk,bkhd->bqhd", scores.softmax(dim=-1), values)
+
+
+# %% scale_ignored
+"""Task 1.2: the scores are always divided by the root of head_dim, and the caller's scale is not used."""
+
+
+def masked_attention(query: Tensor, keys: Tensor, values: Tensor, positions: Tensor, scale: float) -> Tensor:
+    scores = torch.einsum("bqhd,bkhd->bhqk", query, keys) / math.sqrt(query.shape[-1])
+    hidden = torch.arange(keys.shape[1]) > positions.unsqueeze(-1)
+    scores = scores.masked_fill(hidden.unsqueeze(1), -math.inf)
+    return torch.einsum("bhqk,bkhd->bqhd", scores.softmax(dim=-1), values)
+
+
+# %% first_row_for_all
+"""Task 1.3: every text's last row is row 0."""
+
+
+def decode_inputs(texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor]:
+    token_ids = torch.tensor([text[-1] for text in texts]).unsqueeze(1)
+    positions = torch.tensor([len(text) - 1 for text in texts]).unsqueeze(1)
+    return token_ids, positions, torch.zeros(len(texts), dtype=torch.int64)
+
+
+# %% position_too_late
+"""Task 1.3: a text of n tokens is continued at position n, which leaves a hole in the cache."""
+
+
+def decode_inputs(texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor]:
+    token_ids = torch.tensor([[text[-1]] for text in texts])
+    positions = torch.tensor([[len(text)] for text in texts])
+    return token_ids, positions, torch.arange(len(texts))
+
+
+# %% positions_of_the_longest
+"""Task 1.3: all texts stand at the position of the longest, as if the padding were part of them."""
+
+
+def decode_inputs(texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor]:
+    longest = max(len(text) for text in texts)
+    token_ids = torch.tensor([[text[-1]] for text in texts])
+    positions = torch.full((len(texts), 1), longest - 1)
+    return token_ids, positions, torch.arange(len(texts))
+
+
+# %% token_zero_is_padding
+"""Task 1.3: token 0 at a text's end is taken for padding and skipped."""
+
+
+def decode_inputs(texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor]:
+    lengths = []
+    for text in texts:
+        length = len(text)
+        while length > 1 and text[length - 1] == 0:
+            length -= 1
+        lengths.append(length)
+    token_ids = torch.tensor([[text[length - 1]] for text, length in zip(texts, lengths)])
+    positions = torch.tensor([[length - 1] for length in lengths])
+    return token_ids, positions, torch.arange(len(texts))
