@@ -93,7 +93,10 @@ class ReservedCache:
         To whoever draws it, this cache is a pool of ``batch_size`` blocks, each as long as the longest text may become.
         """
         _, batch_size, max_len, _, _ = self.keys.shape
-        rows = tuple(TraceRow(b, str(b), 0, start, count, True) for b, (start, count) in enumerate(zip(starts, num_new)))
+        rows = tuple(
+            TraceRow(b, str(b), 0, start, count, True, "decode" if start else "prefill")
+            for b, (start, count) in enumerate(zip(starts, num_new))
+        )
         tables = {b: (b,) for b in range(batch_size)}
         return StepTrace(step, rows, tables, (), {}, batch_size, max_len, launched_s=time.monotonic())
 

@@ -211,7 +211,10 @@ class Rows:
     def trace(self, step: int, cache: PagedCache) -> StepTrace:
         """The record of this step, for whoever draws it."""
         shares = zip(self.seq_ids, self.context_lens, self.counts)
-        rows = [TraceRow(seq_id, str(seq_id), 0, length - count, count, True) for seq_id, length, count in shares]
+        rows = [
+            TraceRow(seq_id, str(seq_id), 0, length - count, count, True, "decode" if length > count else "prefill")
+            for seq_id, length, count in shares
+        ]
         return trace_cache(step, rows, cache)
 
 

@@ -55,11 +55,8 @@ class Cache(Protocol):
     def grow(self, seq_id: int, num_tokens: int) -> None:
         """Hand the sequence what it lacks to have ``num_tokens`` tokens in all. Raises ``OutOfBlocksError``."""
 
-
-class Retirement(Protocol):
-    """Where a sequence's blocks go; here they are free at once, the engine waits for steps in flight."""
-
-    def retire(self, seq: data.Sequence) -> None: ...
+    def retire(self, seq: data.Sequence) -> None:
+        """Take the sequence's blocks back. Here they are free at once; the engine's cache waits for steps in flight."""
 
 
 class Scheduler:
@@ -67,10 +64,9 @@ class Scheduler:
 
     supports: frozenset[str] = frozenset()
 
-    def __init__(self, config: PageBrainConfig, cache_manager: Cache, retirement: Retirement) -> None:
+    def __init__(self, config: PageBrainConfig, cache_manager: Cache) -> None:
         self.config = config
         self.cache_manager = cache_manager
-        self.retirement = retirement
         self.waiting: deque[data.Sequence] = deque()
         self.running: list[data.Sequence] = []
         self.preempted: list[data.Sequence] = []
@@ -142,14 +138,14 @@ class Scheduler:
         """Task 4.3: see to it that ``seq`` can grow to ``num_tokens`` tokens. Returns whether it can.
 
         While it cannot, the latest arrival among ``running`` is preempted: ``seq.preempt()`` marks it, its blocks go to
-        ``retirement.retire``, it is noted in ``preempted``, and it waits at the front of the queue. If that was ``seq``
+        ``cache_manager.retire``, it is noted in ``preempted``, and it waits at the front of the queue. If that was ``seq``
         itself, the answer is no.
         """
         # BEGIN SOLUTION 4.3
         while not self.cache_manager.can_grow(seq.seq_id, num_tokens):
             victim = self.running.pop()
             victim.preempt()
-            self.retirement.retire(victim)
+            self.cache_manager.retire(victim)
             self.preempted.append(victim)
             self.waiting.appendleft(victim)
             if victim is seq:
@@ -176,18 +172,15 @@ class StaticScheduler(Scheduler):
         return [] if self.running else super().admit(budget)
 
 
-class FreeAtOnce:
-    """Retirement when no step is ever in flight."""
-
-    def __init__(self, cache: PagedCache) -> None:
-        self.cache = cache
+class FreeAtOnce(PagedCache):
+    """Chapter 02's cache. No step is ever in flight here, so the blocks of a sequence that is done are free at once."""
 
     def retire(self, seq: data.Sequence) -> None:
         """Give the sequence's blocks back."""
-        self.cache.free(seq.seq_id)
+        self.free(seq.seq_id)
 
 
-MakeScheduler = Callable[[PageBrainConfig, PagedCache, FreeAtOnce], Scheduler]
+MakeScheduler = Callable[[PageBrainConfig, FreeAtOnce], Scheduler]
 
 
 class Engine:
@@ -211,9 +204,8 @@ class Engine:
         self.on_step = on_step
         self.keep_history = keep_history
         self._num_steps = 0
-        self.cache = PagedCache(BlockManager(config), config)
-        self.retirement = FreeAtOnce(self.cache)
-        self.scheduler = make_scheduler(config, self.cache, self.retirement)
+        self.cache = FreeAtOnce(BlockManager(config), config)
+        self.scheduler = make_scheduler(config, self.cache)
         self.history: list[StepTrace] = []
         self._num_requests = 0
 
@@ -265,7 +257,7 @@ class Engine:
     def finish(self, seq: data.Sequence) -> None:
         """End a sequence, because it is done or because nobody wants it any more; its blocks come back at once."""
         self.scheduler.finish(seq)
-        self.retirement.retire(seq)
+        self.cache.retire(seq)
         seq.status = data.SequenceStatus.FINISHED
 
 

@@ -22,8 +22,8 @@ Tasks (35 points, about 7 hours):
 
 Know first: chapter 04; that a GPU works through what was launched in order, while the CPU goes on.
 In the engine: :mod:`pagebrain.batch_rows`, :mod:`pagebrain.graphs`, :mod:`pagebrain.gpu_executor`,
-:mod:`pagebrain.retirement` and :meth:`pagebrain.engine.Engine.step`. In vLLM: ``vllm/v1/worker/gpu_model_runner.py``,
-``vllm/compilation/cuda_graph.py`` and ``AsyncScheduler``.
+:meth:`pagebrain.cache.CacheManager.collect` and :meth:`pagebrain.engine.Engine.step`. In vLLM:
+``vllm/v1/worker/gpu_model_runner.py``, ``vllm/compilation/cuda_graph.py`` and ``AsyncScheduler``.
 From pagebrain: ``PageBrainConfig``, ``models.gpt2.attention_scale``, the data classes of ``pagebrain.sequence`` and the
 records of ``pagebrain.trace``.
 """
@@ -43,7 +43,7 @@ from chapters.ch00_baseline import OnLogits, check_prompts
 from chapters.ch01_naive_kv_cache import Attend, forward, masked_attention
 from chapters.ch02_block_table import PagedCache, Rows
 from chapters.ch03_paged_attention import attend_paged
-from chapters.ch04_scheduler import FreeAtOnce, half_the_room
+from chapters.ch04_scheduler import half_the_room
 from pagebrain import PageBrainConfig
 from pagebrain import sequence as data
 from pagebrain.models.gpt2 import attention_scale
@@ -243,11 +243,11 @@ class Executor:
         return forward(self.model, flat.token_ids, flat.positions, attend_paged(self.model, self.cache, flat), last_rows)
 
 
-class LateRetirement(FreeAtOnce):
+class LateRetirement:
     """Blocks and batch rows come back when no step in flight uses them; until then their sequences are ``pending``."""
 
     def __init__(self, cache: PagedCache, rows: BatchRows) -> None:
-        super().__init__(cache)
+        self.cache = cache
         self.rows = rows
         self.pending: dict[int, data.Sequence] = {}
 
@@ -278,7 +278,10 @@ class Scheduler(ch04_scheduler.Scheduler):
     """Chapter 04's, for blocks that come late. It decides from counts alone, so it can plan before tokens are read."""
 
     supports = frozenset({"lookahead"})
-    retirement: LateRetirement
+
+    def __init__(self, config: PageBrainConfig, cache: ch04_scheduler.FreeAtOnce, retirement: LateRetirement) -> None:
+        super().__init__(config, cache)
+        self.retirement = retirement
 
     def make_room(self, seq: data.Sequence, num_tokens: int) -> bool:
         """Task 7.5: see to it that ``seq`` can grow to ``num_tokens`` tokens. Returns whether it can now.
@@ -393,6 +396,12 @@ class Engine(ch04_scheduler.Engine):
         seq.token_ids.append(token_id)
         if token_id == self.model.config.eos_token_id or len(seq.token_ids) == seq.max_num_tokens:
             self.finish(seq)
+
+    def finish(self, seq: data.Sequence) -> None:
+        """End a sequence, because it is done or because nobody wants it any more; its blocks come back late."""
+        self.scheduler.finish(seq)
+        self.retirement.retire(seq)
+        seq.status = SequenceStatus.FINISHED
 
 
 def generate(

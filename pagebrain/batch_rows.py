@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from pagebrain.attention import ForwardBatch
-from pagebrain.cache import CacheManager
+from pagebrain.cache import BlockTables
 from pagebrain.config import PageBrainConfig
 from pagebrain.errors import ConfigError
 from pagebrain.sampling.rows import SampleRow
 from pagebrain.sampling.triton_sample import SamplingRows
-from pagebrain.sequence import Sequence
+from pagebrain.sequence import ScheduledSequence, Sequence, SequenceGroup
 from pagebrain.triton_locate import locate
 
 IntArray = npt.NDArray[np.int64]
@@ -63,12 +63,10 @@ class BatchRows:
     takes its seat.
     """
 
-    def __init__(self, cache_manager: CacheManager, config: PageBrainConfig) -> None:
+    def __init__(self, dummy_block: int, config: PageBrainConfig) -> None:
         if config.max_model_len is None or config.vocab_size is None:
             raise ConfigError("max_model_len is not set: make the config with PageBrainConfig.for_model(base, ...)")
-        if cache_manager.dummy_block is None:
-            raise ConfigError("batch rows need a dummy block: make the CacheManager with has_dummy_block=True")
-        self.cache_manager = cache_manager
+        self.tables = BlockTables(config.block_size)
         self.vocab_size = config.vocab_size
         self.block_size = config.block_size
         self.device = torch.device(config.device)
@@ -80,8 +78,7 @@ class BatchRows:
         self._changes: dict[int, int] = {}  # word -> value, in no order: each word is named once
         self._rows: dict[int, BatchRow] = {}
         self._free = list(range(self.num_rows - 1))
-        cache_manager.on_grow = self._grow
-        self._set("block_tables", self.dummy_row, 0, [cache_manager.dummy_block])
+        self._set("block_tables", self.dummy_row, 0, [dummy_block])
         self._set("context_lens", self.dummy_row, 0, [1])
 
     def _allocate(self, max_model_len: int) -> None:
@@ -123,25 +120,32 @@ class BatchRows:
 
     # Who holds which row ----------------------------------------------------------------------------------------------
 
-    def row_of(self, seq: Sequence) -> BatchRow:
+    def apply(self, group: SequenceGroup) -> None:
+        """Make the changes that a plan carries: rows that come back, blocks that were added."""
+        self.tables.apply(group)
+        for seq_id in group.released:
+            row = self._rows.pop(seq_id, None)
+            if row is not None:
+                self._free.append(row.index)
+        for seq_id, first_column, block_ids in group.new_blocks:
+            row = self._rows.get(seq_id)
+            if row is not None:  # otherwise the whole table is sent when the sequence gets its row
+                self._set("block_tables", row.index, first_column, block_ids)
+
+    def row_of(self, entry: ScheduledSequence) -> BatchRow:
         """The sequence's row; a new one is filled with all that is known of the sequence."""
-        return self._rows.get(seq.seq_id) or self._take(seq)
+        return self._rows.get(entry.seq.seq_id) or self._take(entry)
 
-    def release(self, seq: Sequence) -> None:
-        """Give the row back, if the sequence has one."""
-        row = self._rows.pop(seq.seq_id, None)
-        if row is not None:
-            self._free.append(row.index)
-
-    def _take(self, seq: Sequence) -> BatchRow:
+    def _take(self, entry: ScheduledSequence) -> BatchRow:
+        seq = entry.seq
         params, prompt_len = seq.params, seq.num_prompt_tokens
         asks_for_more = params.has_penalties or bool(params.logit_bias) or params.logprobs is not None
         plain_from = seq.max_num_tokens + 1 if asks_for_more else prompt_len + params.min_tokens
         index = self._free.pop()
         row = self._rows[seq.seq_id] = BatchRow(index, plain_from, params.greedy)
         self._set("token_ids", index, 0, seq.token_ids)
-        self._set("block_tables", index, 0, self.cache_manager.block_table(seq.seq_id))
-        self._set("context_lens", index, 0, [seq.num_scheduled])
+        self._set("block_tables", index, 0, self.tables.by_id.get(seq.seq_id, ()))
+        self._set("context_lens", index, 0, [entry.start])
         self._set("growth", index, 0, [1])
         values = SamplingRows.values_for(params, seq.request.seed, seq.sample_index, prompt_len, self.vocab_size)
         for (name, code), value in zip(_SAMPLING_CODES.items(), values, strict=True):
@@ -153,12 +157,6 @@ class BatchRows:
         self._set("context_lens", row, 0, [context_len])
 
     # What has changed -------------------------------------------------------------------------------------------------
-
-    def _grow(self, seq_id: int, first_column: int, block_ids: list[int]) -> None:
-        """The sequence's block table got longer."""
-        row = self._rows.get(seq_id)
-        if row is not None:  # otherwise it travels with the rest when the sequence gets its row
-            self._set("block_tables", row.index, first_column, block_ids)
 
     def _set(self, name: str, row: int, column: int, values: Iterable[int]) -> None:
         start, width = self._columns[name]

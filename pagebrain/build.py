@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 
-from pagebrain.attention import paged_attention
-from pagebrain.attention.choice import default_attention, kernels_fit
+from pagebrain.attention import AttentionBackend, choose_backend
 from pagebrain.attention.decode_plan import MAX_NUM_SEQS
 from pagebrain.block import BlockManager
 from pagebrain.cache import CacheManager
@@ -25,9 +24,8 @@ from pagebrain.loading import load_model, load_text, resolve_device_and_dtype
 from pagebrain.memory import enough_memory, estimate_largest_step, measure_largest_step
 from pagebrain.models.gpt2 import PagedGPT2LMHeadModel
 from pagebrain.models.packing import pack_weights
-from pagebrain.parts import AttentionPart, SchedulerPart, find_part, make_part, parts_without
+from pagebrain.parts import SchedulerPart, find_part, make_part, parts_without
 from pagebrain.requests import encode_text
-from pagebrain.retirement import RetirementQueue
 from pagebrain.sampling import Sampler
 from pagebrain.scheduler import Scheduler
 
@@ -35,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 _OWN_PARTS: dict[str, Any] = {
     "block_manager": BlockManager,
-    "attention": paged_attention,
+    "attention": None,  # chosen when the model is known
     "scheduler": Scheduler,
     "sampler": Sampler,
 }
@@ -85,13 +83,14 @@ def build_engine(
     for notice in notices:
         logger.warning(notice)
     weight = base.transformer.wte.weight
-    if config.swap.get("attention") is None:
-        head_dim = base.config.n_embd // base.config.n_head
-        parts["attention"] = _own_attention(weight.device, weight.dtype, head_dim, notices)
-    config = _without_unsupported(config, parts, weight.is_cuda, notices)
-    uses_rows = not _without_rows(parts)
-    if uses_rows and not weight.is_cuda:
-        _check_interpreter(weight.device)
+    head_dim = base.config.n_embd // base.config.n_head
+    backend, reason = choose_backend(parts["attention"], weight.device, weight.dtype, head_dim)
+    if reason is not None:
+        _notice(notices, f"attention is computed with torch operations: {reason}")
+    parts["attention"] = backend
+    without_rows = _parts_without_rows(parts)
+    config = _without_unsupported(config, parts, without_rows, weight.is_cuda, notices)
+    uses_rows = not without_rows
     if uses_rows and config.max_num_seqs > MAX_NUM_SEQS:
         raise ConfigError(f"max_num_seqs must be at most {MAX_NUM_SEQS} with the Triton kernels, got {config.max_num_seqs}")
     if weight.is_cuda:
@@ -108,8 +107,8 @@ def build_engine(
 
     block_manager = make_part("block_manager", parts["block_manager"], config)
     with enough_memory(config.device, f"K and V in {config.num_blocks:,} blocks", "lower num_blocks or memory_fraction"):
-        cache_manager = CacheManager(block_manager, config, has_dummy_block=uses_rows)
-    model = _paged_model(base, cache_manager, parts["attention"], uses_rows)
+        cache_manager = CacheManager(block_manager, config)
+        model = _paged_model(base, cache_manager, backend, uses_rows)  # allocates the pool
     del base  # so that packing frees each original as it goes
     with enough_memory(config.device, "a copy of the weights in another layout", _MORE_MEMORY):
         packed = pack_weights(model) if owned else False
@@ -119,19 +118,16 @@ def build_engine(
         from pagebrain.gpu_executor import GpuExecutor
 
         with enough_memory(config.device, "CUDA graphs", "lower memory_fraction or max_num_seqs, or set cuda_graphs=False"):
-            executor = GpuExecutor(model, cache_manager, sampler, config)
+            executor = GpuExecutor(model, cache_manager.pool, sampler, config)
         if weight.is_cuda:
             notices.append(_found_on_gpu(config, step_bytes, executor.capture_s))
     else:
         with enough_memory(config.device, "the tokens of all sequences", "lower max_num_seqs or max_model_len"):
-            executor = TorchExecutor(model, cache_manager, sampler, config)
+            executor = TorchExecutor(model, cache_manager.pool, sampler, config)
 
-    def make_scheduler(retirement: RetirementQueue) -> SchedulerPart:
-        scheduler: SchedulerPart = make_part("scheduler", parts["scheduler"], config, cache_manager, retirement)
-        return scheduler
-
+    scheduler: SchedulerPart = make_part("scheduler", parts["scheduler"], config, cache_manager)
     encode = None if tokenizer is None else functools.partial(encode_text, tokenizer)
-    engine = Engine(config, cache_manager, executor, make_scheduler, encode, detokenizer)
+    engine = Engine(config, cache_manager, executor, scheduler, encode, detokenizer)
     return BuiltEngine(engine, config, tokenizer, packed, tuple(notices))
 
 
@@ -151,35 +147,24 @@ def _vocabulary_notices(num_ids: int, num_rows: int) -> list[str]:
     return []
 
 
-def _own_attention(device: torch.device, dtype: torch.dtype, head_dim: int, notices: list[str]) -> AttentionPart:
-    """The attention that is fastest there; on a GPU that does without the kernels, ``notices`` gets a line."""
-    reason = kernels_fit(device, dtype, head_dim)
-    if reason is not None and device.type == "cuda":
-        notices.append(f"attention is computed with torch operations: {reason}")
-        logger.warning(notices[-1])
-    return default_attention(device, dtype, head_dim)
+def _notice(notices: list[str], line: str) -> None:
+    notices.append(line)
+    logger.warning(line)
 
 
-def _without_rows(parts: dict[str, Any]) -> list[str]:
-    """Names of the parts that do not work on batch rows, as the engine's kernels do."""
+def _parts_without_rows(parts: dict[str, Any]) -> list[str]:
+    """Names of the parts that keep the engine from working on batch rows.
+
+    Attention has to find its sequences there, and what samples from them are the kernels that belong to the own sampler.
+    """
     attention = [] if "batch_rows" in getattr(parts["attention"], "supports", ()) else ["attention"]
     return attention + ([] if parts["sampler"] is Sampler else ["sampler"])
 
 
-def _check_interpreter(device: torch.device) -> None:
-    from pagebrain.attention.triton_common import is_interpreted
-
-    if not is_interpreted():
-        raise ConfigError(
-            f"the Triton kernels were named for a model on {device}, and they are compiled for a GPU: use device='cuda', or "
-            "set TRITON_INTERPRET=1 before Python starts to run them, slowly, in Triton's interpreter"
-        )
-
-
 def _paged_model(
-    base: GPT2LMHeadModel, cache_manager: CacheManager, attention: AttentionPart, fused: bool
+    base: GPT2LMHeadModel, cache_manager: CacheManager, backend: AttentionBackend, fused: bool
 ) -> PagedGPT2LMHeadModel:
-    model = PagedGPT2LMHeadModel(base, cache_manager, attention).eval()
+    model = PagedGPT2LMHeadModel(base, cache_manager, backend).eval()
     if fused:
         from pagebrain.models.fusing import fuse
 
@@ -193,10 +178,10 @@ def _step_bytes(config: PageBrainConfig, base: GPT2LMHeadModel) -> int:
     config = dataclasses.replace(config, num_blocks=config.blocks_for(config.max_model_len or 0))
     advice = f"lower max_num_batched_tokens (it is {config.max_num_batched_tokens}) or max_num_seqs ({config.max_num_seqs})"
     device, (_, _, head_dim) = base.transformer.wte.weight.device, config.require_shape()
-    attention = default_attention(device, config.torch_dtype, head_dim)
+    backend, reason = choose_backend(None, device, config.torch_dtype, head_dim)
     with enough_memory(config.device, "the largest step", advice):
         cache_manager = CacheManager(BlockManager(config), config)
-        model = _paged_model(base, cache_manager, attention, kernels_fit(device, config.torch_dtype, head_dim) is None)
+        model = _paged_model(base, cache_manager, backend, fused=reason is None)
         return measure_largest_step(model, Sampler(config), config)
 
 
@@ -215,7 +200,7 @@ def _found_on_gpu(config: PageBrainConfig, step_bytes: int, capture_s: float | N
 
 
 def _without_unsupported(
-    config: PageBrainConfig, parts: dict[str, Any], on_gpu: bool, notices: list[str]
+    config: PageBrainConfig, parts: dict[str, Any], without_rows: list[str], on_gpu: bool, notices: list[str]
 ) -> PageBrainConfig:
     """``config`` without the features that a part lacks; ``notices`` gets a line for each that would be on."""
     features = (("lookahead", "lookahead", "launching ahead is"), ("cuda_graphs", "cuda_graph", "CUDA graphs are"))
@@ -224,14 +209,11 @@ def _without_unsupported(
         is_on = on_gpu if getattr(config, setting) is None else getattr(config, setting)
         if is_on and lacking:
             verb = "does" if len(lacking) == 1 else "do"
-            notices.append(f"{what} off: {' and '.join(lacking)} {verb} not declare support for {feature}")
-            logger.warning(notices[-1])
+            _notice(notices, f"{what} off: {' and '.join(lacking)} {verb} not declare support for {feature}")
             off: dict[str, Any] = {setting: False}
             config = dataclasses.replace(config, **off)
-    without_rows = _without_rows(parts)
     if on_gpu and config.cuda_graphs is not False and without_rows:
         verb = "does" if len(without_rows) == 1 else "do"
-        notices.append(f"CUDA graphs are off: {' and '.join(without_rows)} {verb} not work on batch rows")
-        logger.warning(notices[-1])
+        _notice(notices, f"CUDA graphs are off: {' and '.join(without_rows)} {verb} not work on batch rows")
         config = dataclasses.replace(config, cuda_graphs=False)
     return config

@@ -1,11 +1,17 @@
-"""The K and V pools, and each sequence's block table into them.
+"""Each sequence's block table: which physical blocks hold its K and V, and when they are free again.
 
-The :class:`CacheManager` turns the block manager's numbers into memory: it owns the pools, grows block tables a block at a
-time, says in which slot each token's K and V belong (the slot mapping), and writes them there. Attention only reads.
+The :class:`CacheManager` gives the block manager's numbers their meaning: it grows block tables a block at a time, says in
+which slot each token's K and V belong (the slot mapping), and frees a sequence's blocks when no step in flight reads them.
+All of this is host code. What has changed in the tables travels to the executor in the plan of the next step. The
+:class:`~pagebrain.attention.kv_pool.KVPool` that the tables point into belongs to the manager, but only the attention
+backend looks inside.
 """
 
+import dataclasses
+import functools
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,35 +19,73 @@ from torch import Tensor
 from pagebrain.config import PageBrainConfig
 from pagebrain.errors import BlockTableError, IntegrityError, OutOfBlocksError
 from pagebrain.parts import BlockManagerPart
+from pagebrain.sequence import NewBlocks, Sequence, SequenceGroup
+
+if TYPE_CHECKING:
+    from pagebrain.attention.kv_pool import KVPool
+
+
+class BlockTables:
+    """Block tables by sequence id: the cache manager's, and the copy that an executor keeps by applying the plans."""
+
+    def __init__(self, block_size: int) -> None:
+        self.block_size = block_size
+        self.by_id: dict[int, list[int]] = {}
+
+    def apply(self, group: SequenceGroup) -> None:
+        """Make the changes that a plan carries: drop tables that were released, then extend those that got blocks."""
+        for seq_id in group.released:
+            self.by_id.pop(seq_id, None)
+        for seq_id, first_column, block_ids in group.new_blocks:
+            table = self.by_id.setdefault(seq_id, [])
+            table[first_column:] = block_ids
+
+    def slots(self, seq_id: int, start: int, count: int) -> list[int]:
+        """Physical slots for tokens ``start .. start + count - 1`` of a sequence; slot = block_id * block_size + offset.
+
+        Raises ``BlockTableError`` if the sequence's table does not cover ``start + count`` tokens.
+        """
+        table = self.by_id.get(seq_id, [])
+        block_size = self.block_size
+        if start < 0 or count < 0 or start + count > len(table) * block_size:
+            raise BlockTableError(
+                f"tokens {start}..{start + count - 1} of sequence {seq_id} were asked for, but its {len(table)} blocks hold "
+                f"{len(table) * block_size} tokens: grow the table first"
+            )
+        return [
+            table[position // block_size] * block_size + position % block_size for position in range(start, start + count)
+        ]
+
+    def padded(self, seq_ids: Iterable[int]) -> Tensor:
+        """These tables as one int64 tensor ``[num_seqs, max_blocks]``, short ones filled up with block 0."""
+        tables = [self.by_id.get(seq_id, []) for seq_id in seq_ids]
+        width = max(map(len, tables), default=0)
+        return torch.tensor([table + [0] * (width - len(table)) for table in tables], dtype=torch.int64).view(
+            len(tables), width
+        )
 
 
 class CacheManager:
-    """Pools of K and V for all layers, and a block table per sequence id.
+    """A block table per sequence id, and the pool of K and V that the tables point into."""
 
-    ``key_pools[layer]`` and ``value_pools[layer]`` are logically ``[num_blocks, block_size, num_heads, head_dim]``. In
-    memory a head's slots of one block lie side by side, so that a gathered page is a ready matrix for each head.
-
-    ``has_dummy_block`` adds a block, ``dummy_block``, that no sequence is ever given: padding may write there. ``on_grow``,
-    if set, hears of every block table that got longer: sequence id, first new column, block ids.
-    """
-
-    def __init__(self, block_manager: BlockManagerPart, config: PageBrainConfig, has_dummy_block: bool = False) -> None:
-        num_layers, num_heads, head_dim = config.require_shape()
+    def __init__(self, block_manager: BlockManagerPart, config: PageBrainConfig) -> None:
         self.block_manager = block_manager
         self.config = config
         self.block_size = config.block_size
         self.num_blocks = block_manager.num_blocks
-        self.dummy_block = self.num_blocks if has_dummy_block else None
-        self.on_grow: Callable[[int, int, list[int]], None] | None = None
-        shape = (num_layers, self.num_blocks + has_dummy_block, num_heads, self.block_size, head_dim)
-        # Zeros, not empty: a masked slot is multiplied by a weight of 0, and 0 * NaN would be NaN.
-        pools = [torch.zeros(shape, dtype=config.torch_dtype, device=config.device) for _ in range(2)]
-        self.key_pools: tuple[Tensor, ...] = pools[0].transpose(2, 3).unbind(0)
-        self.value_pools: tuple[Tensor, ...] = pools[1].transpose(2, 3).unbind(0)
-        self._tables: dict[int, list[int]] = {}
-        from pagebrain.attention.choice import default_writer  # here, because attention is built on this module
+        self._tables = BlockTables(config.block_size)
+        self._retiring: dict[int, Sequence] = {}
+        # What no plan has carried yet: sequence id -> first column of its table; and ids of sequences that were freed.
+        self._first_new: dict[int, int] = {}
+        self._released: dict[int, None] = {}  # a set in order
+        self._last_released: tuple[int, ...] = ()
 
-        self._write_kv = default_writer(pools[0].device, pools[0].dtype, head_dim)
+    @functools.cached_property
+    def pool(self) -> "KVPool":
+        """K and V of all blocks, allocated when it is first asked for. The model asks; host code runs without."""
+        from pagebrain.attention.kv_pool import KVPool
+
+        return KVPool.for_config(self.config, self.num_blocks)
 
     # Block tables -----------------------------------------------------------------------------------------------------
 
@@ -53,15 +97,15 @@ class CacheManager:
     @property
     def seq_ids(self) -> tuple[int, ...]:
         """Ids of the sequences that have a block table."""
-        return tuple(self._tables)
+        return tuple(self._tables.by_id)
 
     def block_table(self, seq_id: int) -> tuple[int, ...]:
         """Physical block ids of a sequence in logical order; empty for one that holds nothing."""
-        return tuple(self._tables.get(seq_id, ()))
+        return tuple(self._tables.by_id.get(seq_id, ()))
 
     def num_missing_blocks(self, seq_id: int, num_tokens: int) -> int:
         """Blocks that the sequence's table lacks to hold ``num_tokens`` tokens."""
-        return max(0, self.config.blocks_for(num_tokens) - len(self._tables.get(seq_id, ())))
+        return max(0, self.config.blocks_for(num_tokens) - len(self._tables.by_id.get(seq_id, ())))
 
     def can_grow(self, seq_id: int, num_tokens: int) -> bool:
         """Whether :meth:`grow` would succeed."""
@@ -73,10 +117,10 @@ class CacheManager:
         Raises ``OutOfBlocksError``, before anything changed, if too few blocks are free.
         """
         block_ids = self.block_manager.allocate(self.num_missing_blocks(seq_id, num_tokens))
-        table = self._tables.setdefault(seq_id, [])
-        table.extend(block_ids)
-        if self.on_grow is not None and block_ids:
-            self.on_grow(seq_id, len(table) - len(block_ids), block_ids)
+        if block_ids:
+            table = self._tables.by_id.setdefault(seq_id, [])
+            self._first_new.setdefault(seq_id, len(table))
+            table.extend(block_ids)
 
     def replace_all(self, restarting: Iterable[int], targets: dict[int, int]) -> None:
         """Free the sequences in ``restarting``, then :meth:`grow` each of ``targets`` (id -> tokens): all of it or nothing.
@@ -84,7 +128,7 @@ class CacheManager:
         Raises ``OutOfBlocksError``, before anything changed, if too few blocks are free even then.
         """
         restarting = set(restarting)
-        freed = [block_id for seq_id in restarting for block_id in self._tables.get(seq_id, ())]
+        freed = [block_id for seq_id in restarting for block_id in self._tables.by_id.get(seq_id, ())]
         num_freed = sum(1 for block_id in freed if self.block_manager.ref_count(block_id) == 1)
         missing = sum(
             self.config.blocks_for(num_tokens) if seq_id in restarting else self.num_missing_blocks(seq_id, num_tokens)
@@ -101,27 +145,59 @@ class CacheManager:
             self.grow(seq_id, num_tokens)
 
     def free(self, seq_id: int) -> None:
-        """Give a sequence's blocks back; a sequence that holds none is left alone."""
-        self.block_manager.free(self._tables.get(seq_id, ()))
-        self._tables.pop(seq_id, None)
+        """Give a sequence's blocks back at once; a sequence that holds none is left alone."""
+        self.block_manager.free(self._tables.by_id.get(seq_id, ()))
+        if self._tables.by_id.pop(seq_id, None) is not None:
+            self._first_new.pop(seq_id, None)
+            self._released[seq_id] = None
+
+    # Deferred free ----------------------------------------------------------------------------------------------------
+
+    @property
+    def num_retiring_blocks(self) -> int:
+        """Blocks of retired sequences that will be free when the steps in flight have been read."""
+        return sum(len(self._tables.by_id.get(seq_id, ())) for seq_id in self._retiring)
+
+    def retire(self, seq: Sequence) -> None:
+        """Free the blocks of a sequence that ended or was preempted: now, or when its last step in flight has been read.
+
+        A step that was launched and not read (``seq.num_unread_steps`` counts them) may still be reading these blocks.
+        """
+        self._retiring[seq.seq_id] = seq
+        self.collect()
+
+    def collect(self) -> None:
+        """Free the blocks of retired sequences that no step in flight reads; called after each step that was read."""
+        for seq in [seq for seq in self._retiring.values() if seq.num_unread_steps == 0]:
+            del self._retiring[seq.seq_id]
+            self.free(seq.seq_id)
+
+    # What the executor must know --------------------------------------------------------------------------------------
+
+    def complete(self, group: SequenceGroup) -> SequenceGroup:
+        """The plan with all that has changed in the block tables since the last plan; it has to reach the executor."""
+        self._last_released = tuple(self._released)
+        if not self._first_new and not self._released:
+            return group
+        tables = self._tables.by_id
+        new_blocks = [NewBlocks(seq_id, first, tuple(tables[seq_id][first:])) for seq_id, first in self._first_new.items()]
+        self._first_new.clear()
+        self._released.clear()
+        return dataclasses.replace(group, new_blocks=tuple(new_blocks), released=self._last_released)
+
+    def report_anew(self) -> None:
+        """Let the next plan carry all tables whole, because it is not known what the executor made of the last one.
+
+        What the executor keeps for these sequences, it drops and takes again.
+        """
+        self._released.update(dict.fromkeys((*self._last_released, *self._tables.by_id)))
+        self._first_new = dict.fromkeys(self._tables.by_id, 0)
 
     # Slots ------------------------------------------------------------------------------------------------------------
 
     def slots(self, seq_id: int, start: int, count: int) -> list[int]:
-        """Physical slots for tokens ``start .. start + count - 1`` of a sequence; slot = block_id * block_size + offset.
-
-        Raises ``BlockTableError`` if the sequence's table does not cover ``start + count`` tokens.
-        """
-        table = self._tables.get(seq_id, [])
-        block_size = self.block_size
-        if start < 0 or count < 0 or start + count > len(table) * block_size:
-            raise BlockTableError(
-                f"tokens {start}..{start + count - 1} of sequence {seq_id} were asked for, but its {len(table)} blocks hold "
-                f"{len(table) * block_size} tokens: grow the table first"
-            )
-        return [
-            table[position // block_size] * block_size + position % block_size for position in range(start, start + count)
-        ]
+        """See :meth:`BlockTables.slots`."""
+        return self._tables.slots(seq_id, start, count)
 
     def slot_mapping(self, seq_id: int, start: int, count: int) -> Tensor:
         """:meth:`slots` as an int64 tensor ``[count]``."""
@@ -129,21 +205,13 @@ class CacheManager:
 
     def block_tables(self, seq_ids: Iterable[int]) -> Tensor:
         """The block tables as one int64 tensor ``[num_seqs, max_blocks]``, short ones filled up with block 0."""
-        tables = [self._tables.get(seq_id, []) for seq_id in seq_ids]
-        width = max(map(len, tables), default=0)
-        return torch.tensor([table + [0] * (width - len(table)) for table in tables], dtype=torch.int64).view(
-            len(tables), width
-        )
-
-    def write(self, layer: int, slot_mapping: Tensor, key: Tensor, value: Tensor) -> None:
-        """Put K and V ``[num_tokens, num_heads, head_dim]`` of new tokens into their slots ``[num_tokens]`` of one layer."""
-        self._write_kv(key, value, self.key_pools[layer], self.value_pools[layer], slot_mapping)
+        return self._tables.padded(seq_ids)
 
     # Integrity --------------------------------------------------------------------------------------------------------
 
     def check_integrity(self) -> None:
         """Raise ``IntegrityError`` unless free plus held blocks are all blocks, and every holder is counted exactly once."""
-        holders = Counter(block_id for table in self._tables.values() for block_id in table)
+        holders = Counter(block_id for table in self._tables.by_id.values() for block_id in table)
         free_list = self.block_manager.free_blocks
         free = set(free_list)
         if len(free) != len(free_list):

@@ -1,8 +1,9 @@
 """The engine: requests in, tokens out, one step at a time.
 
-:class:`Engine` owns the loop and nothing else. The scheduler decides, the cache manager finds room, the executor computes;
-the engine appends the tokens, finishes sequences, returns their blocks and tells observers. The loop is written once: with
-``lookahead`` off each step is read before the next is planned (depth 0), with it on the next is launched first (depth 1).
+:class:`Engine` owns the loop and nothing else. The scheduler decides, the cache manager finds room, the executor computes,
+the output processor makes text and deltas of the tokens; the engine launches steps, reads them, retires sequences that ended
+and tells observers. The loop is written once: with ``lookahead`` off each step is read before the next is planned (depth 0),
+with it on the next is launched first (depth 1).
 """
 
 import dataclasses
@@ -17,11 +18,11 @@ from pagebrain.config import PageBrainConfig
 from pagebrain.detokenizer import Detokenizer
 from pagebrain.errors import IntegrityError, InvalidRequestError, StepError, is_out_of_memory, place
 from pagebrain.executor import Executor, InFlight, StepResult
-from pagebrain.outputs import FinishReason, OutputDelta, RequestOutput, TokenLogprobs
+from pagebrain.output_processor import OutputProcessor
+from pagebrain.outputs import OutputDelta
 from pagebrain.parts import SchedulerPart
 from pagebrain.plan import check_plan
-from pagebrain.requests import NO_TOKENIZER, Prompt, RequestState, checked_token_ids, max_num_tokens, request_seed
-from pagebrain.retirement import RetirementQueue
+from pagebrain.requests import Prompt, make_request, max_num_tokens
 from pagebrain.sampling_params import SamplingParams
 from pagebrain.scheduler import Scheduler
 from pagebrain.sequence import Request, Sequence, SequenceGroup, SequenceStatus
@@ -45,9 +46,9 @@ class Engine:
 
     Args:
         config: resolved.
-        cache_manager: pools and block tables.
+        cache_manager: block tables.
         executor: computes steps; made for the same cache.
-        make_scheduler: called with the retirement queue, returns the scheduler.
+        scheduler: plans steps; made for the same cache.
         encode: text to token ids; ``None`` if only token ids are served.
         detokenizer: token ids to text; ``None`` leaves texts empty.
     """
@@ -57,7 +58,7 @@ class Engine:
         config: PageBrainConfig,
         cache_manager: CacheManager,
         executor: Executor,
-        make_scheduler: Callable[[RetirementQueue], SchedulerPart],
+        scheduler: SchedulerPart,
         encode: Callable[[str], list[int]] | None = None,
         detokenizer: Detokenizer | None = None,
     ) -> None:
@@ -66,17 +67,14 @@ class Engine:
         self.executor = executor
         self.encode = encode
         self.detokenizer = detokenizer
-        self.retirement = RetirementQueue(self._release, lambda seq: len(cache_manager.block_table(seq.seq_id)))
-        self.scheduler = make_scheduler(self.retirement)
+        self.outputs = OutputProcessor(detokenizer, frozenset(config.eos_token_ids))
+        self.scheduler = scheduler
         self.observers: list[Observer] = []
         self.depth = 1 if config.lookahead else 0
-        self._requests: dict[str, RequestState] = {}
         self._in_flight: deque[_Launched] = deque()
-        self._deltas: list[OutputDelta] = []
         self._counter = StepCounter()
         # The engine's own scheduler is held to this by tests; asking it at every step costs as much as its planning.
         self._checks_plans = type(self.scheduler) is not Scheduler or config.check_integrity
-        self._eos_token_ids = frozenset(config.eos_token_ids)
         self._num_requests = 0
         self._next_seq_id = 0
 
@@ -97,65 +95,49 @@ class Engine:
 
         Raises ``InvalidRequestError``, before anything changed, for a prompt or parameters that can never be served.
         """
-        params = SamplingParams() if params is None else params
-        if not isinstance(params, SamplingParams):
-            raise InvalidRequestError(f"params must be SamplingParams, got {params!r}")
         request_id = self._new_request_id() if request_id is None else request_id
-        if request_id in self._requests:
+        if request_id in self.outputs.requests:
             raise InvalidRequestError(f"request id {request_id!r} is under way already: choose another")
-        token_ids = checked_token_ids(prompt, self.encode, params, self.config)
-        params.check_vocabulary(self.config.vocab_size or 0)
-        if params.stop and self.detokenizer is None:
-            raise InvalidRequestError(f"stop strings are text, and {NO_TOKENIZER}: use stop_token_ids")
-        limit = max_num_tokens(len(token_ids), params, self.config)
-        request = Request(
-            request_id=request_id,
-            prompt=prompt if isinstance(prompt, str) else None,
-            prompt_token_ids=token_ids,
-            params=params,
-            seed=request_seed(params, self.config.seed, self._num_requests),
-            arrival_index=self._num_requests,
-            arrival_s=time.monotonic(),
-        )
-        sequences = [Sequence(self._next_seq_id + index, request, index, limit) for index in range(params.n)]
-        streams = [None if self.detokenizer is None else self.detokenizer.stream(params) for _ in sequences]
-        stop_ids = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self._eos_token_ids)
-        self._requests[request_id] = RequestState(request, sequences, streams, stop_ids, wants_deltas, keeps_logprobs)
+        has_text = self.detokenizer is not None
+        request = make_request(prompt, params, request_id, self._num_requests, self.config, self.encode, has_text)
+        limit = max_num_tokens(len(request.prompt_token_ids), request.params, self.config)
+        ids = range(self._next_seq_id, self._next_seq_id + request.params.n)
+        sequences = [Sequence(seq_id, request, index, limit) for index, seq_id in enumerate(ids)]
+        self.outputs.add(request, sequences, wants_deltas, keeps_logprobs)
         self._num_requests += 1
-        self._next_seq_id += params.n
+        self._next_seq_id += len(sequences)
         for seq in sequences:
-            if params.prompt_logprobs is not None and seq.sample_index == 0:  # the samples share their prompt
-                seq.prompt_logprobs.append(None)  # nothing predicts the first token
             self.scheduler.add(seq)
         return request
 
     def _new_request_id(self) -> str:
         """A name that no request under way has, not even one that a user chose."""
         names = (f"request-{number}" for number in itertools.count(self._num_requests))
-        return next(name for name in names if name not in self._requests)
+        return next(name for name in names if name not in self.outputs.requests)
 
     def abort(self, request_id: str) -> bool:
         """End a request now; there is no delta for it. False if it is not under way.
 
         Its blocks come back when no step in flight uses them.
         """
-        state = self._requests.pop(request_id, None)
+        state = self.outputs.requests.pop(request_id, None)
         if state is None:
             return False
         for seq in state.sequences:
             if not seq.is_finished:
-                self._end(seq, "abort", None)
+                seq.finish("abort")
+                self._retire(seq)
         return True
 
     @property
     def has_unfinished_requests(self) -> bool:
         """Whether :meth:`step` has something left to do."""
-        return bool(self._requests or self._in_flight)
+        return bool(self.outputs.requests or self._in_flight)
 
     @property
     def num_unfinished_requests(self) -> int:
         """Requests under way, waiting ones included."""
-        return len(self._requests)
+        return len(self.outputs.requests)
 
     def stats(self) -> EngineStats:
         """How the engine stands, in counts."""
@@ -192,25 +174,23 @@ class Engine:
             self._launch(group, began)
         if self._in_flight and (group is None or len(self._in_flight) > self.depth):
             self._read(self._in_flight.popleft())
-        elif self._requests and not self._in_flight:
-            raise StepError(f"the scheduler found nothing to compute although {len(self._requests)} requests are under way")
-        return self._take_deltas()
+        elif self.outputs.requests and not self._in_flight:
+            count = len(self.outputs.requests)
+            raise StepError(f"the scheduler found nothing to compute although {count} requests are under way")
+        return self.outputs.take_deltas()
 
     def drain(self) -> list[OutputDelta]:
         """Read the steps in flight without planning another, so that what ended or was aborted gives its blocks back."""
         while self._in_flight:
             self._read(self._in_flight.popleft())
-        return self._take_deltas()
-
-    def _take_deltas(self) -> list[OutputDelta]:
-        deltas, self._deltas = self._deltas, []
-        return deltas
+        return self.outputs.take_deltas()
 
     def _launch(self, group: SequenceGroup, began: float) -> None:
         planned = time.monotonic()
         try:
             if self._checks_plans:
-                check_plan(group, self.config, self._requests)
+                check_plan(group, self.config, self.outputs.requests)
+            group = self.cache_manager.complete(group)
             in_flight = self.executor.launch(group)
         except BaseException as error:  # interrupted, too: the executor may have come halfway
             self._roll_back()
@@ -218,23 +198,26 @@ class Engine:
                 raise
             raise StepError(f"step {self._counter.num_steps} could not be launched: {_describe(error)}") from error
         trace = trace_step(self._counter.num_steps, group, self.cache_manager, self.scheduler) if self.observers else None
+        num_prefill_tokens = 0
         for seq, start, num_tokens, samples in group.scheduled:
+            if start < seq.num_to_catch_up:
+                num_prefill_tokens += num_tokens
             seq.num_scheduled = start + num_tokens
             seq.num_unread_steps += 1
             seq.num_unread_tokens += samples
             if seq.status is not _RUNNING:
                 seq.status = _RUNNING
-                state = self._requests[seq.request.request_id]
+                state = self.outputs.requests[seq.request.request_id]
                 state.first_scheduled_s = state.first_scheduled_s or began
         launched = time.monotonic()
         if trace is not None:
             trace = dataclasses.replace(trace, launched_s=launched, schedule_s=planned - began, launch_s=launched - planned)
         self._in_flight.append(_Launched(in_flight, trace))
-        self._counter.count(group, in_flight.num_graph_decodes)
+        self._counter.count(group, num_prefill_tokens, in_flight.num_graph_decodes)
         self._counter.launch_s += launched - planned
 
     def _read(self, launched: _Launched) -> None:
-        """Wait for a step and apply what it brought; the deltas go to ``_deltas``."""
+        """Wait for a step and apply what it brought."""
         began = time.monotonic()
         group = launched.in_flight.group
         try:
@@ -250,10 +233,10 @@ class Engine:
         self._mark_read(group)
         try:
             finished = self._apply(group, result, waited)
-        except BaseException:  # whoever has not got their token yet computes it again
+        except BaseException:  # a sequence that has not got its tokens yet computes them again
             self._roll_back()
             raise
-        self.retirement.collect()
+        self.cache_manager.collect()
         if self.config.check_integrity:
             self.check_integrity()
         self._counter.wait_s += waited - began
@@ -263,19 +246,24 @@ class Engine:
     def _apply(self, group: SequenceGroup, result: StepResult, now: float) -> tuple[int, ...]:
         """Give each sequence what the step brought it. Returns the ids of those that ended with it."""
         finished: list[int] = []
-        logprobs, of_prompts = result.logprobs, result.prompt_logprobs
-        for index, ((seq, start, num_tokens, _), token_id) in enumerate(zip(group.scheduled, result.token_ids, strict=True)):
+        logprobs, of_prompts, append = result.logprobs, result.prompt_logprobs, self.outputs.append
+        entries = zip(group.scheduled, result.token_ids, strict=True)
+        for index, ((seq, start, num_tokens, _), token_ids) in enumerate(entries):
             if seq.status is _FINISHED:
                 continue  # it ended while this step was in flight: what it sampled is past the end
             if of_prompts and index in of_prompts:
-                self._keep_prompt_logprobs(seq, *of_prompts[index])
-            if token_id is not None:
-                self._append(seq, token_id, logprobs.get(index) if logprobs else None, now)
-            if seq.status is _RUNNING:  # otherwise preempted: the token counts, the cache is gone
-                seq.num_computed = start + num_tokens
-            elif seq.is_finished:
+                self.outputs.keep_prompt_logprobs(seq, *of_prompts[index])
+            if token_ids and append(seq, token_ids, logprobs.get(index, ()) if logprobs else (), now):
                 finished.append(seq.seq_id)
+                self._retire(seq)
+            elif seq.status is _RUNNING:  # otherwise preempted: the tokens count, the cache is gone
+                seq.num_computed = start + num_tokens
         return tuple(finished)
+
+    def _retire(self, seq: Sequence) -> None:
+        """Let the scheduler forget a sequence that ended; its blocks come back when no step in flight reads them."""
+        self.scheduler.finish(seq)
+        self.cache_manager.retire(seq)
 
     def _mark_read(self, group: SequenceGroup) -> None:
         for seq, _, _, samples in group.scheduled:
@@ -293,8 +281,8 @@ class Engine:
             self._mark_read(launched.in_flight.group)
         for seq in self.scheduler.running:
             seq.num_scheduled = seq.num_computed
-            self.executor.release(seq)  # its batch row may hold tokens that were never read
-        self.retirement.collect()
+        self.cache_manager.collect()
+        self.cache_manager.report_anew()  # the executor may keep tokens that were never read, or know half of the last plan
 
     def check_integrity(self) -> None:
         """Raise ``IntegrityError`` if the blocks' bookkeeping contradicts itself or a step in flight lost what it reads."""
@@ -306,90 +294,6 @@ class Engine:
                     raise IntegrityError(
                         f"sequence {entry.seq.seq_id} holds {held} slots, but a step in flight reads {entry.context_len}"
                     )
-
-    # Tokens out -------------------------------------------------------------------------------------------------------
-
-    def _append(self, seq: Sequence, token_id: int, scores: TokenLogprobs | None, now: float) -> None:
-        """Add the sampled token, see whether the sequence ends with it, and say what is new to whoever wants to know."""
-        state = self._requests[seq.request.request_id]
-        if state.first_token_s is None:
-            state.first_token_s = now
-        if seq.params.max_tokens == 0:  # only scored: the token sampled at the end of the prompt is dropped
-            self._end(seq, "length", None)
-            self._hand_out(state, seq, "", (), None, now)
-            return
-        stream = state.stream_of[seq.seq_id]
-        is_stop_token = token_id in state.stop_ids and self._may_stop(seq)
-        text = ""
-        if stream is not None and (not is_stop_token or seq.params.include_stop_str_in_output):
-            text = stream.append(token_id)
-        token_ids = seq.token_ids
-        token_ids.append(token_id)
-        if scores is not None and state.keeps_logprobs:
-            seq.logprobs.append(scores)
-
-        if is_stop_token:
-            self._end(seq, "stop", token_id if token_id in seq.params.stop_token_ids else None)
-        elif stream is not None and stream.stopped_by is not None:
-            self._end(seq, "stop", stream.stopped_by)
-        elif len(token_ids) >= seq.max_num_tokens:
-            self._end(seq, "length", None)
-        if stream is not None and seq.status is _FINISHED:
-            text += stream.finish()
-        self._hand_out(state, seq, text, (token_id,), scores, now)
-
-    def _hand_out(
-        self,
-        state: RequestState,
-        seq: Sequence,
-        text: str,
-        token_ids: tuple[int, ...],
-        scores: TokenLogprobs | None,
-        now: float,
-    ) -> None:
-        """Make the delta of what a step added to a sequence, if it is wanted; the end of its last sample ends a request."""
-        finished: RequestOutput | None = None
-        if seq.status is _FINISHED and state.is_finished:
-            state.finished_s = now
-            del self._requests[seq.request.request_id]
-            finished = state.output()
-        if not state.wants_deltas and finished is None:
-            return
-        is_first = len(seq.token_ids) == seq.num_prompt_tokens + len(token_ids)
-        delta = OutputDelta(
-            seq.request.request_id,
-            seq.sample_index,
-            text,
-            token_ids,
-            () if scores is None else (scores,),
-            seq.finish_reason,
-            seq.stop_reason,
-            tuple(seq.prompt_logprobs) if is_first and seq.prompt_logprobs else None,
-            finished,
-        )
-        self._deltas.append(delta)
-        if seq.prompt_logprobs and not state.keeps_logprobs:
-            seq.prompt_logprobs.clear()  # they are in the first delta
-
-    def _may_stop(self, seq: Sequence) -> bool:
-        """Whether the next token of ``seq`` may end it."""
-        return len(seq.token_ids) + 1 - seq.num_prompt_tokens >= seq.params.min_tokens
-
-    def _keep_prompt_logprobs(self, seq: Sequence, first_position: int, scores: tuple[TokenLogprobs, ...]) -> None:
-        """Take those not known yet: after a preemption the prompt is computed, and scored, again."""
-        known = len(seq.prompt_logprobs)
-        seq.prompt_logprobs.extend(scores[max(0, known - first_position) :])
-
-    def _end(self, seq: Sequence, reason: FinishReason, stop_reason: int | str | None) -> None:
-        self.scheduler.finish(seq)
-        seq.status = SequenceStatus.FINISHED
-        seq.finish_reason = reason
-        seq.stop_reason = stop_reason
-        self.retirement.retire(seq)
-
-    def _release(self, seq: Sequence) -> None:
-        self.cache_manager.free(seq.seq_id)
-        self.executor.release(seq)
 
     # Observers --------------------------------------------------------------------------------------------------------
 

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from pagebrain.attention import ForwardBatch
-from pagebrain.cache import CacheManager
+from pagebrain.attention.kv_pool import KVPool
+from pagebrain.cache import BlockTables
 from pagebrain.config import PageBrainConfig
 from pagebrain.errors import ConfigError, StepError
 from pagebrain.outputs import TokenLogprobs
@@ -30,14 +31,14 @@ class StepResult:
     """What a step brought.
 
     Attributes:
-        token_ids: for each scheduled sequence its next token, ``None`` where the step did not sample.
-        logprobs: index of the scheduled sequence -> log-probabilities at its next token, where they were asked for.
+        token_ids: for each scheduled sequence its next tokens: none where the step did not sample, otherwise one or more.
+        logprobs: index of the scheduled sequence -> log-probabilities at each of these tokens, where they were asked for.
         prompt_logprobs: index of the scheduled sequence -> ``(first position, log-probabilities of the prompt tokens there
             and after)``, where they were asked for.
     """
 
-    token_ids: SequenceOf[int | None]
-    logprobs: Mapping[int, TokenLogprobs] = field(default_factory=dict)
+    token_ids: SequenceOf[tuple[int, ...]]
+    logprobs: Mapping[int, tuple[TokenLogprobs, ...]] = field(default_factory=dict)
     prompt_logprobs: Mapping[int, tuple[int, tuple[TokenLogprobs, ...]]] = field(default_factory=dict)
 
 
@@ -54,30 +55,34 @@ class InFlight:
 
 
 class Executor(Protocol):
-    """What the engine needs of whoever computes."""
+    """What the engine calls."""
 
     def launch(self, group: SequenceGroup) -> InFlight:
-        """Start computing a step whose block tables already cover it."""
-        ...
-
-    def release(self, seq: Sequence) -> None:
-        """Forget what is kept for a sequence; no step in flight uses it."""
+        """Apply what the plan changes, and start computing its step."""
         ...
 
 
-@dataclass
 class TokenRows:
-    """A place for the tokens of every sequence at work, where a step finds what the step before it sampled."""
+    """A row of tokens and a block table for every sequence at work. A step finds there what the step before it sampled.
 
-    num_rows: int
-    max_model_len: int
-    device: str
-    token_ids: Tensor = field(init=False)  # int64 [num_rows, max_model_len + 1]; the last place is written, never read
+    Attributes:
+        token_ids: int64 ``[num_rows, max_model_len + 1]``; the last place is written, never read.
+        tables: as the plans have told them.
+    """
 
-    def __post_init__(self) -> None:
-        self.token_ids = torch.zeros(self.num_rows, self.max_model_len + 1, dtype=torch.int64, device=self.device)
-        self._free = list(range(self.num_rows))
+    def __init__(self, num_rows: int, max_model_len: int, block_size: int, device: str) -> None:
+        self.num_rows = num_rows
+        self.token_ids = torch.zeros(num_rows, max_model_len + 1, dtype=torch.int64, device=device)
+        self.tables = BlockTables(block_size)
+        self._free = list(range(num_rows))
         self._row_of: dict[int, int] = {}
+
+    def apply(self, group: SequenceGroup) -> None:
+        """Make the changes that a plan carries: rows that come back, blocks that were added."""
+        self.tables.apply(group)
+        for seq_id in group.released:
+            if seq_id in self._row_of:
+                self._free.append(self._row_of.pop(seq_id))
 
     def row_of(self, seq: Sequence) -> int:
         """The sequence's row; a new one is filled with the tokens known so far."""
@@ -86,11 +91,6 @@ class TokenRows:
             row = self._row_of[seq.seq_id] = self._free.pop()
             self.token_ids[row, : len(seq.token_ids)] = torch.tensor(seq.token_ids)
         return row
-
-    def release(self, seq: Sequence) -> None:
-        """Give the row back, if the sequence has one."""
-        if seq.seq_id in self._row_of:
-            self._free.append(self._row_of.pop(seq.seq_id))
 
 
 @dataclass(frozen=True)
@@ -128,15 +128,15 @@ class TorchExecutor:
     it is done when it is waited for.
     """
 
-    def __init__(self, model: nn.Module, cache_manager: CacheManager, sampler: SamplerPart, config: PageBrainConfig) -> None:
+    def __init__(self, model: nn.Module, pool: KVPool, sampler: SamplerPart, config: PageBrainConfig) -> None:
         if config.max_model_len is None:
             raise ConfigError("max_model_len is not set: make the config with PageBrainConfig.for_model(base, ...)")
         self.model = model
-        self.cache_manager = cache_manager
+        self.pool = pool
         self.sampler = sampler
         self.config = config
         # Twice the seats: one that ended keeps its row until the last step with it was read, while another takes its seat.
-        self.rows = TokenRows(2 * config.max_num_seqs, config.max_model_len, config.device)
+        self.rows = TokenRows(2 * config.max_num_seqs, config.max_model_len, config.block_size, config.device)
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="pagebrain-step") if config.lookahead else None
 
     def launch(self, group: SequenceGroup) -> InFlight:
@@ -146,12 +146,10 @@ class TorchExecutor:
             return InFlight(group, self._worker.submit(self._run, prepared).result)
         return InFlight(group, lambda: self._run(prepared))
 
-    def release(self, seq: Sequence) -> None:
-        """Give the sequence's batch row back."""
-        self.rows.release(seq)
-
     def _prepare(self, group: SequenceGroup) -> _Prepared:
-        """Everything about a step that does not depend on token values."""
+        """Apply the plan's changes, and make tensors of everything in it that does not depend on token values."""
+        self.rows.apply(group)
+        tables = self.rows.tables
         rows = [self.rows.row_of(entry.seq) for entry in group]
         lengths = torch.tensor([entry.num_tokens for entry in group])
         query_starts = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
@@ -168,7 +166,7 @@ class TorchExecutor:
         slots: list[int] = []
         positions: list[int] = []
         for entry in group:
-            slots.extend(self.cache_manager.slots(entry.seq.seq_id, entry.start, entry.num_tokens))
+            slots.extend(tables.slots(entry.seq.seq_id, entry.start, entry.num_tokens))
             positions.extend(range(entry.start, entry.context_len))
         device = self.config.device
         return _Prepared(
@@ -176,7 +174,7 @@ class TorchExecutor:
             batch_rows=torch.tensor(rows).repeat_interleave(lengths).to(device),
             positions=torch.tensor(positions).to(device),
             slot_mapping=torch.tensor(slots).to(device),
-            block_tables=self.cache_manager.block_tables(entry.seq.seq_id for entry in group).to(device),
+            block_tables=tables.padded(entry.seq.seq_id for entry in group).to(device),
             context_lens=torch.tensor([entry.context_len for entry in group]).to(device),
             query_starts=query_starts.to(device),
             logits_rows=torch.tensor(logits_rows, dtype=torch.int64).to(device),
@@ -187,6 +185,7 @@ class TorchExecutor:
 
     @torch.no_grad()
     def _run(self, step: _Prepared) -> StepResult:
+        self.pool.copy_blocks(step.group.copied_blocks)
         batch = ForwardBatch(
             token_ids=self.rows.token_ids[step.batch_rows, step.positions],
             positions=step.positions,
@@ -223,16 +222,16 @@ class TorchExecutor:
         return sampled
 
     def _results(self, step: _Prepared, logits: Tensor, sampled: SamplerOutput | None) -> StepResult:
-        tokens: list[int | None] = [None] * len(step.group)
-        logprobs: dict[int, TokenLogprobs] = {}
+        tokens: list[tuple[int, ...]] = [()] * len(step.group)
+        logprobs: dict[int, tuple[TokenLogprobs, ...]] = {}
         if sampled is not None:
             token_ids = sampled.token_ids.tolist()
             check_sampled(token_ids, self.config.vocab_size or 0)
             scores = sampled.logprobs.to_list() if sampled.logprobs is not None else [None] * len(token_ids)
             for (index, _), token_id, entry_scores in zip(step.sampling, token_ids, scores, strict=True):
-                tokens[index] = token_id
+                tokens[index] = (token_id,)
                 if entry_scores is not None:
-                    logprobs[index] = entry_scores
+                    logprobs[index] = (entry_scores,)
         of_prompts: dict[int, tuple[int, tuple[TokenLogprobs, ...]]] = {}
         offset = len(step.sampling)
         for wanted in step.prompt_scores:

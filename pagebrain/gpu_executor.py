@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from pagebrain.attention import ForwardBatch
+from pagebrain.attention.kv_pool import KVPool
 from pagebrain.batch_rows import BatchRow, BatchRows, IntArray, send_together, to_device
-from pagebrain.cache import CacheManager
 from pagebrain.config import PageBrainConfig
 from pagebrain.devices import on_device
 from pagebrain.executor import InFlight, PromptScores, StepResult, check_sampled, prompt_scores
@@ -63,13 +63,17 @@ class _FlatChunks:
 
 @dataclass(frozen=True)
 class _Sorted:
-    """A step sorted into what a graph computes, ``decodes`` with their ``rows``, and the rest."""
+    """A step sorted into what a graph computes, ``decodes`` with their ``rows``, and the rest.
+
+    A prompt of one token is computed as a decode is; ``num_decodes`` does not count it.
+    """
 
     seqs: tuple[Sequence, ...]
     decodes: list[int]  # indices of scheduled sequences
     rows: list[int]
     sampled: bool  # some row is not greedy
     chunks: list[_Chunk]
+    num_decodes: int
 
 
 @dataclass(frozen=True)
@@ -88,18 +92,17 @@ class GpuExecutor:
 
     Args:
         model: with attention and cache in the Triton kernels.
-        cache_manager: made with ``has_dummy_block``.
+        pool: what the model works on.
         sampler: for what the sampling kernels do not do.
         config: resolved.
     """
 
-    def __init__(
-        self, model: PagedGPT2LMHeadModel, cache_manager: CacheManager, sampler: SamplerPart, config: PageBrainConfig
-    ) -> None:
+    def __init__(self, model: PagedGPT2LMHeadModel, pool: KVPool, sampler: SamplerPart, config: PageBrainConfig) -> None:
         self.model = model
         self.sampler = sampler
         self.vocab_size = config.vocab_size or 0
-        self.rows = BatchRows(cache_manager, config)
+        self.pool = pool
+        self.rows = BatchRows(pool.dummy_block, config)
         self.decodes = DecodeGraphs(self._decode, self.rows, config.max_num_seqs)
         self.chunks = ChunkGraphs(self._compute_chunks, self.rows, config.max_num_batched_tokens)
         self._query_starts = torch.arange(config.max_num_seqs + 1, dtype=torch.int32, device=self.rows.device)
@@ -148,40 +151,40 @@ class GpuExecutor:
     @torch.inference_mode()
     def launch(self, group: SequenceGroup) -> InFlight:
         """Put a step into the GPU's queue."""
+        self.rows.apply(group)
+        if group.released:
+            self._last = None
         step = self._sort(group)
         indices, output = step.decodes, None
         with on_device(self.rows.device):
             self.rows.upload()
+            self.pool.copy_blocks(group.copied_blocks)
             tokens = [self.decodes.run(step.rows, step.sampled)] if step.rows else []
             if step.chunks:
                 output = self._run_chunks(step.chunks)
                 tokens.append(output.token_ids)
                 indices = indices + [chunk.index for chunk in (*output.plain, *output.special)]
             read = to_host(tokens)
-        num_graph_decodes = len(step.rows) if self.decodes.is_captured else 0
+        num_graph_decodes = step.num_decodes if self.decodes.is_captured else 0
         return InFlight(group, lambda: self._result(group, indices, read(), output), num_graph_decodes)
-
-    def release(self, seq: Sequence) -> None:
-        """Give the sequence's batch row back."""
-        self.rows.release(seq)
-        self._last = None
 
     def _sort(self, group: SequenceGroup) -> _Sorted:
         seqs, _, lengths, samples = zip(*group.scheduled)
         if self._last is not None and seqs == self._last.seqs and lengths.count(1) == len(seqs) and all(samples):
-            return self._last  # the same sequences with one more token each: as a rule, and looked at one by one no more
-        step = _Sorted(seqs, [], [], False, [])
+            return self._last  # fast path: the same sequences as in the last step, with one more token each
+        step = _Sorted(seqs, [], [], False, [], 0)
         for index, entry in enumerate(group.scheduled):
-            row = self.rows.row_of(entry.seq)
+            row = self.rows.row_of(entry)
             if entry.num_tokens == 1 and entry.samples and entry.context_len >= row.plain_from:
                 step.decodes.append(index)
                 step.rows.append(row.index)
             else:
                 step.chunks.append(_Chunk(index, entry, row))
                 self.rows.set_context_len(row.index, entry.context_len)
-        sampled = any(not self.rows.row_of(seqs[index]).is_greedy for index in step.decodes)
-        step = dataclasses.replace(step, sampled=sampled)
-        self._last = None if step.chunks else step
+        sampled = any(not self.rows.row_of(group.scheduled[index]).is_greedy for index in step.decodes)
+        num_decodes = sum(group.scheduled[index].phase == "decode" for index in step.decodes)
+        step = dataclasses.replace(step, sampled=sampled, num_decodes=num_decodes)
+        self._last = None if step.chunks else dataclasses.replace(step, num_decodes=len(step.decodes))
         return step
 
     def _decode(self, active_rows: Tensor, out: Tensor, sampled: bool) -> None:
@@ -278,14 +281,14 @@ class GpuExecutor:
     ) -> StepResult:
         check_sampled(token_ids, self.vocab_size)
         if output is None:
-            return StepResult(token_ids)  # every sequence of the group is a decode, in its order
-        tokens: list[int | None] = [None] * len(group)
+            return StepResult(list(zip(token_ids)))  # one token for every sequence of the group, in its order
+        tokens: list[tuple[int, ...]] = [()] * len(group)
         for index, token_id in zip(indices, token_ids, strict=True):
-            tokens[index] = token_id
-        logprobs: dict[int, TokenLogprobs] = {}
+            tokens[index] = (token_id,)
+        logprobs: dict[int, tuple[TokenLogprobs, ...]] = {}
         if output.sampled is not None and output.sampled.logprobs is not None:
             found = zip(output.special, output.sampled.logprobs.to_list(), strict=True)
-            logprobs = {chunk.index: scores for chunk, scores in found if scores is not None}
+            logprobs = {chunk.index: (scores,) for chunk, scores in found if scores is not None}
         of_prompts = {
             wanted.entry: (wanted.first_position, tuple(prompt_logprobs(scored))) for wanted, scored in output.scores
         }

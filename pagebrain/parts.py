@@ -21,11 +21,20 @@ from pagebrain.sequence import Sequence, SequenceGroup
 if TYPE_CHECKING:
     from pagebrain.sampling import SamplerOutput, SampleRow
 
-FEATURES = frozenset({"batch_rows", "cuda_graph", "lookahead", "prefix_cache", "fork"})
+FEATURES = frozenset({"batch_rows", "cuda_graph", "lookahead"})
 """What a part may declare in ``supports``; the engine switches off what any part in use lacks.
 
-``batch_rows`` is for attention: it takes ``active_rows``, see :class:`pagebrain.attention.ForwardBatch`.
+``batch_rows`` is for attention backends: they take ``active_rows``, see :class:`pagebrain.attention.ForwardBatch`.
 """
+
+ATTENTION_FUNCTION = ("query", "key_pool", "value_pool", "block_tables", "context_lens", "query_starts", "scale")
+"""Arguments of an attention part that is a function; see :func:`pagebrain.attention.paged_attention`."""
+
+ATTENTION_BACKEND = {
+    "write": ("layer", "pool", "key", "value", "batch"),
+    "attend": ("layer", "query", "pool", "batch", "scale"),
+}
+"""Methods of one that is a backend, and their arguments; see :class:`pagebrain.attention.AttentionBackend`."""
 
 
 @runtime_checkable
@@ -44,26 +53,8 @@ class BlockManagerPart(Protocol):
     def ref_count(self, block_id: int) -> int: ...
 
 
-class AttentionPart(Protocol):
-    """A function; see :func:`pagebrain.attention.paged_attention`.
-
-    One that takes an argument ``num_decodes`` is told how many sequences have exactly one query, or ``None``.
-    """
-
-    def __call__(
-        self,
-        query: Tensor,
-        key_pool: Tensor,
-        value_pool: Tensor,
-        block_tables: Tensor,
-        context_lens: Tensor,
-        query_starts: Tensor,
-        scale: float,
-    ) -> Tensor: ...
-
-
 class SchedulerPart(Protocol):
-    """Made as ``Scheduler(config, cache_manager, retirement)``; see :class:`pagebrain.scheduler.Scheduler`."""
+    """Made as ``Scheduler(config, cache_manager)``; see :class:`pagebrain.scheduler.Scheduler`."""
 
     @property
     def waiting(self) -> SequenceOf[Sequence]: ...
@@ -78,8 +69,8 @@ class SchedulerPart(Protocol):
         """Plan the next step; ``None`` if nothing can be computed now.
 
         Before it returns, ``cache_manager.grow`` must cover each entry's ``context_len``. An entry starts at the sequence's
-        ``num_scheduled`` and computes 1 to ``num_unscheduled`` tokens. Whoever must make room goes through
-        ``Sequence.preempt`` and then ``retirement.retire``. The engine sets all other counts and states.
+        ``num_scheduled`` and computes 1 to ``num_unscheduled`` tokens. To preempt a sequence, call its ``preempt`` and then
+        ``cache_manager.retire``. The engine sets all other counts and states.
         """
         ...
 
@@ -96,7 +87,7 @@ class SamplerPart(Protocol):
 
 _CONSTRUCTORS: dict[str, tuple[str, ...]] = {
     "block_manager": ("config",),
-    "scheduler": ("config", "cache_manager", "retirement"),
+    "scheduler": ("config", "cache_manager"),
     "sampler": ("config",),
 }
 _PROTOCOLS: dict[str, type] = {
@@ -121,14 +112,6 @@ def find_part(part: str, named: Any, default: Any) -> Any:
 def parts_without(feature: str, parts: dict[str, Any]) -> list[str]:
     """Names of the parts that do not declare support for ``feature``."""
     return [name for name, part in parts.items() if feature not in getattr(part, "supports", frozenset())]
-
-
-def takes_argument(part: Any, name: str) -> bool:
-    """Whether a part that is a function has an argument called ``name``."""
-    try:
-        return name in inspect.signature(part).parameters
-    except (TypeError, ValueError):
-        return False  # a builtin or a compiled function: it does not tell
 
 
 def make_part(part: str, factory: Any, *arguments: Any) -> Any:
@@ -203,16 +186,14 @@ def _make_importable(file: Path | None) -> None:
 
 def _check(part: str, found: Any) -> None:
     """Compare, argument by argument, what the engine will call with what ``found`` takes."""
-    if not callable(found):
-        raise PartError(
-            f"{part} {_name_of(found)} cannot be called: name a {'function' if part == 'attention' else 'class'}"
-        )
+    if not callable(found) and not (part == "attention" and hasattr(found, "attend")):
+        kind = "function or an attention backend" if part == "attention" else "class"
+        raise PartError(f"{part} {_name_of(found)} cannot be called: name a {kind}")
     unknown = frozenset(getattr(found, "supports", frozenset())) - FEATURES
     if unknown:
         raise PartError(f"{part} {_name_of(found)} supports {sorted(unknown)}: known are {', '.join(sorted(FEATURES))}")
     if part == "attention":
-        wanted = list(inspect.signature(AttentionPart.__call__).parameters)[1:]
-        _check_arguments(f"{part} {_name_of(found)}", found, wanted)
+        _check_attention(found)
         return
     if not inspect.isclass(found):
         raise PartError(f"{part} {_name_of(found)} is no class: name one")
@@ -228,6 +209,20 @@ def _check(part: str, found: Any) -> None:
         if callable(member):
             wanted = list(inspect.signature(member).parameters)[1:]
             _check_arguments(f"{part} {_name_of(found)}.{name}", getattr(found, name), wanted, skip_self=True)
+
+
+def _check_attention(found: Any) -> None:
+    """A function, a backend, or the class of one."""
+    name = f"attention {_name_of(found)}"
+    if not (inspect.isclass(found) or hasattr(found, "attend")):
+        _check_arguments(name, found, list(ATTENTION_FUNCTION))
+        return
+    if inspect.isclass(found):
+        _check_arguments(name, found, [])
+    for method, arguments in ATTENTION_BACKEND.items():
+        if not callable(getattr(found, method, None)):
+            raise PartError(f"{name} has no method {method}({', '.join(arguments)})")
+        _check_arguments(f"{name}.{method}", getattr(found, method), list(arguments), skip_self=inspect.isclass(found))
 
 
 def _check_arguments(what: str, function: Callable[..., Any], wanted: list[str], skip_self: bool = False) -> None:

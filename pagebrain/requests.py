@@ -1,18 +1,16 @@
-"""From what a user hands in to a checked :class:`~pagebrain.sequence.Request`, and from its sequences to its output."""
+"""From what a user hands in to a checked :class:`~pagebrain.sequence.Request`."""
 
 import hashlib
 import operator
+import time
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pagebrain.config import PageBrainConfig
-from pagebrain.detokenizer import TextStream
 from pagebrain.errors import InvalidRequestError
-from pagebrain.outputs import CompletionOutput, RequestMetrics, RequestOutput
 from pagebrain.sampling_params import SamplingParams
-from pagebrain.sequence import Request, Sequence
+from pagebrain.sequence import Request
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -21,6 +19,37 @@ Prompt = str | SequenceOf[int]
 """A text, or token ids."""
 
 NO_TOKENIZER = "the model has no tokenizer that PageBrain makes text with"
+
+
+def make_request(
+    prompt: Prompt,
+    params: SamplingParams | None,
+    request_id: str,
+    arrival_index: int,
+    config: PageBrainConfig,
+    encode: Callable[[str], list[int]] | None,
+    has_detokenizer: bool,
+) -> Request:
+    """A request that can be served. ``None`` for ``params`` is ``SamplingParams()``.
+
+    Raises ``InvalidRequestError`` for a prompt or parameters that can never be served.
+    """
+    params = SamplingParams() if params is None else params
+    if not isinstance(params, SamplingParams):
+        raise InvalidRequestError(f"params must be SamplingParams, got {params!r}")
+    token_ids = checked_token_ids(prompt, encode, params, config)
+    params.check_vocabulary(config.vocab_size or 0)
+    if params.stop and not has_detokenizer:
+        raise InvalidRequestError(f"stop strings are text, and {NO_TOKENIZER}: use stop_token_ids")
+    return Request(
+        request_id=request_id,
+        prompt=prompt if isinstance(prompt, str) else None,
+        prompt_token_ids=token_ids,
+        params=params,
+        seed=request_seed(params, config.seed, arrival_index),
+        arrival_index=arrival_index,
+        arrival_s=time.monotonic(),
+    )
 
 
 def checked_token_ids(
@@ -114,59 +143,3 @@ def _as_ids(prompt: Any) -> list[int]:
         except TypeError:
             raise InvalidRequestError(f"prompt token {index} must be an integer, got {token_id!r}") from None
     return ids
-
-
-@dataclass
-class RequestState:
-    """A request under way: its sequences, their text, and its times. ``stop_ids`` are the tokens that end a sequence."""
-
-    request: Request
-    sequences: list[Sequence]
-    streams: list[TextStream | None]
-    stop_ids: frozenset[int] = frozenset()
-    wants_deltas: bool = True
-    keeps_logprobs: bool = True
-    first_scheduled_s: float | None = None
-    first_token_s: float | None = None
-    finished_s: float | None = None
-    stream_of: dict[int, TextStream | None] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.stream_of = {seq.seq_id: stream for seq, stream in zip(self.sequences, self.streams)}
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether all samples have ended."""
-        return all(seq.is_finished for seq in self.sequences)
-
-    def output(self) -> RequestOutput:
-        """The request as it stands."""
-        first = self.sequences[0]
-        wants_prompt_logprobs = self.keeps_logprobs and self.request.params.prompt_logprobs is not None
-        return RequestOutput(
-            request_id=self.request.request_id,
-            prompt=self.request.prompt,
-            prompt_token_ids=self.request.prompt_token_ids,
-            outputs=tuple(self._completion(seq, stream) for seq, stream in zip(self.sequences, self.streams)),
-            finished=self.is_finished,
-            metrics=RequestMetrics(
-                arrival_s=self.request.arrival_s,
-                first_scheduled_s=self.first_scheduled_s,
-                first_token_s=self.first_token_s,
-                finished_s=self.finished_s,
-                num_preemptions=sum(seq.num_preemptions for seq in self.sequences),
-            ),
-            prompt_logprobs=tuple(first.prompt_logprobs) if wants_prompt_logprobs else None,
-        )
-
-    def _completion(self, seq: Sequence, stream: TextStream | None) -> CompletionOutput:
-        wants_logprobs = self.keeps_logprobs and seq.params.logprobs is not None
-        return CompletionOutput(
-            index=seq.sample_index,
-            text="" if stream is None else stream.text,
-            token_ids=tuple(seq.output_token_ids),
-            finish_reason=seq.finish_reason,
-            stop_reason=seq.stop_reason,
-            cumulative_logprob=sum(entry.logprob for entry in seq.logprobs) if wants_logprobs else None,
-            logprobs=tuple(seq.logprobs) if wants_logprobs else None,
-        )

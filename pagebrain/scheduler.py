@@ -10,7 +10,6 @@ from collections import deque
 
 from pagebrain.cache import CacheManager
 from pagebrain.config import PageBrainConfig
-from pagebrain.retirement import RetirementQueue
 from pagebrain.sequence import ScheduledSequence, Sequence, SequenceGroup
 
 
@@ -21,12 +20,11 @@ class Scheduler:
     in the list always gets on, and nobody starves.
     """
 
-    supports = frozenset({"cuda_graph", "lookahead", "prefix_cache", "fork"})
+    supports = frozenset({"cuda_graph", "lookahead"})
 
-    def __init__(self, config: PageBrainConfig, cache_manager: CacheManager, retirement: RetirementQueue) -> None:
+    def __init__(self, config: PageBrainConfig, cache_manager: CacheManager) -> None:
         self.config = config
         self.cache_manager = cache_manager
-        self.retirement = retirement
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self._preempted: list[Sequence] = []
@@ -36,7 +34,7 @@ class Scheduler:
         self.waiting.append(seq)
 
     def finish(self, seq: Sequence) -> None:
-        """Forget a sequence that ended or was aborted, wherever it stands; its blocks are the caller's to retire."""
+        """Forget a sequence that ended or was aborted, wherever it stands; the caller retires its blocks."""
         if seq in self.running:
             self.running.remove(seq)
         elif seq in self.waiting:
@@ -100,7 +98,7 @@ class Scheduler:
     def _make_room(self, seq: Sequence, num_tokens: int) -> bool:
         """Preempt later arrivals until ``seq`` can grow to ``num_tokens``; false if it must wait or was the last itself."""
         while not self.cache_manager.can_grow(seq.seq_id, num_tokens):
-            coming = self.cache_manager.num_free_blocks + self.retirement.num_blocks
+            coming = self.cache_manager.num_free_blocks + self.cache_manager.num_retiring_blocks
             if self.cache_manager.num_missing_blocks(seq.seq_id, num_tokens) <= coming:
                 return False  # enough blocks come back with the step in flight: no need to take anybody's
             victim = self.running.pop()
@@ -117,5 +115,5 @@ class Scheduler:
         """
         seq.preempt()
         self.waiting.appendleft(seq)
-        self.retirement.retire(seq)
+        self.cache_manager.retire(seq)
         self._preempted.append(seq)

@@ -60,6 +60,8 @@ class Sequence:
         num_computed: leading tokens whose K and V are known to be in the cache.
         num_unread_steps: steps launched with this sequence in them and not read yet.
         num_unread_tokens: tokens those steps sample; their values are not known yet, their number is.
+        num_to_catch_up: leading tokens that were known when the sequence began, or began anew after a preemption. Until all
+            of them are scheduled it prefills; then it decodes.
     """
 
     seq_id: int
@@ -72,6 +74,7 @@ class Sequence:
     num_computed: int = 0
     num_unread_steps: int = 0
     num_unread_tokens: int = 0
+    num_to_catch_up: int = 0
     num_preemptions: int = 0
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
@@ -81,6 +84,7 @@ class Sequence:
     def __post_init__(self) -> None:
         if not self.token_ids:
             self.token_ids = list(self.request.prompt_token_ids)
+        self.num_to_catch_up = len(self.token_ids)
 
     @property
     def params(self) -> SamplingParams:
@@ -115,7 +119,14 @@ class Sequence:
         """Forget that anything was computed. The tokens stay; K and V of all of them are computed again in a later turn."""
         self.status = SequenceStatus.PREEMPTED
         self.num_scheduled = self.num_computed = 0
+        self.num_to_catch_up = self.num_tokens
         self.num_preemptions += 1
+
+    def finish(self, reason: FinishReason, stop_reason: int | str | None = None) -> None:
+        """Note that the sequence has ended, and why."""
+        self.status = SequenceStatus.FINISHED
+        self.finish_reason = reason
+        self.stop_reason = stop_reason
 
     @property
     def is_finished(self) -> bool:
@@ -142,19 +153,42 @@ class ScheduledSequence(NamedTuple):
 
     @property
     def phase(self) -> Phase:
-        """``decode`` for exactly one token, ``prefill`` for more: query length tells them apart and nothing else."""
-        return "decode" if self.num_tokens == 1 else "prefill"
+        """``prefill`` while the sequence catches up with tokens that it has, ``decode`` when it extends its text.
+
+        A state of the sequence, so ask when the step is planned. The number of tokens does not tell: a chunk may have one.
+        """
+        return "prefill" if self.start < self.seq.num_to_catch_up else "decode"
+
+
+class NewBlocks(NamedTuple):
+    """Blocks that a sequence's block table got, from column ``first_column`` on."""
+
+    seq_id: int
+    first_column: int
+    block_ids: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class SequenceGroup:
-    """The batch of one forward call: prefill chunks and decodes side by side.
+    """The plan of one forward call: prefill chunks and decodes side by side, and all that changes before they are computed.
 
-    ``preempted`` are the sequences that lost their blocks while this step was planned.
+    A scheduler says what is computed and who was preempted. The rest is added by the cache manager, in which the scheduler
+    has taken blocks meanwhile; an executor applies it in this order: released, new blocks, copied blocks.
+
+    Attributes:
+        scheduled: which tokens of which sequences are computed.
+        preempted: the sequences that lost their blocks while this step was planned.
+        released: ids of sequences for which the executor keeps nothing any more. One that was preempted may be scheduled
+            again in the same plan, and then starts anew.
+        new_blocks: what was added to block tables, of sequences that are scheduled now or later.
+        copied_blocks: ``(from, to)``: blocks whose K and V are copied, of all layers.
     """
 
     scheduled: tuple[ScheduledSequence, ...]
     preempted: tuple[Sequence, ...] = ()
+    released: tuple[int, ...] = ()
+    new_blocks: tuple[NewBlocks, ...] = ()
+    copied_blocks: tuple[tuple[int, int], ...] = ()
 
     def __iter__(self) -> Iterator[ScheduledSequence]:
         return iter(self.scheduled)

@@ -16,7 +16,10 @@ from pagebrain.sequence import Phase, SequenceGroup
 
 @dataclass(frozen=True)
 class TraceRow:
-    """One sequence's share of a step: it computed tokens ``start .. start + num_tokens - 1``."""
+    """One sequence's share of a step: it computed tokens ``start .. start + num_tokens - 1``.
+
+    ``phase`` is ``prefill`` while the sequence catches up with tokens that it has, ``decode`` when it extends its text.
+    """
 
     seq_id: int
     request_id: str
@@ -24,11 +27,7 @@ class TraceRow:
     start: int
     num_tokens: int
     samples: bool
-
-    @property
-    def phase(self) -> Phase:
-        """``decode`` for exactly one token, ``prefill`` for more."""
-        return "decode" if self.num_tokens == 1 else "prefill"
+    phase: Phase = "prefill"
 
     @property
     def context_len(self) -> int:
@@ -132,14 +131,15 @@ class StepCounter:
     wait_s: float = 0.0
     output_s: float = 0.0
 
-    def count(self, group: SequenceGroup, num_graph_decodes: int) -> None:
-        """A step with this group was launched, ``num_graph_decodes`` of its decodes as a replay of a CUDA graph."""
-        lengths = [entry.num_tokens for entry in group.scheduled]
-        num_decodes = lengths.count(1)
+    def count(self, group: SequenceGroup, num_prefill_tokens: int, num_graph_decodes: int) -> None:
+        """A step with this group was launched, ``num_prefill_tokens`` of its tokens as a prefill.
+
+        ``num_graph_decodes`` of its decodes were a replay of a CUDA graph.
+        """
         self.num_steps += 1
-        self.num_decode_tokens += num_decodes
+        self.num_prefill_tokens += num_prefill_tokens
+        self.num_decode_tokens += group.num_tokens - num_prefill_tokens
         self.num_graph_decode_tokens += num_graph_decodes
-        self.num_prefill_tokens += sum(lengths) - num_decodes
         self.num_preemptions += len(group.preempted)
 
 
@@ -179,7 +179,8 @@ def trace_cache(step: int, rows: Iterable[TraceRow], cache: TracedCache) -> Step
 def trace_step(step: int, group: SequenceGroup, cache: TracedCache, scheduler: SchedulerPart) -> StepTrace:
     """The record of a step that is being launched, before its times and what ended with it are known."""
     rows = (
-        TraceRow(e.seq.seq_id, e.seq.request.request_id, e.seq.sample_index, e.start, e.num_tokens, e.samples) for e in group
+        TraceRow(e.seq.seq_id, e.seq.request.request_id, e.seq.sample_index, e.start, e.num_tokens, e.samples, e.phase)
+        for e in group
     )
     return replace(
         trace_cache(step, rows, cache),

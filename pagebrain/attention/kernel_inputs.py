@@ -24,8 +24,8 @@ def mismatch(name: str, got: str, expected: str) -> KernelError:
 
 
 @functools.cache
-def why_not(dtype: torch.dtype, head_dim: int) -> str | None:
-    """What keeps the kernels from working with such K and V, or ``None``."""
+def unsupported(dtype: torch.dtype, head_dim: int) -> str | None:
+    """Why the kernels cannot work with such K and V, in words; ``None`` if they can."""
     if dtype not in KERNEL_DTYPES:
         return f"the Triton kernels compute in float16, bfloat16 and float32, not in {str(dtype).removeprefix('torch.')}"
     if head_dim > MAX_HEAD_DIM:
@@ -43,7 +43,7 @@ def check_pools(key_pool: Tensor, value_pool: Tensor) -> None:
         raise mismatch("pools", f"{keys}, and {values}", "equal shapes, strides and dtypes: make both alike")
     if strides[3] != 1 and shape[3] != 1:
         raise mismatch("pools", f"strides {strides}", "a contiguous last dimension")
-    reason = why_not(key_pool.dtype, shape[3])
+    reason = unsupported(key_pool.dtype, shape[3])
     if reason is not None:
         raise KernelError(f"{reason}: use swap attention=pagebrain.attention:paged_attention, which is torch operations")
 

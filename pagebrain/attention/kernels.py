@@ -7,7 +7,7 @@ leaves the other's sequences alone. The host's counts only spare launches that w
 
 from torch import Tensor
 
-from pagebrain.attention.choice import require_triton
+from pagebrain.attention.triton_version import require_triton
 
 require_triton()
 
@@ -58,6 +58,4 @@ def paged_attention(
     return out
 
 
-paged_attention.supports = frozenset(  # type: ignore[attr-defined]
-    {"batch_rows", "cuda_graph", "lookahead", "prefix_cache", "fork"}
-)
+paged_attention.supports = frozenset({"lookahead"})  # type: ignore[attr-defined]

@@ -103,7 +103,7 @@ class KernelBench:
 
         import torch
 
-        from pagebrain.attention.choice import kernels_fit
+        from pagebrain.attention.triton_backend import TritonBackend
         from pagebrain.config import DTYPES
 
         if args.dtype not in DTYPES:
@@ -115,7 +115,7 @@ class KernelBench:
                 "machine with one; pagebrain bench offline measures the engine anywhere"
             )
         self.device = torch.device("cuda", torch.cuda.current_device())
-        reason = kernels_fit(self.device, self.dtype, args.head_dim)
+        reason = TritonBackend.reason_against(self.device, self.dtype, args.head_dim)
         if reason is not None:
             raise ConfigError(reason)
         self.shape = Shape(

@@ -113,13 +113,14 @@ def check_kernels() -> Iterator[Finding]:
     """Which implementations compute."""
     import torch
 
-    from pagebrain.attention.choice import kernels_fit
+    from pagebrain.attention import choose_backend
+    from pagebrain.attention.triton_backend import TritonBackend
     from pagebrain.models.packing import can_pack
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    reason = kernels_fit(device, torch.bfloat16, 64)
-    found = "torch operations" if reason is not None else "Triton kernels"
-    yield Finding("paged attention", "ok", found, reason if device.type == "cuda" else None)
+    backend, reason = choose_backend(None, device, torch.bfloat16, 64)
+    found = "Triton kernels" if isinstance(backend, TritonBackend) else "torch operations"
+    yield Finding("paged attention", "ok", found, reason)
     if can_pack(torch.float32, torch.device("cpu")):
         yield Finding("packed weights", "ok", "oneDNN packs float32 weights on the CPU")
     else:

@@ -15,24 +15,24 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.modeling_outputs import CausalLMOutput
 from transformers.models.gpt2.modeling_gpt2 import GPT2Attention, GPT2Block
 
-from pagebrain.attention import ForwardBatch, PagedAttention, paged_attention
+from pagebrain.attention import AttentionBackend, ForwardBatch, KVPool, PagedAttention
+from pagebrain.attention.torch_backend import TorchBackend
 from pagebrain.cache import CacheManager
 from pagebrain.devices import on_device
 from pagebrain.errors import ConfigError
 from pagebrain.models.positions import RowPlan, plan_rows
-from pagebrain.parts import AttentionPart
 
 
 class PagedGPT2Attention(nn.Module):
     """One layer's attention: the projections of the original, with K and V in pages between them."""
 
-    def __init__(self, base: GPT2Attention, layer: int, cache_manager: CacheManager, attention: AttentionPart) -> None:
+    def __init__(self, base: GPT2Attention, layer: int, pool: KVPool, backend: AttentionBackend) -> None:
         super().__init__()
         self.c_attn: nn.Module = base.c_attn
         self.c_proj: nn.Module = base.c_proj
         self.num_heads: int = base.num_heads
         self.head_dim: int = base.head_dim
-        self.paged = PagedAttention(layer, cache_manager, attention_scale(base.config, layer), attention)
+        self.paged = PagedAttention(layer, pool, attention_scale(base.config, layer), backend)
 
     def forward(self, hidden: Tensor, batch: ForwardBatch) -> Tensor:
         """``[num_tokens, n_embd]`` to the same shape; there may be rows of padding at the end, which no attention sees."""
@@ -53,10 +53,10 @@ class PagedGPT2Block(nn.Module):
     The stream of residuals and its norm travel together, because an addition and the norm after it are one kernel on a GPU.
     """
 
-    def __init__(self, base: GPT2Block, layer: int, cache_manager: CacheManager, attention: AttentionPart) -> None:
+    def __init__(self, base: GPT2Block, layer: int, pool: KVPool, backend: AttentionBackend) -> None:
         super().__init__()
         self.ln_1 = base.ln_1
-        self.attn = PagedGPT2Attention(base.attn, layer, cache_manager, attention)
+        self.attn = PagedGPT2Attention(base.attn, layer, pool, backend)
         self.ln_2 = base.ln_2
         self.c_fc: nn.Module = base.mlp.c_fc
         self.act: nn.Module = base.mlp.act
@@ -92,24 +92,22 @@ class PagedGPT2LMHeadModel(nn.Module):
     Args:
         base: the model whose weights are used, shared and unchanged.
         cache_manager: pools and block tables, made for the same model.
-        attention: the function that reads the pages.
+        backend: what writes and reads K and V; ``None`` is torch operations.
 
     Raises:
         ConfigError: if the cache was made for a model of another shape, dtype or device.
     """
 
-    def __init__(
-        self, base: GPT2LMHeadModel, cache_manager: CacheManager, attention: AttentionPart = paged_attention
-    ) -> None:
+    def __init__(self, base: GPT2LMHeadModel, cache_manager: CacheManager, backend: AttentionBackend | None = None) -> None:
         super().__init__()
-        _check_cache_fits(base, cache_manager)
+        _check_pool_fits(base, cache_manager.pool)
         self.config = base.config
         self.cache_manager = cache_manager
         self.wte = base.transformer.wte
         self.wpe = base.transformer.wpe
+        pool, backend = cache_manager.pool, TorchBackend() if backend is None else backend
         blocks = [
-            PagedGPT2Block(cast(GPT2Block, block), layer, cache_manager, attention)
-            for layer, block in enumerate(base.transformer.h)
+            PagedGPT2Block(cast(GPT2Block, block), layer, pool, backend) for layer, block in enumerate(base.transformer.h)
         ]
         self.h = nn.ModuleList(blocks)
         self.ln_f = base.transformer.ln_f
@@ -205,10 +203,10 @@ class PagedGPT2LMHeadModel(nn.Module):
         )
 
 
-def _check_cache_fits(base: GPT2LMHeadModel, cache_manager: CacheManager) -> None:
-    hf, weight, pool = base.config, base.transformer.wte.weight, cache_manager.key_pools[0]
+def _check_pool_fits(base: GPT2LMHeadModel, pool: KVPool) -> None:
+    hf, weight, keys = base.config, base.transformer.wte.weight, pool.key_pools[0]
     needed = (hf.n_layer, hf.n_head, hf.n_embd // hf.n_head, weight.dtype, weight.device)
-    got = (len(cache_manager.key_pools), pool.shape[2], pool.shape[3], pool.dtype, pool.device)
+    got = (len(pool.key_pools), keys.shape[2], keys.shape[3], keys.dtype, keys.device)
     if needed != got:
         raise ConfigError(
             f"the model needs a cache of (layers, heads, head_dim, dtype, device) {needed}, got one of {got}: "

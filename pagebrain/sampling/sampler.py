@@ -46,7 +46,7 @@ class Sampler:
     """
 
     # In a CUDA graph its work is done by the sampling kernels, where they can; see pagebrain.gpu_executor.
-    supports = frozenset({"cuda_graph", "lookahead", "prefix_cache", "fork"})
+    supports = frozenset({"cuda_graph", "lookahead"})
 
     def __init__(self, config: "PageBrainConfig") -> None:
         if config.vocab_size is None:

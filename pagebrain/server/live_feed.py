@@ -100,14 +100,14 @@ class LiveFeed:
 
 
 def _step(trace: StepTrace) -> dict[str, Any]:
-    num_decodes = sum(row.phase == "decode" for row in trace.rows)
+    num_decode_tokens = sum(row.num_tokens for row in trace.rows if row.phase == "decode")
     return {
         "step": trace.step,
         "launched_s": trace.launched_s,
         "ms": 1000 * (trace.read_s - trace.launched_s),
-        "prefill_tokens": trace.num_tokens - num_decodes,
-        "decode_tokens": num_decodes,
-        "rows": [[row.seq_id, row.start, row.num_tokens] for row in trace.rows],
+        "prefill_tokens": trace.num_tokens - num_decode_tokens,
+        "decode_tokens": num_decode_tokens,
+        "rows": [[row.seq_id, row.start, row.num_tokens, int(row.phase == "decode")] for row in trace.rows],
         "preempted": list(trace.preempted),
         "finished": list(trace.finished),
     }

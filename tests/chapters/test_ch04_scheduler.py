@@ -27,24 +27,17 @@ CHAPTER = "04"
 Counts = list[tuple[int, int]]
 
 
-class Retired:
-    """Where blocks are given back; ``seq_ids`` remembers whose."""
-
-    def __init__(self, cache: ch02_block_table.PagedCache) -> None:
-        self.cache = cache
-        self.seq_ids: list[int] = []
-
-    def retire(self, seq: Sequence) -> None:
-        self.seq_ids.append(seq.seq_id)
-        self.cache.free(seq.seq_id)
-
-
 class AskedCache(ch02_block_table.PagedCache):
-    """Remembers, for each sequence, the number of tokens that ``can_grow`` was last asked for."""
+    """Remembers, for each sequence, the number of tokens that ``can_grow`` was last asked for, and who was ``retired``."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.asked: dict[int, int] = {}
+        self.retired: list[int] = []
+
+    def retire(self, seq: Sequence) -> None:
+        self.retired.append(seq.seq_id)
+        self.free(seq.seq_id)
 
     def can_grow(self, seq_id: int, num_tokens: int) -> bool:
         self.asked[seq_id] = num_tokens
@@ -65,8 +58,7 @@ class Situation:
         settings |= {"block_size": 4, "num_blocks": max(1, num_blocks), "max_num_seqs": seats}
         config = PageBrainConfig(max_num_batched_tokens=budget, **settings)
         self.cache = AskedCache(ch02_block_table.BlockManager(config), config)
-        self.retired = Retired(self.cache)
-        self.scheduler = chapter.Scheduler(config, self.cache, self.retired)
+        self.scheduler = chapter.Scheduler(config, self.cache)
         self.seqs: list[Sequence] = []
         self.story = f"{free_blocks} free blocks of 4 slots, max_num_seqs {seats}, max_num_batched_tokens {budget}"
         for num_tokens, num_cached in running:
@@ -108,7 +100,7 @@ class Situation:
         self.expect("waiting", [seq.seq_id for seq in self.scheduler.waiting], waiting)
         victims = sorted(seq.seq_id for seq in self.scheduler.preempted)
         self.expect("preempted, in order of arrival,", victims, sorted(preempted))
-        self.expect("the list of those given to retirement.retire", sorted(self.retired.seq_ids), sorted(preempted))
+        self.expect("the list of those given to cache_manager.retire", sorted(self.cache.retired), sorted(preempted))
         for seq in self.seqs:
             times = int(seq.seq_id in preempted)
             self.expect(f"the number of calls of preempt() of sequence {seq.seq_id}", seq.num_preemptions, times)
@@ -184,19 +176,19 @@ def after_one_preemption(chapter: Any) -> Situation:
     return situation
 
 
-@pytest.mark.task("4.3", hint="Blocks come back only if somebody gives them: the victim's go to retirement.retire(victim).")
-def test_a_victims_blocks_are_given_to_retirement(chapter: Any) -> None:
+@pytest.mark.task("4.3", hint="Blocks do not come back by themselves: call cache_manager.retire(victim).")
+def test_a_victims_blocks_are_retired(chapter: Any) -> None:
     situation = after_one_preemption(chapter)
     story = situation.story
-    assert situation.retired.seq_ids, f"make_room gave nobody's blocks to retirement.retire. The situation: {story}"
+    assert situation.cache.retired, f"make_room gave nobody's blocks to cache_manager.retire. The situation: {story}"
     num_free = situation.cache.num_free_blocks
-    assert num_free, f"after make_room no block is free, given back were those of {situation.retired.seq_ids}. {story}"
+    assert num_free, f"after make_room no block is free, given back were those of {situation.cache.retired}. {story}"
 
 
 @pytest.mark.task("4.3", hint="The victim is the latest arrival. running is in order of arrival: where in it is that one?")
 def test_the_victim_is_the_latest_arrival(chapter: Any) -> None:
     situation = after_one_preemption(chapter)
-    situation.expect("the list of those given to retirement.retire", situation.retired.seq_ids, [2])
+    situation.expect("the list of those given to cache_manager.retire", situation.cache.retired, [2])
     situation.expect("running", [seq.seq_id for seq in situation.scheduler.running], [0, 1])
 
 
@@ -266,8 +258,10 @@ def sound(chapter: Any, makes_room: bool, monkeypatch: pytest.MonkeyPatch) -> An
     """The chapter with a ``make_room`` that works: if its own does not, task 4.1 is judged with the engine's."""
 
     def make_room(self: Any, seq: Sequence, num_tokens: int) -> bool:
-        retirement = SimpleNamespace(retire=self.retirement.retire, num_blocks=0)
-        engine: Any = scheduler.Scheduler(self.config, self.cache_manager, cast(Any, retirement))
+        cache = self.cache_manager
+        asked = {name: getattr(cache, name) for name in ("can_grow", "num_missing_blocks", "retire")}
+        blocks = SimpleNamespace(**asked, num_free_blocks=0, num_retiring_blocks=0)  # none come back by themselves
+        engine: Any = scheduler.Scheduler(self.config, cast(Any, blocks))
         engine.running, engine.waiting, engine._preempted = self.running, self.waiting, self.preempted
         return bool(engine._make_room(seq, num_tokens))
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from chapters import ch02_block_table
+from chapters import ch02_block_table, ch04_scheduler
 from chapters.aids.capture import CaptureError, capture
 from pagebrain import PageBrainConfig, SamplingParams
 from pagebrain.sequence import Request, ScheduledSequence, Sequence, SequenceGroup, SequenceStatus
@@ -1183,7 +1183,7 @@ def test_room_is_made_or_waited_for_in_any_situation(chapter: Any, seed: int) ->
 # All of it ----------------------------------------------------------------------------------------------------------------
 
 
-class GuardedCache(ch02_block_table.PagedCache):
+class GuardedCache(ch04_scheduler.FreeAtOnce):
     """Slots hold a large value until they are written."""
 
     def __init__(self, *args: Any) -> None:
@@ -1197,7 +1197,7 @@ class GuardedCache(ch02_block_table.PagedCache):
 def test_the_engine_gives_what_hugging_face_gives(
     chapter: Any, seed: int, monkeypatch: pytest.MonkeyPatch, lookahead: bool, use_graphs: bool
 ) -> None:
-    monkeypatch.setattr("chapters.ch04_scheduler.PagedCache", GuardedCache)
+    monkeypatch.setattr("chapters.ch04_scheduler.FreeAtOnce", GuardedCache)
     model, prompts = random_gpt2(seed=seed), [[1, 2, 3], [7] * 17, [40, 41, 42], list(range(30)), [95]]
     logits: dict[int, list[Tensor]] = {number: [] for number in range(len(prompts))}
     settings = {"block_size": 4, "num_blocks": 14, "max_num_seqs": 4, "max_num_batched_tokens": 8}

@@ -8,6 +8,7 @@ import torch
 from transformers import GPT2LMHeadModel, LlamaConfig
 
 from pagebrain import LLM, PageBrainConfig, SamplingParams
+from pagebrain.attention import AttentionBackend
 from pagebrain.block import BlockManager
 from pagebrain.errors import ConfigError, InvalidRequestError, ModelLoadError, PartError
 from pagebrain.sampling import Sampler
@@ -271,18 +272,18 @@ def test_dummy_weights_need_a_known_size() -> None:
     assert "load_format dummy knows gpt2, gpt2-medium" in refused("gpt3", load_format="dummy")
 
 
-def scheduler_without_schedule(config: Any, cache_manager: Any, retirement: Any) -> Any: ...
+def scheduler_without_schedule(config: Any, cache_manager: Any) -> Any: ...
 
 
 class SchedulerWithWrongNames:
-    def __init__(self, config: Any, blocks: Any, retirement: Any) -> None: ...
+    def __init__(self, config: Any, blocks: Any) -> None: ...
 
 
 class SchedulerWithoutFinish:
     waiting: tuple[()] = ()
     running: tuple[()] = ()
 
-    def __init__(self, config: Any, cache_manager: Any, retirement: Any) -> None: ...
+    def __init__(self, config: Any, cache_manager: Any) -> None: ...
     def add(self, seq: Any) -> None: ...
     def schedule(self) -> None: ...
 
@@ -304,14 +305,33 @@ class SamplerWithATypo(Sampler):
 def attention_in_wrong_order(query: Any, value_pool: Any, key_pool: Any, block_tables: Any, context_lens: Any) -> Any: ...
 
 
+class BackendThatOnlyWrites:
+    def write(self, layer: Any, pool: Any, key: Any, value: Any, batch: Any) -> None: ...
+
+
+class BackendInWrongOrder(BackendThatOnlyWrites):
+    def attend(self, query: Any, layer: Any, pool: Any, batch: Any, scale: Any) -> Any: ...
+
+
+class BackendThatFails(AttentionBackend):
+    def __init__(self) -> None:
+        raise RuntimeError("no kernels here")
+
+    def write(self, layer: Any, pool: Any, key: Any, value: Any, batch: Any) -> None: ...
+    def attend(self, layer: Any, query: Any, pool: Any, batch: Any, scale: Any) -> Any: ...
+
+
 BAD_PARTS: list[tuple[str, Any, str]] = [
     ("attention", "nowhere.py:f", "there is no file nowhere.py"),
     ("attention", "nonsense", "must look like path/to/file.py:Name"),
     ("attention", "pagebrain.nowhere:f", "importing pagebrain.nowhere failed"),
     ("attention", "pagebrain.attention:nothing", "defines no 'nothing'"),
-    ("attention", 5, "cannot be called: name a function"),
+    ("attention", 5, "cannot be called: name a function or an attention backend"),
     ("attention", attention_in_wrong_order, "calls argument 2 'value_pool' where 'key_pool' is expected"),
     ("attention", lambda query, key_pool, value_pool: None, "lacks argument 4, 'block_tables'"),
+    ("attention", BackendThatOnlyWrites, r"has no method attend\(layer, query, pool, batch, scale\)"),
+    ("attention", BackendInWrongOrder, "attend calls argument 1 'query' where 'layer' is expected"),
+    ("attention", BackendThatFails, "BackendThatFails could not be made: RuntimeError: no kernels here"),
     ("scheduler", SchedulerWithWrongNames, "calls argument 2 'blocks' where 'cache_manager' is expected"),
     ("scheduler", SchedulerWithoutFinish, r"has no method finish\(self, seq"),
     ("scheduler", SchedulerThatWantsMore, "add wants an argument 'priority' that the engine does not give"),

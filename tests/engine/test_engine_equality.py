@@ -42,7 +42,7 @@ def run(base: GPT2LMHeadModel, params: SamplingParams, **settings: Any) -> tuple
     """All prompts through an engine over poisoned slots, with its traces."""
     defaults: dict[str, Any] = {"block_size": 4, "max_num_seqs": 8, "check_integrity": True}
     llm = LLM(base, **(defaults | settings))
-    poison(llm.engine.cache_manager)
+    poison(llm.engine.cache_manager.pool)
     traces: list[StepTrace] = []
     llm.engine.observers.append(traces.append)
     outputs = llm.generate(PROMPTS, params, use_tqdm=False)

@@ -49,7 +49,7 @@ def test_a_request_that_keeps_no_logprobs_has_them_in_its_deltas_alone(num_block
     params = SamplingParams(temperature=1.0, seed=3, n=2, max_tokens=9, ignore_eos=True, logprobs=2, prompt_logprobs=2)
     [expected] = llm.generate([1, 2, 3, 4, 5], params, use_tqdm=False)
     request = llm.engine.add_request([1, 2, 3, 4, 5], params, keeps_logprobs=False)
-    sequences = llm.engine._requests[request.request_id].sequences
+    sequences = llm.engine.outputs.requests[request.request_id].sequences
     deltas = []
     while llm.engine.has_unfinished_requests:
         deltas += llm.engine.step()

@@ -129,10 +129,10 @@ def test_a_bad_call_says_what_is_wrong_and_changes_nothing(name: str) -> None:
     base = random_gpt2()
     model = paged(base, block_size=4, num_blocks=20)
     model(torch.tensor([[1, 2, 3, 4]]), input_pos=pairs((0, 4)), cache_pos=pairs((0, 0)))
-    table, pool = model.cache_manager.block_table(0), model.cache_manager.key_pools[0].clone()
+    table, pool = model.cache_manager.block_table(0), model.cache_manager.pool.key_pools[0].clone()
     with pytest.raises(InvalidRequestError, match=message):
         model(torch.tensor(input_ids), input_pos=pairs(input_pos), cache_pos=pairs(cache_pos))
-    assert model.cache_manager.block_table(0) == table and torch.equal(model.cache_manager.key_pools[0], pool)
+    assert model.cache_manager.block_table(0) == table and torch.equal(model.cache_manager.pool.key_pools[0], pool)
     after = model(torch.tensor([[5]]), input_pos=pairs((4, 1)), cache_pos=pairs((0, 4))).logits[0]
     torch.testing.assert_close(after, hf_logits(base, [1, 2, 3, 4, 5])[-1:], atol=1e-9, rtol=0)
 

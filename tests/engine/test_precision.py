@@ -24,7 +24,7 @@ def paged_logits(base: GPT2LMHeadModel, sequences: list[list[int]], packed: bool
     """Logits of each sequence, its first half in one call and the rest token by token beside the others."""
     config = PageBrainConfig.for_model(base, block_size=16, num_blocks=64)
     cache_manager = CacheManager(BlockManager(config), config)
-    poison(cache_manager)
+    poison(cache_manager.pool)
     model = PagedGPT2LMHeadModel(base, cache_manager).eval()
     if packed:
         assert pack_weights(model)

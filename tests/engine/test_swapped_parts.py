@@ -1,5 +1,6 @@
 """Parts named from outside serve real requests, and what a part cannot do is switched off with a line that says so."""
 
+import inspect
 import os
 from pathlib import Path
 from typing import Any
@@ -7,8 +8,10 @@ from typing import Any
 import torch
 
 from pagebrain import LLM, SamplingParams
-from pagebrain.attention import paged_attention
+from pagebrain.attention import AttentionBackend, paged_attention
+from pagebrain.attention.torch_backend import TorchBackend
 from pagebrain.block import BlockManager
+from pagebrain.parts import ATTENTION_BACKEND, ATTENTION_FUNCTION
 from pagebrain.sampling import Sampler
 from pagebrain.scheduler import Scheduler
 from tests.support.models import hf_greedy, random_gpt2
@@ -55,6 +58,31 @@ def test_every_part_can_be_replaced_by_an_object_of_ones_own() -> None:
     swap = {"block_manager": MyBlockManager, "scheduler": MyScheduler, "sampler": MySampler, "attention": my_attention}
     assert tokens(LLM(base, num_blocks=16, swap=swap)) == expected(base)
     assert used == set(swap)
+
+
+def test_a_backend_of_ones_own_may_keep_k_and_v_in_another_form() -> None:
+    """What it writes only it can read: here K and V are stored with their sign turned round."""
+
+    class Negated(TorchBackend):
+        def write(self, layer: int, pool: Any, key: Any, value: Any, batch: Any) -> None:
+            super().write(layer, pool, -key, -value, batch)
+
+        def attend(self, layer: int, query: Any, pool: Any, batch: Any, scale: float) -> Any:
+            return -super().attend(layer, -query, pool, batch, scale)
+
+    base = random_gpt2(seed=2)
+    llm = LLM(base, num_blocks=16, swap={"attention": Negated})
+    assert tokens(llm) == expected(base)
+    pool = llm.engine.cache_manager.pool
+    plain = LLM(base, num_blocks=16)
+    assert tokens(plain) == expected(base)
+    assert torch.equal(pool.key_pools[0], -plain.engine.cache_manager.pool.key_pools[0])
+
+
+def test_parts_checks_the_arguments_that_the_engine_calls_attention_with() -> None:
+    assert list(inspect.signature(paged_attention).parameters)[: len(ATTENTION_FUNCTION)] == list(ATTENTION_FUNCTION)
+    for name, arguments in ATTENTION_BACKEND.items():
+        assert list(inspect.signature(getattr(AttentionBackend, name)).parameters)[1:] == list(arguments)
 
 
 def test_a_part_named_by_path_is_loaded_from_that_file(tmp_path: Path) -> None:

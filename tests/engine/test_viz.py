@@ -36,7 +36,7 @@ MAX_PNG_BYTES = 80_000
 
 
 def row(seq_id: int, start: int, num_tokens: int, samples: bool = True) -> TraceRow:
-    return TraceRow(seq_id, str(seq_id), 0, start, num_tokens, samples)
+    return TraceRow(seq_id, str(seq_id), 0, start, num_tokens, samples, "decode" if num_tokens == 1 else "prefill")
 
 
 def step(number: int, rows: list[TraceRow], tables: dict[int, tuple[int, ...]], **queues: Any) -> StepTrace:

@@ -24,11 +24,11 @@ def test_tokens_are_those_of_hugging_face(lookahead: bool, device: str, monkeypa
 
     base: Any = random_gpt2(torch.float32, seed=3)
     expected = [hf_greedy(base, prompt, 7) for prompt in PROMPTS]
-    swap = {"attention": "pagebrain.attention.kernels:paged_attention"}
+    swap = {"attention": "pagebrain.attention.triton_backend:TritonBackend"}
     settings: dict[str, Any] = {"block_size": 8, "num_blocks": 3, "max_num_seqs": 3, "max_num_batched_tokens": 6}
     llm = LLM(base.to(device), swap=swap, lookahead=lookahead, check_integrity=True, **settings)
     assert llm.config.lookahead == lookahead
-    poison(llm.engine.cache_manager)
+    poison(llm.engine.cache_manager.pool)
     traces: list[Any] = []
     llm.engine.observers.append(traces.append)
     outputs = llm.generate(PROMPTS, GREEDY, use_tqdm=False)
@@ -39,30 +39,21 @@ def test_tokens_are_those_of_hugging_face(lookahead: bool, device: str, monkeypa
     assert sum(output.metrics.num_preemptions for output in outputs) > 0
 
 
-def test_the_layer_tells_the_kernels_how_many_sequences_decode(device: str) -> None:
+def test_the_kernels_are_told_how_many_sequences_decode(device: str) -> None:
     """So a step of decodes alone launches one kernel a layer, and no step asks the GPU."""
-    from pagebrain.attention import kernels
+    from pagebrain.attention.triton_backend import TritonBackend
 
     told: list[tuple[int | None, int]] = []
 
-    def attention(
-        query: Any,
-        key_pool: Any,
-        value_pool: Any,
-        block_tables: Any,
-        context_lens: Any,
-        query_starts: Any,
-        scale: float,
-        *,
-        num_decodes: int | None = None,
-    ) -> Any:
-        told.append((num_decodes, int((query_starts.diff() == 1).sum())))
-        return kernels.paged_attention(
-            query, key_pool, value_pool, block_tables, context_lens, query_starts, scale, num_decodes=num_decodes
-        )
+    class Watched(TritonBackend):
+        supports = frozenset()  # no batch rows, so that nothing is recorded in a graph
+
+        def attend(self, layer: int, query: Any, pool: Any, batch: Any, scale: float) -> Any:
+            told.append((batch.num_decodes, int((batch.query_starts.diff() == 1).sum())))
+            return super().attend(layer, query, pool, batch, scale)
 
     base: Any = random_gpt2(torch.float32, n_layer=1)
-    llm = LLM(base.to(device), num_blocks=8, block_size=16, swap={"attention": attention})
+    llm = LLM(base.to(device), num_blocks=8, block_size=16, swap={"attention": Watched})
     llm.generate(PROMPTS, SamplingParams(temperature=0, max_tokens=2, ignore_eos=True), use_tqdm=False)
     assert told and all(said == counted for said, counted in told)
     assert {said for said, _ in told} >= {1, 3}

@@ -110,7 +110,7 @@ def test_padding_touches_nobodys_blocks(device: str, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(ChunkGraphs, "is_captured", True)
     engine = full_speed(device, block_size=8, num_blocks=16, max_num_seqs=6)
-    cache = engine.llm.engine.cache_manager
+    cache = engine.llm.engine.cache_manager.pool
     for pool in (*cache.key_pools, *cache.value_pools):
         pool[cache.dummy_block].fill_(POISON)  # again: the warm-up has been there
     before = [pool.clone() for pool in (*cache.key_pools, *cache.value_pools)]

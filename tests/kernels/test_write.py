@@ -44,9 +44,10 @@ def test_the_engines_pools_hold_what_torch_operations_put_there(device: str) -> 
 
     base: Any = random_gpt2(torch.float32)
     config = PageBrainConfig.for_model(base.to(device), num_blocks=6, block_size=8)
-    ours, theirs = (CacheManager(BlockManager(config), config) for _ in range(2))
-    poison(ours)
-    poison(theirs)
+    managers = [CacheManager(BlockManager(config), config) for _ in range(2)]
+    for manager in managers:
+        poison(manager.pool)
+    ours, theirs = (manager.pool for manager in managers)
     key, value = (torch.randn(9, 3, 16, device=device) for _ in range(2))
     slots = torch.tensor([3, 4, 5, 40, 41, 0, 47, 16, 20], dtype=torch.int32, device=device)
     write_kv(key, value, ours.key_pools[1], ours.value_pools[1], slots)

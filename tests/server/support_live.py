@@ -102,7 +102,7 @@ class Simulation:
                 preempted.append(victim.seq_id)
                 self.num_preemptions += 1
             if seq in self.running:
-                rows.append([seq.seq_id, seq.num_cached, count])
+                rows.append([seq.seq_id, seq.num_cached, count, int(count == 1 and seq.num_cached > 0)])
                 budget -= count
         while self.waiting and budget and len(self.running) < self.max_num_seqs and not preempted:
             seq = self.waiting[0]
@@ -113,7 +113,7 @@ class Simulation:
                 break
             self.running.append(self.waiting.pop(0))
             seq.was_preempted = False
-            rows.append([seq.seq_id, seq.num_cached, count])
+            rows.append([seq.seq_id, seq.num_cached, count, 0])
             budget -= count
         return self._apply(rows, preempted) if rows or preempted else None
 
@@ -141,8 +141,8 @@ class Simulation:
     def _apply(self, rows: list[list[int]], preempted: list[int]) -> dict[str, Any]:
         finished = []
         seqs = {seq.seq_id: seq for seq in self.running}
-        decodes = sum(count == 1 for _, _, count in rows)
-        for seq_id, _, count in rows:
+        decodes = sum(is_decode for *_, is_decode in rows)
+        for seq_id, _, count, _ in rows:
             seq = seqs[seq_id]
             seq.num_cached += count
             if seq.num_cached == seq.num_tokens:
@@ -154,7 +154,7 @@ class Simulation:
                 self.running.remove(seq)
         self.num_steps += 1
         self.num_decode += decodes
-        prefills = sum(count for _, _, count in rows) - decodes
+        prefills = sum(count for _, _, count, _ in rows) - decodes
         self.num_prefill += prefills
         return {
             "step": self.num_steps - 1,

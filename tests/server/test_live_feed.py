@@ -57,7 +57,7 @@ def test_steps_tell_what_was_computed_and_totals_agree(llm: LLM) -> None:
     assert sum(len(step["preempted"]) for step in steps) == totals["preemptions"] > 0
     assert sorted(seq_id for step in steps for seq_id in step["finished"]) == [0, 1, 2]
     for step in steps:
-        assert sum(count for _, _, count in step["rows"]) == step["prefill_tokens"] + step["decode_tokens"]
+        assert sum(count for _, _, count, _ in step["rows"]) == step["prefill_tokens"] + step["decode_tokens"]
 
 
 def test_who_lost_its_blocks_is_in_the_preempted_queue_until_it_runs_again(llm: LLM) -> None:
@@ -66,7 +66,7 @@ def test_who_lost_its_blocks_is_in_the_preempted_queue_until_it_runs_again(llm: 
     for update in updates_of(llm, 3):
         for step in update["steps"]:
             preempted |= set(step["preempted"])
-            preempted -= {seq_id for seq_id, _, _ in step["rows"]}
+            preempted -= {seq_id for seq_id, *_ in step["rows"]}
         assert set(update["state"]["preempted"]) == preempted
         seen_waiting |= bool(preempted)
     assert seen_waiting

@@ -270,7 +270,8 @@ def test_nothing_grows_without_bound(live: LivePage) -> None:
         const state = { free_blocks: 63, next_free: [], tables: { [step]: [step % 64] }, shared: {}, waiting: [],
           running: [step], preempted: [], context: { [step]: 3 }, requests: { [step]: [`r${step}`, 0] } };
         const totals = { steps: step, prefill_tokens: 3 * step, decode_tokens: 0, preemptions: 0 };
-        const did = { step, ms: 1, prefill_tokens: 3, decode_tokens: 0, rows: [[step, 0, 3]], preempted: [], finished: [] };
+        const rows = [[step, 0, 3, 0]];
+        const did = { step, ms: 1, prefill_tokens: 3, decode_tokens: 0, rows, preempted: [], finished: [] };
         model.takeUpdate({ time_s: step / 10, paused: false, skipped: 0, state, totals, steps: [did] });
       }
       return [model.steps.length, model.history.time.length, model.sequenceOf.size, model.history.prefillRate.at(-1)];

@@ -9,10 +9,11 @@ from transformers import GPT2LMHeadModel
 from pagebrain import LLM, RequestOutput, SamplingParams
 from pagebrain.gpu_executor import GpuExecutor
 from pagebrain.graphs import MAX_CHUNKS
+from pagebrain.sequence import SequenceGroup
 from pagebrain.trace import StepTrace
 from tests.support.models import poison
 
-KERNELS = {"attention": "pagebrain.attention.kernels:paged_attention"}
+KERNELS = {"attention": "pagebrain.attention.triton_backend:TritonBackend"}
 """Chosen by itself on a GPU; on a CPU it is named, and interpreted."""
 
 
@@ -46,7 +47,7 @@ class FullSpeed:
         executor = self.llm.engine.executor
         assert isinstance(executor, GpuExecutor)
         self.executor = executor
-        poison(self.llm.engine.cache_manager)
+        poison(self.llm.engine.cache_manager.pool)
         self.traces: list[StepTrace] = []
         self.decode_logits: dict[tuple[int, int], Tensor] = {}
         self.llm.engine.observers.append(self.traces.append)
@@ -87,7 +88,9 @@ class FullSpeed:
     def generate(self, prompts: list[list[int]], params: SamplingParams | list[SamplingParams]) -> list[RequestOutput]:
         """What the engine makes of them; afterwards all blocks are free, and all rows."""
         outputs = self.llm.generate(prompts, params, use_tqdm=False)
-        assert self.llm.engine.cache_manager.num_free_blocks == self.llm.config.num_blocks
+        cache_manager = self.llm.engine.cache_manager
+        assert cache_manager.num_free_blocks == self.llm.config.num_blocks
+        self.executor.rows.apply(cache_manager.complete(SequenceGroup(())))  # what the next plan would carry
         assert not self.executor.rows._rows
         return outputs
 

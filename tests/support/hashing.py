@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pagebrain.attention import ForwardBatch
+from pagebrain.attention.torch_backend import TorchBackend
 from pagebrain.block import BlockManager
 from pagebrain.cache import CacheManager
 from pagebrain.config import PageBrainConfig
@@ -21,6 +22,7 @@ from pagebrain.executor import InFlight, TorchExecutor
 from pagebrain.sampling import Sampler
 from pagebrain.scheduler import Scheduler
 from pagebrain.sequence import SequenceGroup
+from tests.support.models import poison
 
 VOCAB_SIZE = 1009
 
@@ -47,13 +49,13 @@ class HashModel(nn.Module):
     def __init__(self, cache_manager: CacheManager) -> None:
         super().__init__()
         self.cache_manager = cache_manager
+        self.backend = TorchBackend()
 
     def forward_tokens(self, batch: ForwardBatch) -> Tensor:
         """One-hot logits ``[num_logits, VOCAB_SIZE]``."""
         assert batch.logits_rows is not None
-        manager = self.cache_manager
-        column = (-1, 1, 1)
-        manager.write(0, batch.slot_mapping, batch.token_ids.double().view(column), batch.positions.double().view(column))
+        keys, values = (numbers.double().view(-1, 1, 1) for numbers in (batch.token_ids, batch.positions))
+        self.backend.write(0, self.cache_manager.pool, keys, values, batch)
         logits = torch.zeros(len(batch.logits_rows), VOCAB_SIZE, dtype=torch.float64)
         starts = batch.query_starts.tolist()
         for out, row in zip(logits, batch.logits_rows.tolist(), strict=True):
@@ -65,9 +67,9 @@ class HashModel(nn.Module):
     def _read(self, table: list[int], length: int) -> list[int]:
         block_size = self.cache_manager.block_size
         slots = [(table[position // block_size], position % block_size) for position in range(length)]
-        positions = [int(self.cache_manager.value_pools[0][slot]) for slot in slots]
+        positions = [int(self.cache_manager.pool.value_pools[0][slot]) for slot in slots]
         assert positions == list(range(length)), f"positions {positions} where 0..{length - 1} belong"
-        return [int(self.cache_manager.key_pools[0][slot]) for slot in slots]
+        return [int(self.cache_manager.pool.key_pools[0][slot]) for slot in slots]
 
 
 class LateExecutor(TorchExecutor):
@@ -95,10 +97,9 @@ def hash_engine(
     tokens = {"max_num_batched_tokens": 8, "check_integrity": True}
     config = PageBrainConfig(**(shape | defaults | tokens | settings))  # type: ignore[arg-type]
     cache_manager = CacheManager(make_blocks(config), config)
-    for pool in (*cache_manager.key_pools, *cache_manager.value_pools):
-        pool.fill_(-1)
-    executor = LateExecutor(HashModel(cache_manager), cache_manager, Sampler(config), config)
-    return Engine(config, cache_manager, executor, lambda retirement: make_scheduler(config, cache_manager, retirement))
+    poison(cache_manager.pool, -1)
+    executor = LateExecutor(HashModel(cache_manager), cache_manager.pool, Sampler(config), config)
+    return Engine(config, cache_manager, executor, make_scheduler(config, cache_manager))
 
 
 def run_all(engine: Engine, limit: int = 10_000) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import numpy
 import pytest
 import torch
 
-from pagebrain.attention.choice import available
+from pagebrain.attention.triton_version import available
 
 DEVICES = [pytest.param("cpu", id="interpreter"), pytest.param("cuda", id="gpu", marks=pytest.mark.gpu)]
 

@@ -61,7 +61,7 @@ def hf_greedy(base: GPT2LMHeadModel, prompt: list[int], num_tokens: int, eos_tok
     return token_ids[len(prompt) :]
 
 
-def poison(cache_manager: Any, value: float = POISON) -> None:
-    """Fill all slots with a large finite value, so that reading one that was never written is seen."""
-    for pool in (*cache_manager.key_pools, *cache_manager.value_pools):
-        pool.fill_(value)
+def poison(pool: Any, value: float = POISON) -> None:
+    """Fill all slots of a pool, or of a chapter's cache, with a large finite value: reading an unwritten one shows."""
+    for tensor in (*pool.key_pools, *pool.value_pools):
+        tensor.fill_(value)

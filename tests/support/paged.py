@@ -23,7 +23,7 @@ def paged(base: GPT2LMHeadModel, shuffle: int | None = None, **settings: Any) ->
         taken = block_manager.allocate(block_manager.num_blocks)
         block_manager.free([taken[index] for index in order])
     cache_manager = CacheManager(block_manager, config)
-    poison(cache_manager)
+    poison(cache_manager.pool)
     return PagedGPT2LMHeadModel(base, cache_manager).eval()
 
 

@@ -58,7 +58,6 @@ ROLES: dict[str, dict[str, Role]] = {
     },
     "04": {
         "Cache": Role("interfaces"),
-        "Retirement": Role("interfaces"),
         "Scheduler": Role("scheduler"),
         "StaticScheduler": Role("scheduler"),
         "FreeAtOnce": Role("cache"),

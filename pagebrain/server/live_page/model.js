@@ -25,7 +25,7 @@ export class Model {
     this.state = EMPTY;
     this.totals = { steps: 0, prefill_tokens: 0, decode_tokens: 0, preemptions: 0 };
     this.paused = false;
-    this.steps = []; // {step, ms, prefill_tokens, decode_tokens, rows: Map(seq -> {start, count}), preempted, finished, skipped}
+    this.steps = []; // {step, ms, prefill_tokens, decode_tokens, rows: Map(seq -> {start, count, isDecode}), preempted, finished, skipped}
     this.history = { time: [], prefill: [], decode: [], prefillRate: [], decodeRate: [], usage: [] };
     this.owner = new Int32Array(0); // block -> sequence, or NOBODY
     this.logical = new Int32Array(0); // block -> its place in that sequence's table
@@ -184,7 +184,7 @@ export class Model {
   #addSteps(update) {
     let skipped = update.skipped;
     for (const step of update.steps) {
-      const rows = new Map(step.rows.map(([seqId, start, count]) => [seqId, { start, count }]));
+      const rows = new Map(step.rows.map(([seqId, start, count, isDecode]) => [seqId, { start, count, isDecode }]));
       this.steps.push({ ...step, rows, skipped });
       skipped = 0;
     }

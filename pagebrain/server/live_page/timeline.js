@@ -166,9 +166,9 @@ export class Timeline {
     context.setLineDash([]);
   }
 
-  #computed(context, seqId, { count }, index, top) {
+  #computed(context, seqId, { count, isDecode }, index, top) {
     const { rowHeight } = this;
-    const isPrefill = count > 1;
+    const isPrefill = !isDecode;
     const high = rowHeight * (isPrefill ? 0.86 : 0.4);
     const [x, y] = [this.#left(index) + 0.5, top + (rowHeight - high) / 2];
     context.fillStyle = isPrefill ? this.sheet.fill(seqId) : colour(seqId);
@@ -306,14 +306,16 @@ export class Timeline {
   }
 }
 
-/** A step, and what it did for a sequence. Its query length alone makes a row prefill or decode, as in pagebrain/trace.py. */
+/** A step, and what it did for a sequence. */
 function inWords(step, seqId) {
   const sum = `${step.prefill_tokens} prefill and ${step.decode_tokens} decode tokens in ${step.ms.toFixed(1)} ms`;
   const words = [`Step ${step.step}: ${sum}.`];
   const did = step.rows.get(seqId);
-  if (did?.count > 1) words.push(`${letter(seqId)}: prefill of tokens ${did.start} to ${did.start + did.count - 1}.`);
-  else if (did?.start === 0) words.push(`${letter(seqId)}: token 0, the first of its prompt; one alone counts as decode.`);
-  else if (did) words.push(`${letter(seqId)}: decode of token ${did.start}.`);
+  if (did) {
+    const last = did.start + did.count - 1;
+    const tokens = did.count > 1 ? `tokens ${did.start} to ${last}` : `token ${last}`;
+    words.push(`${letter(seqId)}: ${did.isDecode ? "decode" : "prefill"} of ${tokens}.`);
+  }
   if (step.preempted.includes(seqId)) words.push(`${letter(seqId)} was preempted.`);
   if (step.finished.includes(seqId)) words.push(`${letter(seqId)} is finished.`);
   return words.join(" ");

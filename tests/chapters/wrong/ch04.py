@@ -461,7 +461,7 @@ class Scheduler:
             victim = self.running.pop()
             victim.preempt()
             del victim.token_ids[victim.num_prompt_tokens :]
-            self.retirement.retire(victim)
+            self.cache_manager.retire(victim)
             self.preempted.append(victim)
             self.waiting.appendleft(victim)
             if victim is seq:
@@ -493,7 +493,7 @@ class Scheduler:
     def make_room(self, seq: data.Sequence, num_tokens: int) -> bool:
         while not self.cache_manager.can_grow(seq.seq_id, num_tokens):
             victim = self.running.pop()
-            self.retirement.retire(victim)
+            self.cache_manager.retire(victim)
             self.preempted.append(victim)
             self.waiting.appendleft(victim)
             if victim is seq:
@@ -511,7 +511,7 @@ class Scheduler:
         while not self.cache_manager.can_grow(seq.seq_id, num_tokens):
             victim = self.running.pop()
             victim.preempt()
-            self.retirement.retire(victim)
+            self.cache_manager.retire(victim)
             self.preempted.append(victim)
             self.waiting.appendleft(victim)
             if victim is seq:
@@ -528,7 +528,7 @@ class Scheduler:
         while not self.cache_manager.can_grow(seq.seq_id, num_tokens):
             victim = self.running.pop(0)
             victim.preempt()
-            self.retirement.retire(victim)
+            self.cache_manager.retire(victim)
             self.preempted.append(victim)
             self.waiting.appendleft(victim)
             if victim is seq:
@@ -546,7 +546,7 @@ class Scheduler:
             return True
         victim = self.running.pop()
         victim.preempt()
-        self.retirement.retire(victim)
+        self.cache_manager.retire(victim)
         self.preempted.append(victim)
         self.waiting.appendleft(victim)
         return victim is not seq and self.cache_manager.can_grow(seq.seq_id, num_tokens)
@@ -561,7 +561,7 @@ class Scheduler:
         while not self.cache_manager.can_grow(seq.seq_id, num_tokens):
             victim = self.running.pop()
             victim.preempt()
-            self.retirement.retire(victim)
+            self.cache_manager.retire(victim)
             self.preempted.append(victim)
             self.waiting.appendleft(victim)
         return True
@@ -576,7 +576,7 @@ class Scheduler:
         while not self.cache_manager.can_grow(seq.seq_id, num_tokens + 1):
             victim = self.running.pop()
             victim.preempt()
-            self.retirement.retire(victim)
+            self.cache_manager.retire(victim)
             self.preempted.append(victim)
             self.waiting.appendleft(victim)
             if victim is seq:
@@ -595,7 +595,7 @@ class Scheduler:
                 return False
             victim = self.running.pop()
             victim.preempt()
-            self.retirement.retire(victim)
+            self.cache_manager.retire(victim)
             self.preempted.append(victim)
             self.waiting.appendleft(victim)
         return True
@@ -614,7 +614,7 @@ class Scheduler:
             victim = others[-1]
             self.running.remove(victim)
             victim.preempt()
-            self.retirement.retire(victim)
+            self.cache_manager.retire(victim)
             self.preempted.append(victim)
             self.waiting.appendleft(victim)
         return True
@@ -629,7 +629,7 @@ class Scheduler:
         while not self.cache_manager.can_grow(seq.seq_id, num_tokens):
             victim = self.running[-1]
             victim.preempt()
-            self.retirement.retire(victim)
+            self.cache_manager.retire(victim)
             self.preempted.append(victim)
             self.waiting.appendleft(victim)
             if victim is seq:
@@ -647,7 +647,7 @@ class Scheduler:
         while not self.cache_manager.can_grow(seq.seq_id, num_tokens):
             victim = self.running.pop()
             victim.preempt()
-            self.retirement.retire(victim)
+            self.cache_manager.retire(victim)
             self.preempted.append(victim)
             self.waiting.append(victim)
             if victim is seq:
@@ -664,7 +664,7 @@ class Scheduler:
         while not self.cache_manager.can_grow(seq.seq_id, num_tokens):
             victim = self.running.pop()
             victim.preempt()
-            self.retirement.retire(victim)
+            self.cache_manager.retire(victim)
             self.waiting.appendleft(victim)
             if victim is seq:
                 return False
@@ -681,7 +681,7 @@ class Scheduler:
         while not self.cache_manager.can_grow(seq.seq_id, num_tokens):
             victim = self.running.pop()
             victim.preempt()
-            self.retirement.retire(victim)
+            self.cache_manager.retire(victim)
             victims.append(victim)
             if victim is seq:
                 break

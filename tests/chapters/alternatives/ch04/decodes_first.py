@@ -38,6 +38,6 @@ class Scheduler:
         victim = self.running.pop()
         self.waiting.insert(0, victim)
         self.preempted.append(victim)
-        self.retirement.retire(victim)
+        self.cache_manager.retire(victim)
         victim.preempt()
         return victim is not seq and self.make_room(seq, num_tokens)

@@ -38,7 +38,7 @@ class Scheduler:
                 return True
             del self.running[-1]
             victim.preempt()
-            self.retirement.retire(victim)
+            self.cache_manager.retire(victim)
             self.preempted = [*self.preempted, victim]
             self.waiting.extendleft([victim])
             if victim is seq:

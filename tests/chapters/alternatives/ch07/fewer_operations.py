@@ -82,8 +82,8 @@ class LateRetirement:
     def collect(self) -> None:
         for seq_id in tuple(self.pending):
             if not self.pending[seq_id].num_unread_steps:
-                seq = self.pending.pop(seq_id)
-                super().retire(seq)
+                del self.pending[seq_id]
+                self.cache.free(seq_id)
                 self.rows.release(seq_id)
 
 

@@ -1,0 +1,71 @@
+"""The memory that K and V lie in: for each layer one pool of keys and one of values, cut into blocks.
+
+A :class:`KVPool` holds tensors and knows no sequences. Which block belongs to which sequence is the business of
+:class:`pagebrain.cache.CacheManager`; an attention backend writes to the pool and reads from it.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pagebrain.config import PageBrainConfig
+
+
+class KVPool:
+    """K and V of ``num_blocks`` blocks, and of one more, for all layers.
+
+    ``key_pools[layer]`` and ``value_pools[layer]`` are logically ``[num_blocks + 1, block_size, num_kv_heads, head_dim]``.
+    In memory a head's slots of one block lie side by side, so that a gathered page is a ready matrix for each head.
+
+    ``dummy_block`` is the last block. No sequence is ever given it: padding writes there.
+
+    Args:
+        num_layers, num_kv_heads, head_dim: of the model, or of the share of it that this process computes.
+        num_blocks, block_size: as the block manager counts them.
+        dtype: of what is stored; it may differ from the model's if the backend converts.
+        device: where it is stored.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_layers: int,
+        num_blocks: int,
+        block_size: int,
+        num_kv_heads: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device | str,
+    ) -> None:
+        self.block_size = block_size
+        self.dtype = dtype
+        self.device = torch.device(device)
+        self.dummy_block = num_blocks
+        shape = (num_layers, num_blocks + 1, num_kv_heads, block_size, head_dim)
+        # Zeros, not empty: a masked slot is multiplied by a weight of 0, and 0 * NaN would be NaN.
+        keys, values = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
+        self.key_pools: tuple[Tensor, ...] = keys.transpose(2, 3).unbind(0)
+        self.value_pools: tuple[Tensor, ...] = values.transpose(2, 3).unbind(0)
+
+    @classmethod
+    def for_config(cls, config: PageBrainConfig, num_blocks: int) -> "KVPool":
+        """A pool of the shape, dtype and device of the model that ``config`` was resolved for."""
+        num_layers, num_heads, head_dim = config.require_shape()
+        return cls(
+            num_layers=num_layers,
+            num_blocks=num_blocks,
+            block_size=config.block_size,
+            num_kv_heads=num_heads,
+            head_dim=head_dim,
+            dtype=config.torch_dtype,
+            device=config.device,
+        )
+
+    def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copy K and V of whole blocks, of all layers; a pair is ``(from, to)``, and no block is copied to twice."""
+        if pairs:
+            on_host = torch.tensor(pairs, pin_memory=self.device.type == "cuda")
+            sources, targets = on_host.to(self.device, non_blocking=True).unbind(1)  # each [num_pairs]
+            for pool in (*self.key_pools, *self.value_pools):
+                pool[targets] = pool[sources]
