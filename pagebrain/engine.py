@@ -198,10 +198,12 @@ class Engine:
                 raise
             raise StepError(f"step {self._counter.num_steps} could not be launched: {_describe(error)}") from error
         trace = trace_step(self._counter.num_steps, group, self.cache_manager, self.scheduler) if self.observers else None
-        num_prefill_tokens = 0
+        num_prefill_tokens = num_decode_tokens = 0
         for seq, start, num_tokens, samples in group.scheduled:
             if start < seq.num_to_catch_up:
                 num_prefill_tokens += num_tokens
+            else:
+                num_decode_tokens += num_tokens
             seq.num_scheduled = start + num_tokens
             seq.num_unread_steps += 1
             seq.num_unread_tokens += samples
@@ -213,7 +215,7 @@ class Engine:
         if trace is not None:
             trace = dataclasses.replace(trace, launched_s=launched, schedule_s=planned - began, launch_s=launched - planned)
         self._in_flight.append(_Launched(in_flight, trace))
-        self._counter.count(group, num_prefill_tokens, in_flight.num_graph_decodes)
+        self._counter.count(num_prefill_tokens, num_decode_tokens, in_flight.num_graph_decodes, len(group.preempted))
         self._counter.launch_s += launched - planned
 
     def _read(self, launched: _Launched) -> None:

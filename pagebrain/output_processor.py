@@ -107,46 +107,56 @@ class OutputProcessor:
         """
         state = self.requests[seq.request.request_id]
         stream = state.stream_of[seq.seq_id]
-        is_first = len(seq.token_ids) == seq.num_prompt_tokens
-        text, num_kept = "", 0
+        all_ids = seq.token_ids
+        num_before = len(all_ids)
+        text = ""
         if seq.params.max_tokens == 0:  # only scored: the token sampled at the end of the prompt is dropped
             token_ids, scores = (), ()
             seq.finish("length")
         for token_id in token_ids:
-            text += self._append_one(state, stream, seq, token_id)
-            num_kept += 1
-            if seq.status is _FINISHED:
+            is_stop_token = token_id in state.stop_ids and _may_stop(seq)
+            if stream is not None and (not is_stop_token or seq.params.include_stop_str_in_output):
+                text += stream.append(token_id)
+            all_ids.append(token_id)
+            if is_stop_token:
+                seq.finish("stop", token_id if token_id in seq.params.stop_token_ids else None)
                 break
-        if num_kept < len(token_ids):
+            if stream is not None and stream.stopped_by is not None:
+                seq.finish("stop", stream.stopped_by)
+                break
+            if len(all_ids) >= seq.max_num_tokens:
+                seq.finish("length")
+                break
+        has_ended = seq.status is _FINISHED
+        if has_ended:
+            num_kept = len(all_ids) - num_before
             token_ids, scores = token_ids[:num_kept], scores[:num_kept]
-        if state.keeps_logprobs:
+            text += "" if stream is None else stream.finish()
+        if scores and state.keeps_logprobs:
             seq.logprobs.extend(scores)
         if state.first_token_s is None:
             state.first_token_s = now
-        request_ended = False
-        if seq.status is _FINISHED:
-            text += "" if stream is None else stream.finish()
-            request_ended = state.is_finished
-            if request_ended:
-                state.finished_s = now
-                del self.requests[seq.request.request_id]
+        request_ended = has_ended and state.is_finished
+        if request_ended:
+            state.finished_s = now
+            del self.requests[seq.request.request_id]
         if state.wants_deltas or request_ended:
-            self._deltas.append(
-                OutputDelta(
-                    seq.request.request_id,
-                    seq.sample_index,
-                    text,
-                    token_ids,
-                    scores,
-                    seq.finish_reason,
-                    seq.stop_reason,
-                    tuple(seq.prompt_logprobs) if is_first and seq.prompt_logprobs else None,
-                    state.output() if request_ended else None,
-                )
+            is_first = num_before == seq.num_prompt_tokens
+            delta = OutputDelta(
+                seq.request.request_id,
+                seq.sample_index,
+                text,
+                token_ids,
+                scores,
+                seq.finish_reason,
+                seq.stop_reason,
+                tuple(seq.prompt_logprobs) if is_first and seq.prompt_logprobs else None,
+                state.output() if request_ended else None,
             )
+            self._deltas.append(delta)
         if seq.prompt_logprobs and not state.keeps_logprobs:
             seq.prompt_logprobs.clear()  # they are in the first delta
-        return seq.status is _FINISHED
+        return has_ended
 
     def keep_prompt_logprobs(self, seq: Sequence, first_position: int, scores: tuple[TokenLogprobs, ...]) -> None:
         """Take those not known yet: after a preemption the prompt is computed, and scored, again."""
@@ -157,21 +167,6 @@ class OutputProcessor:
         """What has been added since the last call."""
         deltas, self._deltas = self._deltas, []
         return deltas
-
-    def _append_one(self, state: RequestState, stream: TextStream | None, seq: Sequence, token_id: int) -> str:
-        """Add a token, and end the sequence if a rule says so. Returns the text that is new and cannot be taken back."""
-        is_stop_token = token_id in state.stop_ids and _may_stop(seq)
-        text = ""
-        if stream is not None and (not is_stop_token or seq.params.include_stop_str_in_output):
-            text = stream.append(token_id)
-        seq.token_ids.append(token_id)
-        if is_stop_token:
-            seq.finish("stop", token_id if token_id in seq.params.stop_token_ids else None)
-        elif stream is not None and stream.stopped_by is not None:
-            seq.finish("stop", stream.stopped_by)
-        elif len(seq.token_ids) >= seq.max_num_tokens:
-            seq.finish("length")
-        return text
 
 
 def _may_stop(seq: Sequence) -> bool:

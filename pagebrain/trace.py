@@ -131,16 +131,15 @@ class StepCounter:
     wait_s: float = 0.0
     output_s: float = 0.0
 
-    def count(self, group: SequenceGroup, num_prefill_tokens: int, num_graph_decodes: int) -> None:
-        """A step with this group was launched, ``num_prefill_tokens`` of its tokens as a prefill.
-
-        ``num_graph_decodes`` of its decodes were a replay of a CUDA graph.
-        """
+    def count(
+        self, num_prefill_tokens: int, num_decode_tokens: int, num_graph_decode_tokens: int, num_preemptions: int
+    ) -> None:
+        """A step was launched."""
         self.num_steps += 1
         self.num_prefill_tokens += num_prefill_tokens
-        self.num_decode_tokens += group.num_tokens - num_prefill_tokens
-        self.num_graph_decode_tokens += num_graph_decodes
-        self.num_preemptions += len(group.preempted)
+        self.num_decode_tokens += num_decode_tokens
+        self.num_graph_decode_tokens += num_graph_decode_tokens
+        self.num_preemptions += num_preemptions
 
 
 Observer = Callable[[StepTrace], None]

@@ -110,6 +110,8 @@ def sampling_params(args: argparse.Namespace) -> SamplingParams:
         given["logit_bias"] = _logit_bias(given["logit_bias"])
     if "stop_token_ids" in given:
         given["stop_token_ids"] = token_ids("--stop-token-ids", given["stop_token_ids"])
+    if given.get("max_tokens") == 0:  # what only scores a prompt has no text to show
+        raise InvalidRequestError("max_tokens must be at least 1 on the command line, got 0: it would print nothing")
     return SamplingParams(**given)
 
 

@@ -168,7 +168,7 @@ def test_a_trace_tells_all_about_a_step(llm: LLM) -> None:
     first = traces[0]
     assert [(row.phase, row.start, row.num_tokens, row.samples) for row in first.rows] == [
         ("prefill", 0, 9, True),
-        ("decode", 0, 1, True),
+        ("prefill", 0, 1, True),
     ]
     assert [len(table) for table in first.block_tables.values()] == [3, 1]
     for trace in traces:

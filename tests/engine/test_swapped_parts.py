@@ -9,7 +9,6 @@ import torch
 
 from pagebrain import LLM, SamplingParams
 from pagebrain.attention import AttentionBackend, paged_attention
-from pagebrain.attention.torch_backend import TorchBackend
 from pagebrain.block import BlockManager
 from pagebrain.parts import ATTENTION_BACKEND, ATTENTION_FUNCTION
 from pagebrain.sampling import Sampler
@@ -60,18 +59,12 @@ def test_every_part_can_be_replaced_by_an_object_of_ones_own() -> None:
     assert used == set(swap)
 
 
-def test_a_backend_of_ones_own_may_keep_k_and_v_in_another_form() -> None:
-    """What it writes only it can read: here K and V are stored with their sign turned round."""
-
-    class Negated(TorchBackend):
-        def write(self, layer: int, pool: Any, key: Any, value: Any, batch: Any) -> None:
-            super().write(layer, pool, -key, -value, batch)
-
-        def attend(self, layer: int, query: Any, pool: Any, batch: Any, scale: float) -> Any:
-            return -super().attend(layer, -query, pool, batch, scale)
-
+def test_a_backend_of_ones_own_may_keep_k_and_v_in_another_form(tmp_path: Path) -> None:
+    """The one in the docs: what it writes only it can read, for K and V are stored with their sign turned round."""
+    page = (Path(__file__).parents[2] / "docs" / "api" / "parts.md").read_text(encoding="utf-8")
+    (tmp_path / "negated.py").write_text(page.partition("```python\n")[2].partition("```")[0])
     base = random_gpt2(seed=2)
-    llm = LLM(base, num_blocks=16, swap={"attention": Negated})
+    llm = LLM(base, num_blocks=16, swap={"attention": f"{tmp_path}/negated.py:Negated"})
     assert tokens(llm) == expected(base)
     pool = llm.engine.cache_manager.pool
     plain = LLM(base, num_blocks=16)

@@ -261,12 +261,11 @@ def test_no_text_is_too_long_to_try_where_tokens_may_swallow_spaces(api: ServerT
     [
         ("GET", "/", 404, "not_found"),
         ("POST", "/v1/embeddings", 404, "not_found"),
-        ("GET", "/v1/models/", 404, "model_not_found"),
         ("GET", "/v1/models/gpt-5", 404, "model_not_found"),
         ("GET", "/v1/completions", 405, "method_not_allowed"),
         ("DELETE", "/v1/models", 405, "method_not_allowed"),
         ("PUT", "/v1/chat/completions", 405, "method_not_allowed"),
-        ("GET", "/v1/completions/", 404, "not_found"),
+        ("GET", "/v1/completions/", 405, "method_not_allowed"),
     ],
 )
 def test_what_is_not_there_is_said_in_the_same_shape(
