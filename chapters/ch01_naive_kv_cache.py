@@ -17,7 +17,7 @@ Tasks (25 points, about 4 hours):
 Know first: chapter 00; scaled dot-product attention; broadcasting.
 In the engine: :class:`pagebrain.cache.CacheManager` (which reserves nothing) and :mod:`pagebrain.models.gpt2`. In vLLM: what
 ``vllm/v1/core/kv_cache_manager.py`` does away with. Hugging Face's ``StaticCache`` is this chapter's cache.
-From pagebrain: ``models.gpt2.attention_scale`` and the records of ``pagebrain.trace``.
+From pagebrain: ``models.config.attention_scale`` and the records of ``pagebrain.trace``.
 """
 
 import math
@@ -31,7 +31,7 @@ from transformers import GPT2LMHeadModel
 from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 
 from chapters.ch00_baseline import OnLogits, check_prompts, greedy_token
-from pagebrain.models.gpt2 import attention_scale
+from pagebrain.models.config import attention_scale
 from pagebrain.trace import Observer, StepTrace, TraceRow
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]

@@ -19,7 +19,7 @@ Tasks (30 points, about 5 hours):
 Know first: chapter 01; integer division and remainder.
 In the engine: :class:`pagebrain.block.BlockManager` and :class:`pagebrain.cache.CacheManager`. In vLLM: ``BlockPool`` in
 ``vllm/v1/core/block_pool.py`` and the block tables of ``vllm/v1/worker/block_table.py``.
-From pagebrain: ``PageBrainConfig``, the errors of ``pagebrain.errors``, ``models.gpt2.attention_scale`` and the records of
+From pagebrain: ``PageBrainConfig``, the errors of ``pagebrain.errors``, ``models.config.attention_scale`` and the records of
 ``pagebrain.trace``.
 """
 
@@ -35,7 +35,7 @@ from chapters.ch00_baseline import OnLogits, check_prompts, greedy_token
 from chapters.ch01_naive_kv_cache import Attend, forward, masked_attention
 from pagebrain import PageBrainConfig
 from pagebrain.errors import BlockError, BlockTableError, OutOfBlocksError
-from pagebrain.models.gpt2 import attention_scale
+from pagebrain.models.config import attention_scale
 from pagebrain.trace import Observer, StepTrace, TraceRow, trace_cache
 
 

@@ -29,7 +29,7 @@ Tasks (35 points, about 7 hours):
 
 Know first: chapter 03; how a tensor's strides lead to an address.
 In the engine: :mod:`pagebrain.attention.triton_decode` and its neighbours. In vLLM: ``vllm/attention/ops``.
-From pagebrain: ``models.gpt2.attention_scale`` and the ``Observer`` of ``pagebrain.trace``.
+From pagebrain: ``models.config.attention_scale`` and the ``Observer`` of ``pagebrain.trace``.
 """
 
 from collections.abc import Sequence
@@ -45,7 +45,7 @@ from chapters.aids.triton_anywhere import tl, triton
 from chapters.ch00_baseline import OnLogits
 from chapters.ch01_naive_kv_cache import Attend
 from chapters.ch02_block_table import PagedCache, Rows
-from pagebrain.models.gpt2 import attention_scale
+from pagebrain.models.config import attention_scale
 from pagebrain.trace import Observer
 
 

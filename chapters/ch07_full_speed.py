@@ -24,7 +24,7 @@ Know first: chapter 04; that a GPU works through what was launched in order, whi
 In the engine: :mod:`pagebrain.batch_rows`, :mod:`pagebrain.graphs`, :mod:`pagebrain.gpu_executor`,
 :meth:`pagebrain.cache.CacheManager.collect` and :meth:`pagebrain.engine.Engine.step`. In vLLM:
 ``vllm/v1/worker/gpu_model_runner.py``, ``vllm/compilation/cuda_graph.py`` and ``AsyncScheduler``.
-From pagebrain: ``PageBrainConfig``, ``models.gpt2.attention_scale``, the data classes of ``pagebrain.sequence`` and the
+From pagebrain: ``PageBrainConfig``, ``models.config.attention_scale``, the data classes of ``pagebrain.sequence`` and the
 records of ``pagebrain.trace``.
 """
 
@@ -46,7 +46,7 @@ from chapters.ch03_paged_attention import attend_paged
 from chapters.ch04_scheduler import half_the_room
 from pagebrain import PageBrainConfig
 from pagebrain import sequence as data
-from pagebrain.models.gpt2 import attention_scale
+from pagebrain.models.config import attention_scale
 from pagebrain.sequence import ScheduledSequence, SequenceGroup, SequenceStatus
 from pagebrain.trace import Observer, StepTrace, trace_step
 

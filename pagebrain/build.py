@@ -8,22 +8,27 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pagebrain.attention import AttentionBackend, choose_backend
+from pagebrain.attention import choose_backend
 from pagebrain.attention.decode_plan import MAX_NUM_SEQS
+from pagebrain.attention.layer import attach, detach
 from pagebrain.block import BlockManager
 from pagebrain.cache import CacheManager
+from pagebrain.checkpoints import open_checkpoint
 from pagebrain.config import PageBrainConfig
 from pagebrain.devices import limit_threads
 from pagebrain.engine import Engine
 from pagebrain.errors import ConfigError
 from pagebrain.executor import Executor, TorchExecutor
 from pagebrain.generation import generation_notices
-from pagebrain.loading import load_model, load_text, resolve_device_and_dtype
+from pagebrain.layers import prepare
+from pagebrain.layers.linear import can_pack
+from pagebrain.loading import load_text, resolve_device_and_dtype
 from pagebrain.memory import enough_memory, estimate_largest_step, measure_largest_step
-from pagebrain.models.gpt2 import PagedGPT2LMHeadModel
-from pagebrain.models.packing import pack_weights
+from pagebrain.models.model import Model
+from pagebrain.models.registry import build_model
+from pagebrain.models.weights import Checkpoint
 from pagebrain.parts import SchedulerPart, find_part, make_part, parts_without
 from pagebrain.requests import encode_text
 from pagebrain.sampling import Sampler
@@ -53,7 +58,7 @@ class BuiltEngine:
 
 
 def build_engine(
-    config: PageBrainConfig, base: GPT2LMHeadModel | None = None, tokenizer: PreTrainedTokenizerBase | None = None
+    config: PageBrainConfig, base: PreTrainedModel | None = None, tokenizer: PreTrainedTokenizerBase | None = None
 ) -> BuiltEngine:
     """An engine for ``config``.
 
@@ -73,45 +78,48 @@ def build_engine(
             tokenizer, detokenizer, why_off = load_text(config, tokenizer)
     if why_off is not None:
         notices.append(why_off)
+    for_weights = "the model's weights", "choose a smaller model, or dtype='bfloat16'"
     if base is None:
         config = resolve_device_and_dtype(config)
-        with enough_memory(config.device, "the model's weights", "choose a smaller model, or dtype='bfloat16'"):
-            base = load_model(config, notices)
+        with enough_memory(config.device, *for_weights):
+            checkpoint = open_checkpoint(config, notices)
     elif config.model is not None or config.load_format != "auto":
         raise ConfigError("a model object was given: leave out model and load_format")
-    notices += generation_notices(base)
+    else:
+        checkpoint = Checkpoint.of(base)
+        notices += generation_notices(base)
     for notice in notices:
         logger.warning(notice)
-    weight = base.transformer.wte.weight
-    head_dim = base.config.n_embd // base.config.n_head
-    backend, reason = choose_backend(parts["attention"], weight.device, weight.dtype, head_dim)
+    model_config, dtype, device = checkpoint.config, checkpoint.dtype, checkpoint.device
+    backend, reason = choose_backend(parts["attention"], device, dtype, model_config.head_dim)
     if reason is not None:
         _notice(notices, f"attention is computed with torch operations: {reason}")
     parts["attention"] = backend
     without_rows = _parts_without_rows(parts)
-    config = _without_unsupported(config, parts, without_rows, weight.is_cuda, notices)
+    config = _without_unsupported(config, parts, without_rows, device.type == "cuda", notices)
     uses_rows = not without_rows
     if uses_rows and config.max_num_seqs > MAX_NUM_SEQS:
         raise ConfigError(f"max_num_seqs must be at most {MAX_NUM_SEQS} with the Triton kernels, got {config.max_num_seqs}")
-    if weight.is_cuda:
-        step_bytes = _step_bytes(config, base)
+    with enough_memory(str(device), *for_weights):
+        model = build_model(checkpoint)
+    del base, checkpoint  # so that a layer which lays its weights out anew frees the original
+    with enough_memory(str(device), "a copy of the weights in another layout", _MORE_MEMORY):
+        prepare(model, kernels=uses_rows, owned=owned)
+    if device.type == "cuda":
+        smallest = dataclasses.replace(config, num_blocks=None, memory_fraction=None)
+        step_bytes = _step_bytes(model, smallest.resolved_for(model_config, dtype, device))
         torch.cuda.empty_cache()  # what the step took is free again, for K and V too
     else:
-        dtype = dataclasses.replace(config, dtype=str(weight.dtype).removeprefix("torch."))
-        step_bytes = estimate_largest_step(dtype, base.config.vocab_size, base.config.n_embd)
-    config = config.resolved_for(base, step_bytes)
+        step_bytes = estimate_largest_step(config, model_config.vocab_size, model_config.hidden_size, dtype)
+    config = config.resolved_for(model_config, dtype, device, step_bytes)
     if detokenizer is not None:
-        for notice in _vocabulary_notices(detokenizer.num_ids, config.vocab_size or 0):
-            notices.append(notice)
-            logger.warning(notice)
+        for notice in _vocabulary_notices(detokenizer.num_ids, model_config.vocab_size):
+            _notice(notices, notice)
 
     block_manager = make_part("block_manager", parts["block_manager"], config)
     with enough_memory(config.device, f"K and V in {config.num_blocks:,} blocks", "lower num_blocks or memory_fraction"):
         cache_manager = CacheManager(block_manager, config)
-        model = _paged_model(base, cache_manager, backend, uses_rows)  # allocates the pool
-    del base  # so that packing frees each original as it goes
-    with enough_memory(config.device, "a copy of the weights in another layout", _MORE_MEMORY):
-        packed = pack_weights(model) if owned else False
+        attach(model, cache_manager.pool, backend)  # allocates the pool
     sampler = make_part("sampler", parts["sampler"], config)
     executor: Executor
     if uses_rows:
@@ -119,7 +127,7 @@ def build_engine(
 
         with enough_memory(config.device, "CUDA graphs", "lower memory_fraction or max_num_seqs, or set cuda_graphs=False"):
             executor = GpuExecutor(model, cache_manager.pool, sampler, config)
-        if weight.is_cuda:
+        if device.type == "cuda":
             notices.append(_found_on_gpu(config, step_bytes, executor.capture_s))
     else:
         with enough_memory(config.device, "the tokens of all sequences", "lower max_num_seqs or max_model_len"):
@@ -128,7 +136,7 @@ def build_engine(
     scheduler: SchedulerPart = make_part("scheduler", parts["scheduler"], config, cache_manager)
     encode = None if tokenizer is None else functools.partial(encode_text, tokenizer)
     engine = Engine(config, cache_manager, executor, scheduler, encode, detokenizer)
-    return BuiltEngine(engine, config, tokenizer, packed, tuple(notices))
+    return BuiltEngine(engine, config, tokenizer, owned and can_pack(dtype, device), tuple(notices))
 
 
 def _vocabulary_notices(num_ids: int, num_rows: int) -> list[str]:
@@ -161,28 +169,18 @@ def _parts_without_rows(parts: dict[str, Any]) -> list[str]:
     return attention + ([] if parts["sampler"] is Sampler else ["sampler"])
 
 
-def _paged_model(
-    base: GPT2LMHeadModel, cache_manager: CacheManager, backend: AttentionBackend, fused: bool
-) -> PagedGPT2LMHeadModel:
-    model = PagedGPT2LMHeadModel(base, cache_manager, backend).eval()
-    if fused:
-        from pagebrain.models.fusing import fuse
-
-        fuse(model)
-    return model
-
-
-def _step_bytes(config: PageBrainConfig, base: GPT2LMHeadModel) -> int:
+def _step_bytes(model: Model, config: PageBrainConfig) -> int:
     """Bytes that the largest step takes besides weights, K and V: measured by computing one, with the engine's own parts."""
-    config = dataclasses.replace(config, num_blocks=None, memory_fraction=None).resolved_for(base)
     config = dataclasses.replace(config, num_blocks=config.blocks_for(config.max_model_len or 0))
     advice = f"lower max_num_batched_tokens (it is {config.max_num_batched_tokens}) or max_num_seqs ({config.max_num_seqs})"
-    device, (_, _, head_dim) = base.transformer.wte.weight.device, config.require_shape()
-    backend, reason = choose_backend(None, device, config.torch_dtype, head_dim)
+    _, _, head_dim = config.require_shape()
+    backend, _ = choose_backend(None, torch.device(config.device), config.torch_dtype, head_dim)
     with enough_memory(config.device, "the largest step", advice):
         cache_manager = CacheManager(BlockManager(config), config)
-        model = _paged_model(base, cache_manager, backend, fused=reason is None)
-        return measure_largest_step(model, Sampler(config), config)
+        attach(model, cache_manager.pool, backend)
+        step_bytes = measure_largest_step(model, Sampler(config), config)
+    detach(model)
+    return step_bytes
 
 
 def _found_on_gpu(config: PageBrainConfig, step_bytes: int, capture_s: float | None) -> str:

@@ -15,10 +15,10 @@ import torch
 
 from pagebrain import machine
 from pagebrain.errors import ConfigError
-from pagebrain.generation import end_tokens
+from pagebrain.models.config import ModelConfig
 
 if TYPE_CHECKING:
-    from transformers import GPT2LMHeadModel
+    from transformers import PreTrainedModel
 
 DTYPES: dict[str, torch.dtype] = {
     "float64": torch.float64,
@@ -134,52 +134,51 @@ class PageBrainConfig:
             object.__setattr__(self, "max_num_batched_tokens", num_tokens)
 
     @classmethod
-    def for_model(cls, base: "GPT2LMHeadModel", **settings: Any) -> "PageBrainConfig":
+    def for_model(cls, base: "PreTrainedModel", **settings: Any) -> "PageBrainConfig":
         """A resolved config for ``base``: shape, dtype and device are the model's, ``num_blocks`` is filled in.
 
         Raises ``ConfigError`` for a model that PageBrain cannot run, or settings that contradict it.
         """
-        return cls(**({"device": str(base.transformer.wte.weight.device)} | settings)).resolved_for(base)
+        config = cls(**({"device": str(base.device)} | settings))
+        return config.resolved_for(ModelConfig.of(base), base.dtype, base.device)
 
-    def resolved_for(self, base: "GPT2LMHeadModel", reserved_bytes: int = 0) -> "PageBrainConfig":
-        """This config with everything filled in that ``base`` and the machine determine.
+    def resolved_for(
+        self, model: ModelConfig, dtype: torch.dtype, device: torch.device, reserved_bytes: int = 0
+    ) -> "PageBrainConfig":
+        """This config with everything filled in that the model, on its ``device``, and the machine determine.
 
         Of the memory that is free, ``reserved_bytes`` are left to what a step needs besides K and V.
         """
-        hf = base.config
-        if getattr(hf, "add_cross_attention", False):
-            raise ConfigError(
-                "the model has cross-attention layers, which PageBrain does not serve: use a decoder-only GPT-2"
-            )
-        weight = base.transformer.wte.weight
         of_model: dict[str, Any] = {
-            "dtype": str(weight.dtype).removeprefix("torch."),
-            "device": str(weight.device),
-            "num_layers": hf.n_layer,
-            "num_heads": hf.n_head,
-            "head_dim": hf.n_embd // hf.n_head,
-            "vocab_size": hf.vocab_size,
+            "dtype": str(dtype).removeprefix("torch."),
+            "device": str(device),
+            "num_layers": model.num_layers,
+            "num_heads": model.num_kv_heads,
+            "head_dim": model.head_dim,
+            "vocab_size": model.vocab_size,
         }
         for name, value in of_model.items():
             asked = getattr(self, name)
-            if asked not in ("auto", None, value) and not (name == "device" and asked == weight.device.type):
+            if asked not in ("auto", None, value) and not (name == "device" and asked == device.type):
                 raise ConfigError(
                     f"{name}={asked!r} was asked for, but the model has {value!r}: convert it, or leave this out"
                 )
-        on_gpu = weight.device.type == "cuda"
+        on_gpu = device.type == "cuda"
         if self.lookahead is None:
             of_model["lookahead"] = on_gpu
         if self.cuda_graphs is None:
             of_model["cuda_graphs"] = on_gpu
         max_model_len = self.max_model_len
-        if max_model_len is not None and max_model_len > hf.n_positions:
-            raise ConfigError(f"max_model_len must be at most the model's {hf.n_positions} positions, got {max_model_len}")
+        if max_model_len is not None and max_model_len > model.max_positions:
+            raise ConfigError(
+                f"max_model_len must be at most the model's {model.max_positions} positions, got {max_model_len}"
+            )
         shaped = dataclasses.replace(
             self,
             **of_model,
-            eos_token_ids=end_tokens(base)[0],
+            eos_token_ids=model.eos_token_ids,
         )
-        length = max_model_len or hf.n_positions
+        length = max_model_len or model.max_positions
         num_blocks = self.num_blocks or shaped._blocks_that_fit(length, reserved_bytes)
         shaped._check_memory_holds(num_blocks)
         if max_model_len is None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from transformers import GenerationConfig, GPT2LMHeadModel
+    from transformers import GenerationConfig
 
 _IN_REQUESTS: dict[str, tuple[str, tuple[Any, ...]]] = {
     "do_sample": ("temperature 0", (True,)),
@@ -74,39 +74,40 @@ def read_settings(saved: dict[str, Any], ends: Any, notices: list[str]) -> "Gene
         return GenerationConfig(eos_token_id=all_ends or None)  # type: ignore[no-untyped-call]
 
 
-def end_tokens(base: "GPT2LMHeadModel") -> tuple[tuple[int, ...], tuple[Any, ...]]:
+def end_tokens(hf_config: Any, generation_config: Any) -> tuple[tuple[int, ...], tuple[Any, ...]]:
     """``(ids, others)``: the tokens that end a text, by either of the two files, and what they name besides.
 
     Others are ids outside the vocabulary, and what is no id. Hugging Face takes whole floats and nested lists; so does this.
     """
     ids: dict[int, None] = {}
     others: list[Any] = []
-    for source in (base.config, getattr(base, "generation_config", None)):
+    for source in (hf_config, generation_config):
         for value in _flat(getattr(source, "eos_token_id", None)):
             token_id = int(value) if isinstance(value, float) and value.is_integer() else value
-            if type(token_id) is int and 0 <= token_id < base.config.vocab_size:
+            if type(token_id) is int and 0 <= token_id < hf_config.vocab_size:
                 ids[token_id] = None
             elif value not in others:
                 others.append(value)
     return tuple(ids), tuple(others)
 
 
-def generation_notices(base: "GPT2LMHeadModel") -> list[str]:
-    """Lines for people: end tokens that are left out, and settings that do not apply by themselves."""
+def generation_notices(model: Any) -> list[str]:
+    """Lines for people: end tokens that are left out, and settings that do not apply by themselves.
+
+    ``model`` has the two configs, as a Hugging Face model does.
+    """
     notices = []
-    _, others = end_tokens(base)
+    hf_config, generation_config = model.config, getattr(model, "generation_config", None)
+    _, others = end_tokens(hf_config, generation_config)
     if others:
         named = ", ".join(map(repr, others))
-        notices.append(
-            f"end tokens of the model that are no ids from 0 to {base.config.vocab_size - 1} are left out: {named}"
-        )
-    settings = getattr(base, "generation_config", None)
+        notices.append(f"end tokens of the model that are no ids from 0 to {hf_config.vocab_size - 1} are left out: {named}")
     in_requests = [
         f"{name}={_short(value)}{'' if field == name else f' (as {field})'}"
         for name, (field, idle) in _IN_REQUESTS.items()
-        if _asks(value := getattr(settings, name, None), idle, name)
+        if _asks(value := getattr(generation_config, name, None), idle, name)
     ]
-    unsupported = [name for name, idle in _UNSUPPORTED.items() if _asks(getattr(settings, name, None), idle, name)]
+    unsupported = [name for name, idle in _UNSUPPORTED.items() if _asks(getattr(generation_config, name, None), idle, name)]
     parts = []
     if in_requests:
         parts.append(f"a request has to ask for {', '.join(in_requests)}")

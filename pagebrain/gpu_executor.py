@@ -24,7 +24,7 @@ from pagebrain.config import PageBrainConfig
 from pagebrain.devices import on_device
 from pagebrain.executor import InFlight, PromptScores, StepResult, check_sampled, prompt_scores
 from pagebrain.graphs import ChunkGraphs, ChunkInput, DecodeGraphs, Recorder
-from pagebrain.models.gpt2 import PagedGPT2LMHeadModel
+from pagebrain.models.model import Model
 from pagebrain.outputs import TokenLogprobs
 from pagebrain.parts import SamplerPart
 from pagebrain.sampling import SamplerOutput
@@ -97,7 +97,7 @@ class GpuExecutor:
         config: resolved.
     """
 
-    def __init__(self, model: PagedGPT2LMHeadModel, pool: KVPool, sampler: SamplerPart, config: PageBrainConfig) -> None:
+    def __init__(self, model: Model, pool: KVPool, sampler: SamplerPart, config: PageBrainConfig) -> None:
         self.model = model
         self.sampler = sampler
         self.vocab_size = config.vocab_size or 0

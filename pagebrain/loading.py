@@ -1,19 +1,21 @@
 """Models and tokenizers: found, read, or refused in one clear line.
 
 Weights come through Hugging Face's ``from_pretrained``, from a folder or the hub. ``load_format="dummy"`` draws random ones
-for a known GPT-2 size or a folder's config, without a network, for benchmarks and tests.
+for a known GPT-2 size or a folder's config, without a network, for benchmarks and tests. (The engine's own model reads
+safetensors files past Hugging Face, see :mod:`pagebrain.checkpoints`. What is checked before is the same.)
 """
 
 import dataclasses
 import os
 import pickle
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from huggingface_hub.errors import StrictDataclassFieldValidationError
-from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, GenerationConfig, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
 from transformers.activations import ACT2FN
 from transformers.utils.hub import cached_file
 
@@ -71,10 +73,10 @@ def load_model(config: PageBrainConfig, notices: list[str] | None = None) -> GPT
     limit_threads()
     config = resolve_device_and_dtype(config)
     if config.load_format == "dummy":
-        model = _dummy_model(config)
-    else:
-        model = _saved_model(config, [] if notices is None else notices)
-    return model.to(config.device, config.torch_dtype).eval()  # type: ignore[arg-type, no-any-return]
+        model: Any = _dummy_model(config)
+        return model.to(config.device, config.torch_dtype).eval()  # type: ignore[no-any-return]
+    notices = [] if notices is None else notices
+    return load_weights_of(find_model(config, notices), config, notices)
 
 
 def load_tokenizer(config: PageBrainConfig) -> PreTrainedTokenizerBase | None:
@@ -151,16 +153,43 @@ def _model_name(config: PageBrainConfig) -> str:
     return str(BUNDLED_MODEL) if config.model is None else os.path.expanduser(config.model)
 
 
-def _saved_model(config: PageBrainConfig, notices: list[str]) -> GPT2LMHeadModel:
+@dataclass(frozen=True)
+class FoundModel:
+    """A saved model of which all but the weights was read and checked.
+
+    Attributes:
+        name: a folder, or a hub model.
+        config, generation_config: Hugging Face's. The second is made of what either file says about generating.
+    """
+
+    name: str
+    config: GPT2Config
+    generation_config: GenerationConfig
+
+
+def find_model(config: PageBrainConfig, notices: list[str]) -> FoundModel:
+    """The saved model that ``config`` names. ``notices`` gets a line for what is left out of it.
+
+    Raises ``ModelLoadError`` if there is none, its files are not whole, or it is not a GPT-2.
+    """
     name = _model_name(config)
     hf_config, saved = _read_config(name)
     if not saved.get("transformers_weights"):  # which names a file of its own
         check_has_weights(name)
     if "auto_map" in saved or names_own_code(name):
         notices.append(f"{name!r} names code of its own (auto_map), which is never run: Hugging Face's own classes are used")
+    return FoundModel(name, hf_config, _generation_settings(name, saved, notices))
+
+
+def load_weights_of(found: FoundModel, config: PageBrainConfig, notices: list[str]) -> GPT2LMHeadModel:
+    """A saved model with its weights, read by Hugging Face, in the dtype and on the device of ``config``, in eval mode.
+
+    ``notices`` gets a line for tensors that are left over. Raises ``ModelLoadError`` if one is missing or misshapen.
+    """
+    name = found.name
     options: dict[str, Any] = {
-        "config": hf_config,
-        "generation_config": _generation_settings(name, saved, notices),
+        "config": found.config,
+        "generation_config": found.generation_config,
         "dtype": config.torch_dtype,
         "attn_implementation": "eager",
         "ignore_mismatched_sizes": True,  # they are refused below, with their names and sizes
@@ -175,13 +204,13 @@ def _saved_model(config: PageBrainConfig, notices: list[str]) -> GPT2LMHeadModel
         notices.append(
             f"what the weights of {name!r} hold beyond its config is left out: {_first(left_out)} ({len(left_out)} in all)"
         )
-    return model  # type: ignore[no-any-return]
+    return model.to(config.device, config.torch_dtype).eval()  # type: ignore[no-any-return]
 
 
-def _generation_settings(name: str, saved: dict[str, Any], notices: list[str]) -> Any:
+def _generation_settings(name: str, saved: dict[str, Any], notices: list[str]) -> GenerationConfig:
     """What ``generation_config.json`` says; where it is missing or broken, what ``config.json`` says, as in Hugging Face."""
     try:
-        path = _find(name, "generation_config.json")
+        path = find_file(name, "generation_config.json")
     except OSError:  # the hub has none
         path = None
     settings = saved
@@ -227,7 +256,7 @@ def _read_config(name: str) -> tuple[GPT2Config, dict[str, Any]]:
     check_is_folder(name, "model")
     check_has_config(name)
     what = f"the config of {name!r}"
-    saved = read_json(_attempt(what, MODEL_HINT, lambda: _find(name, "config.json")))
+    saved = read_json(_attempt(what, MODEL_HINT, lambda: find_file(name, "config.json")))
     _check_is_gpt2(name, saved)
     plain = dict(saved)
     if (
@@ -250,7 +279,7 @@ def _read_config(name: str) -> tuple[GPT2Config, dict[str, Any]]:
     return hf_config, saved
 
 
-def _find(name: str, file: str) -> Path:
+def find_file(name: str, file: str) -> Path:
     """Where a file of a folder or hub model lies; ``OSError`` if the hub has none. In a folder it may not be there."""
     return Path(name, file) if os.path.isdir(name) else Path(str(cached_file(name, file)))
 

@@ -9,7 +9,7 @@ from pagebrain import machine
 from pagebrain.attention import ForwardBatch
 from pagebrain.config import PageBrainConfig
 from pagebrain.errors import ConfigError, is_out_of_memory
-from pagebrain.models.gpt2 import PagedGPT2LMHeadModel
+from pagebrain.models.model import Model
 from pagebrain.parts import SamplerPart
 from pagebrain.sampling import SampleRow
 from pagebrain.sampling.logprobs import SCORED_TOGETHER, score_prompt
@@ -32,21 +32,21 @@ def enough_memory(device: str, what: str, advice: str) -> Iterator[None]:
         ) from error
 
 
-def estimate_largest_step(config: PageBrainConfig, vocab_size: int, width: int) -> int:
+def estimate_largest_step(config: PageBrainConfig, vocab_size: int, width: int, dtype: torch.dtype) -> int:
     """Bytes that a step of ``max_num_batched_tokens`` tokens takes on a CPU, besides weights, K and V.
 
-    ``width`` is the size of a hidden state. The step is not computed to be measured: it would take seconds. All tokens may
-    have logits, which are then sampled or scored. Sampling with ``top_p`` takes 17 times the logits of its rows, scoring
-    takes 5 times those of the rows that are scored together.
+    ``width`` is the size of a hidden state, ``dtype`` the model's. The step is not computed to be measured: it would take
+    seconds. All tokens may have logits, which are then sampled or scored. Sampling with ``top_p`` takes 17 times the logits
+    of its rows, scoring takes 5 times those of the rows that are scored together.
     """
-    itemsize = max(4, config.torch_dtype.itemsize)
+    itemsize = max(4, dtype.itemsize)
     seats = min(config.max_num_seqs, config.max_num_batched_tokens)
     rows = config.max_num_batched_tokens + max(17 * seats, 5 * SCORED_TOGETHER["cpu"])
     return itemsize * (rows * vocab_size + 16 * config.max_num_batched_tokens * width)
 
 
 @torch.inference_mode()
-def measure_largest_step(model: PagedGPT2LMHeadModel, sampler: SamplerPart, config: PageBrainConfig) -> int:
+def measure_largest_step(model: Model, sampler: SamplerPart, config: PageBrainConfig) -> int:
     """Bytes that a step of ``max_num_batched_tokens`` tokens takes at its peak, besides weights, K and V.
 
     Its prompts are as long as they may be, all of their log-probabilities are asked for, and all seats sample in the way
@@ -54,7 +54,7 @@ def measure_largest_step(model: PagedGPT2LMHeadModel, sampler: SamplerPart, conf
     them.
     """
     assert config.max_model_len is not None
-    device = model.wte.weight.device
+    device = torch.device(config.device)
     num_tokens, length = config.max_num_batched_tokens, config.max_model_len
     lengths = [length] * (num_tokens // length) + ([num_tokens % length] if num_tokens % length else [])
     seats = min(config.max_num_seqs, num_tokens)

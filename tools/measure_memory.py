@@ -1,7 +1,7 @@
 """Measures how the memory of an engine on a CPU grows over thousands of requests of many lengths.
 
 ``OMP_NUM_THREADS=1 python tools/measure_memory.py --requests 3000``; the reason for ``padded_rows`` in
-``pagebrain/models/packing.py``. Prompts and answers have random lengths, so that steps of very many shapes are computed.
+``pagebrain/layers/linear.py``. Prompts and answers have random lengths, so that steps of very many shapes are computed.
 """
 
 import argparse

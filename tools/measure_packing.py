@@ -1,7 +1,7 @@
 """Times the matrix products of one step of GPT-2 small on a CPU, with the weights as saved and as oneDNN reorders them.
 
 ``python tools/measure_packing.py --json docs/performance/packing-float32.json``; the reason why
-``pagebrain/models/packing.py`` exists.
+``pagebrain/layers/linear.py`` packs weights.
 """
 
 import argparse
@@ -12,11 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pagebrain.bench.machine import versions
+from pagebrain.layers import Linear
 from pagebrain.machine import available_cores
-from pagebrain.models.packing import PackedLinear
 
 LAYER_SHAPES = ((768, 2304), (768, 768), (768, 3072), (3072, 768))
 NUM_LAYERS = 12
@@ -34,6 +34,15 @@ def median_ms(step: Callable[[], None], repeats: int = 15) -> float:
     return statistics.median(times[2:])
 
 
+def packed_linear(weight: Tensor) -> Linear:
+    """A product with a weight ``[out_features, in_features]`` that oneDNN has reordered."""
+    out_features, in_features = weight.shape
+    product = Linear(in_features, out_features, bias=False)
+    product.weight = nn.Parameter(weight, requires_grad=False)
+    product.prepare(kernels=False, owned=True)
+    return product
+
+
 @torch.no_grad()
 def main() -> None:
     """Measure and print, and write the JSON if asked."""
@@ -44,7 +53,7 @@ def main() -> None:
     torch.set_num_threads(threads)
     shapes = [*LAYER_SHAPES * NUM_LAYERS, HEAD_SHAPE]
     saved = [torch.randn(width_out, width_in) for width_in, width_out in shapes]
-    packed = [PackedLinear(weight, None) for weight in saved]
+    packed = [packed_linear(weight) for weight in saved]
     results = []
     for rows in ROWS:
         inputs = {width: torch.randn(rows, width) for width in (768, 3072)}

@@ -115,7 +115,7 @@ def check_kernels() -> Iterator[Finding]:
 
     from pagebrain.attention import choose_backend
     from pagebrain.attention.triton_backend import TritonBackend
-    from pagebrain.models.packing import can_pack
+    from pagebrain.layers.linear import can_pack
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     backend, reason = choose_backend(None, device, torch.bfloat16, 64)

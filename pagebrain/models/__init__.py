@@ -1,5 +1,5 @@
-"""Models whose attention reads a paged cache."""
+"""Models as lists of layers, over a neutral :class:`~pagebrain.models.config.ModelConfig`.
 
-from pagebrain.models.gpt2 import PagedGPT2LMHeadModel
-
-__all__ = ["PagedGPT2LMHeadModel"]
+A model's :meth:`forward_tokens` computes a flat batch of new tokens to logits; its K and V lie in a paged cache.
+:mod:`pagebrain.models.registry` names the models there are, and :mod:`pagebrain.models.gpt2` is one.
+"""

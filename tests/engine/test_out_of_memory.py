@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from pagebrain import LLM, SamplingParams, build
+from pagebrain import LLM, SamplingParams, build, checkpoints
 from pagebrain.cli import main
 from pagebrain.errors import ConfigError, ModelLoadError, StepError, is_out_of_memory
-from pagebrain.models.packing import EXACT_ROWS, PackedLinear, can_pack, padded_rows
+from pagebrain.layers import linear
+from pagebrain.layers.linear import EXACT_ROWS, can_pack, padded_rows
+from pagebrain.models.weights import SavedTensors
 from pagebrain.server.worker import kind_and_place
 from tests.support.models import random_gpt2
 
@@ -41,10 +43,11 @@ def test_what_libraries_say_of_too_little_memory_is_known_and_other_errors_are_n
 @pytest.mark.parametrize(
     ("place", "what"),
     [
-        ("load_tokenizer", "the tokenizer"),
-        ("load_model", "the model's weights"),
+        ("load_text", "the tokenizer"),
+        ("open_checkpoint", "the model's weights"),
+        ("build_model", "the model's weights"),
         ("CacheManager", "K and V in 8 blocks"),
-        ("pack_weights", "a copy of the weights in another layout"),
+        ("prepare", "a copy of the weights in another layout"),
         ("TorchExecutor", "the tokens of all sequences"),
     ],
 )
@@ -61,7 +64,14 @@ def test_too_little_memory_at_start_is_one_line_that_says_what_for(
 
 
 def test_too_little_memory_for_weights_is_told_although_the_loader_wraps_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoints, "is_whole", lambda *_: False)  # so that Hugging Face reads them
     monkeypatch.setattr("pagebrain.loading.GPT2LMHeadModel.from_pretrained", take_too_much)
+    with pytest.raises(ConfigError, match="there is not enough memory for the model's weights"):
+        LLM(device="cpu")
+
+
+def test_too_little_memory_for_a_tensor_that_is_read_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SavedTensors, "__getitem__", take_too_much)
     with pytest.raises(ConfigError, match="there is not enough memory for the model's weights"):
         LLM(device="cpu")
 
@@ -137,13 +147,13 @@ def test_packed_products_are_computed_in_few_shapes_and_give_the_same_tokens(mon
     """oneDNN keeps memory for each number of rows that it meets."""
     shapes: set[int] = set()
     tokens: set[int] = set()
-    forward = PackedLinear.forward
+    product = linear._packed_product
 
-    def noted(self: PackedLinear, x: torch.Tensor) -> torch.Tensor:
+    def noted(x: torch.Tensor, *args: Any) -> torch.Tensor:
         shapes.add(x.shape[0])
-        return forward(self, x)
+        return product(x, *args)
 
-    monkeypatch.setattr(PackedLinear, "forward", noted)
+    monkeypatch.setattr(linear, "_packed_product", noted)
     llm = LLM(num_blocks=128, device="cpu", dtype="float32")
     assert llm.weights_packed
     llm.engine.observers.append(lambda trace: tokens.add(sum(row.num_tokens for row in trace.rows)))
@@ -152,7 +162,7 @@ def test_packed_products_are_computed_in_few_shapes_and_give_the_same_tokens(mon
     packed = [llm.generate([prompt], params, use_tqdm=False)[0] for prompt in prompts]
     assert {70, 150, 211, 300, 333} <= tokens  # these are no numbers of rows that are computed
     assert shapes == {padded_rows(rows) for rows in shapes} and len(shapes) > 5
-    monkeypatch.setattr(build, "pack_weights", lambda *_: False)
+    monkeypatch.setattr(build, "prepare", lambda *_, **__: None)
     plain = LLM(num_blocks=128, device="cpu", dtype="float32")
     for output, expected in zip(packed, plain.generate(prompts, params, use_tqdm=False)):
         assert output.outputs[0].token_ids == expected.outputs[0].token_ids

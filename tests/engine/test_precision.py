@@ -10,9 +10,10 @@ from transformers import GPT2LMHeadModel
 from pagebrain import LLM, PageBrainConfig, SamplingParams
 from pagebrain.block import BlockManager
 from pagebrain.cache import CacheManager
+from pagebrain.layers import prepare
+from pagebrain.layers.linear import can_pack
 from pagebrain.loading import load_model
 from pagebrain.models.gpt2 import PagedGPT2LMHeadModel
-from pagebrain.models.packing import can_pack, pack_weights
 from tests.support.models import hf_greedy, hf_logits, poison, random_gpt2
 from tests.support.paged import paged, run_in_chunks
 from tests.support.tokenizers import byte_tokenizer
@@ -27,7 +28,7 @@ def paged_logits(base: GPT2LMHeadModel, sequences: list[list[int]], packed: bool
     poison(cache_manager.pool)
     model = PagedGPT2LMHeadModel(base, cache_manager).eval()
     if packed:
-        assert pack_weights(model)
+        prepare(model, kernels=False, owned=True)
     halves = [len(sequence) // 2 + 1 for sequence in sequences]
     ids = torch.zeros(len(sequences), max(halves), dtype=torch.int64)
     for row, (sequence, half) in enumerate(zip(sequences, halves, strict=True)):

@@ -21,6 +21,7 @@ from pagebrain.attention.triton_decode import decode_kernel, merge_kernel
 from pagebrain.attention.triton_grouped import grouped_decode_kernel
 from pagebrain.attention.triton_prefill import PrefillTiling, prefill_kernel
 from pagebrain.attention.triton_write import write_kernel
+from pagebrain.layers.triton_norm import add_norm_kernel
 from pagebrain.sampling.triton_sample import ROW_TILE, ROW_WARPS, SPLIT_TILE, SPLIT_WARPS
 from pagebrain.sampling.triton_sample_kernels import best_kernel, choose_kernel, deliver_best_kernel, draw_kernel
 
@@ -131,6 +132,14 @@ def write(capability: int, dtype: str) -> dict[str, Any]:
     return compile_for(capability, write_kernel, dtype, constants, num_warps=4)
 
 
+def norm(capability: int, dtype: str, gathers: bool) -> dict[str, Any]:
+    """The norm and the addition before it, of activations or of rows that it gathers."""
+    indices = ("hidden_indices_ptr", "residual_indices_ptr")
+    constants: dict[str, Any] = {"WIDTH": 768, "PADDED": 1024} | ({} if gathers else dict.fromkeys(indices))
+    types = {"eps": "fp32"} | dict(zip(indices, ("*i32", "*i64")))
+    return compile_for(capability, add_norm_kernel, dtype, constants, types, num_warps=4)
+
+
 def sampling(capability: int, dtype: str, kernel: Any) -> dict[str, Any]:
     """A sampling kernel."""
     constants: dict[str, Any] = {}
@@ -160,6 +169,8 @@ def main() -> None:
         "prefill float32": prefill(capability, "fp32", 64, 16),
         "prefill float32 head of 128": prefill(capability, "fp32", 128, 16),
         "write": write(capability, "bf16"),
+        "norm": norm(capability, "bf16", gathers=False),
+        "norm of embeddings": norm(capability, "bf16", gathers=True),
         "sample best": sampling(capability, "bf16", best_kernel),
         "sample best float32": sampling(capability, "fp32", best_kernel),
         "sample deliver best": sampling(capability, "bf16", deliver_best_kernel),

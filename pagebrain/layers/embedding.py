@@ -1,0 +1,35 @@
+"""Embeddings: a row of a table for each token, or for each position."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+from torch.nn import functional
+
+from pagebrain.layers.forms import Layer, declared
+
+
+class Rows(NamedTuple):
+    """Rows of a table that are named and not gathered yet. A norm in Triton gathers them in the kernel that adds them.
+
+    ``table`` is ``[num_rows, hidden_size]``, ``indices`` are integers ``[num_tokens]``.
+    """
+
+    table: Tensor
+    indices: Tensor
+
+
+class Embedding(Layer):
+    """A table ``[num_rows, hidden_size]``."""
+
+    def __init__(self, num_rows: int, hidden_size: int) -> None:
+        super().__init__()
+        self.weight = declared(num_rows, hidden_size)
+        self._gathers = True
+
+    def forward(self, indices: Tensor) -> Tensor | Rows:
+        """The rows at ``indices`` ``[num_tokens]``: ``[num_tokens, hidden_size]``, or their names for the norm kernel."""
+        return functional.embedding(indices, self.weight) if self._gathers else Rows(self.weight, indices)
+
+    def prepare(self, *, kernels: bool, owned: bool) -> None:
+        """With kernels, leave the gathering to the norm that reads the rows."""
+        self._gathers = not kernels

@@ -1,0 +1,42 @@
+"""Norms, each with the residual addition before it.
+
+A transformer adds what a sublayer brought to the stream of residuals, and norms the sum for the next sublayer. The two are
+one layer here, because they are one kernel on a GPU: both only read and write a few kilobytes per token, and launching a
+kernel takes longer than that. (The interface is nano-vllm's.)
+"""
+
+from typing import cast
+
+from torch import Tensor
+from torch.nn import functional
+
+from pagebrain.layers.embedding import Rows
+from pagebrain.layers.forms import Layer, declared
+
+
+class LayerNorm(Layer):
+    """Layer normalization with weight and bias, both ``[hidden_size]``."""
+
+    def __init__(self, hidden_size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = declared(hidden_size)
+        self.bias = declared(hidden_size)
+        self.eps = eps
+        self._uses_kernel = False
+
+    def forward(self, hidden: Tensor | Rows, residual: Tensor | Rows) -> tuple[Tensor, Tensor]:
+        """The norm of ``residual + hidden``, and the sum, which is the residual from here on.
+
+        All are ``[num_tokens, hidden_size]``. ``hidden`` is what the last sublayer brought. Where the stream of residuals
+        begins, the two are the embeddings that it begins with.
+        """
+        if self._uses_kernel:
+            from pagebrain.layers.triton_norm import add_norm
+
+            return add_norm(hidden, residual, self.weight, self.bias, self.eps)
+        residual = cast(Tensor, residual) + cast(Tensor, hidden)
+        return functional.layer_norm(residual, self.weight.shape, self.weight, self.bias, self.eps), residual
+
+    def prepare(self, *, kernels: bool, owned: bool) -> None:
+        """With kernels, the addition and the norm are one; then either argument may be :class:`Rows`."""
+        self._uses_kernel = kernels
