@@ -183,20 +183,33 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def machine() -> str:
+    """What the bits of a result depend on: torch, and the processor. Elsewhere there is nothing to compare with."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    kinds = ("vendor_id", "cpu family", "model", "model name", "stepping")
+    found = dict(line.split("\t:", 1)[0:2] for line in (line.replace("\t\t:", "\t:") for line in lines) if "\t:" in line)
+    processor = ", ".join(found.get(kind, "?").strip() for kind in kinds)
+    return f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, {processor}"
+
+
 @pytest.mark.parametrize("scene", SCENES)
 def test_is_what_it_was(scene: str) -> None:
+    recorded = json.loads(FILE.read_text())
+    if recorded["machine"] != machine():
+        pytest.skip(f"recorded on {recorded['machine']}; this is {machine()}")
     if scene.startswith("kernels") and (reason := why_no_kernels("cpu")) is not None:
         pytest.skip(reason)
     with one_thread():
         now = json.loads(json.dumps(observed(scene)))
-    assert now == json.loads(FILE.read_text())[scene]
+    assert now == recorded[scene]
     assert (now["steps, tokens, preemptions"][2] > 0) == ("preemption" in scene)
 
 
 def record() -> None:
     with one_thread():
         scenes = {scene: observed(scene) for scene in SCENES}
-    lines = [f"{json.dumps(name)}: {json.dumps(seen)}" for name, seen in scenes.items()]
+    lines = [f"{json.dumps(name)}: {json.dumps(seen)}" for name, seen in ({"machine": machine()} | scenes).items()]
     FILE.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
 
