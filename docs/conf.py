@@ -39,7 +39,8 @@ extensions = [
 exclude_patterns = ["_build", "performance/README.md", "README.md"]
 # A name that leads nowhere is an error. Only types of other projects, which signatures are full of, have no page here.
 nitpicky = True
-nitpick_ignore_regex = [(r"py:(class|obj)", r"(?!pagebrain\.|chapters\.).*|.*\.Result")]  # others' names; a type variable
+# Names of other projects, and type variables.
+nitpick_ignore_regex = [(r"py:(class|obj|exc)", r"(?!pagebrain\.|chapters\.).*|.*\.(Result|Score)")]
 
 # Pages and notebooks. Notebooks are shown as they were run and saved.
 myst_enable_extensions = ["amsmath", "attrs_inline", "colon_fence", "deflist", "dollarmath"]

@@ -19,7 +19,7 @@ class ModelConfig:
     """The shape of a decoder-only model.
 
     Attributes:
-        architecture: its name in Hugging Face's library and in :data:`pagebrain.models.registry.ARCHITECTURES`.
+        architecture: its name in Hugging Face's library and in ``pagebrain.models.registry.ARCHITECTURES``.
         vocab_size: rows of the embedding table, and columns of the logits.
         max_positions: most tokens in a sequence.
         num_layers: transformer layers.

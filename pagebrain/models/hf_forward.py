@@ -43,7 +43,7 @@ class HFForward(Model):
     def forward(
         self, input_ids: Tensor, *, input_pos: Tensor, cache_pos: Tensor, seq_ids: Iterable[int] | None = None
     ) -> CausalLMOutput:
-        """Compute new tokens of a batch of sequences, keeping their K and V: an adapter over :meth:`forward_tokens`.
+        """Compute new tokens of a batch of sequences, keeping their K and V: an adapter over ``forward_tokens``.
 
         Args:
             input_ids: int ``[B, T]``, new tokens of each row first, padding (of any value) after them.
