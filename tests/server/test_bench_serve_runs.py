@@ -207,7 +207,7 @@ def test_a_reader_of_the_tables_that_goes_away_costs_no_results(
     def print_to_a_closed_pipe(report: object, console: object) -> None:
         raise BrokenPipeError
 
-    monkeypatch.setattr("pagebrain.bench.serve.report.print_report", print_to_a_closed_pipe)
+    monkeypatch.setattr("pagebrain.bench.serve.serve_report.print_report", print_to_a_closed_pipe)
     file = tmp_path / "kept.json"
     assert bench(server, "--requests", "2", "--json", str(file)) == PIPE_CLOSED
     assert json.loads(file.read_text())["runs"][0]["metrics"]["done"] == 2
