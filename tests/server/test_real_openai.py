@@ -199,8 +199,8 @@ def test_a_mistake_is_a_bad_request_that_names_the_field(
         client.completions.create(**asked)
     assert caught.value.param == next(iter(change)) and caught.value.type == "invalid_request_error"
     with pytest.raises(openai.BadRequestError) as caught:
-        client.chat.completions.create(model=MODEL, messages=MESSAGES, stream=stream, tools=[])
-    assert caught.value.param == "tools"
+        client.chat.completions.create(model=MODEL, messages=MESSAGES, stream=stream, tool_choice="required")
+    assert caught.value.param == "tool_choice"
 
 
 def test_another_model_is_not_found(client: openai.OpenAI) -> None:
