@@ -101,7 +101,7 @@ def test_the_only_token_of_a_prompt_is_not_told_as_something_that_was_generated(
         live.page.keyboard.press("End")
         assert "A: decode of token 1." in wait_for_look(live, "Step 1: ")
         live.page.keyboard.press("ArrowLeft")
-        assert "A: token 0, the first of its prompt" in wait_for_look(live, "Step 0: ")
+        assert "A: prefill of token 0." in wait_for_look(live, "Step 0: ")
 
 
 def test_a_pace_outlives_a_pause_and_a_step(open_page: OpenPage, address: str, client: FakeClient) -> None:

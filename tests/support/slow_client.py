@@ -1,8 +1,10 @@
 """A client on a bare socket that takes from a stream as much as a test wants it to, and no more."""
 
+import io
 import json
 import socket
 import time
+from http.client import HTTPResponse
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -50,6 +52,16 @@ class SlowClient:
             pass
         return self.got.decode()
 
+    def take_body(self) -> bytes:
+        """Take everything that comes; returns the whole body without the framing of its chunks.
+
+        Raises ``http.client.IncompleteRead`` if it broke off.
+        """
+        self.take_all()
+        response = HTTPResponse(_Received(self.got))  # type: ignore[arg-type]  # it asks for a file, and nothing else
+        response.begin()
+        return response.read()
+
     def hang_up(self) -> None:
         """Close the connection."""
         self._socket.close()
@@ -59,3 +71,13 @@ class SlowClient:
 
     def __exit__(self, *_: object) -> None:
         self.hang_up()
+
+
+class _Received:
+    """The bytes of a response, where ``http.client`` expects a socket."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def makefile(self, mode: str) -> io.BytesIO:
+        return io.BytesIO(self._data)
