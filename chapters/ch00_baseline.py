@@ -13,7 +13,7 @@ Tasks (10 points, about 1 hour):
 - 0.2 (6 points) ``generate_one``: the loop.
 
 Know first: what a forward pass of a transformer returns, and how to index a torch tensor.
-In the engine: :mod:`pagebrain.sampling` chooses tokens, :meth:`pagebrain.engine.Engine.step` is the loop. In vLLM:
+In the engine: :mod:`pagebrain.sampling` chooses tokens, :meth:`pagebrain.engine.engine.Engine.step` is the loop. In vLLM:
 ``vllm/v1/sample/sampler.py`` and ``LLMEngine.step``.
 From pagebrain: nothing.
 """

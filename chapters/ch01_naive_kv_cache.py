@@ -17,7 +17,7 @@ Tasks (25 points, about 4 hours):
 Know first: chapter 00; scaled dot-product attention; broadcasting.
 In the engine: :class:`pagebrain.cache.CacheManager` (which reserves nothing) and :mod:`pagebrain.models.gpt2`. In vLLM: what
 ``vllm/v1/core/kv_cache_manager.py`` does away with. Hugging Face's ``StaticCache`` is this chapter's cache.
-From pagebrain: ``models.config.attention_scale`` and the records of ``pagebrain.trace``.
+From pagebrain: ``model_config.attention_scale`` and the records of ``pagebrain.engine.trace``.
 """
 
 import math
@@ -31,8 +31,8 @@ from transformers import GPT2LMHeadModel
 from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 
 from chapters.ch00_baseline import OnLogits, check_prompts, greedy_token
-from pagebrain.models.config import attention_scale
-from pagebrain.trace import Observer, StepTrace, TraceRow
+from pagebrain.engine.trace import Observer, StepTrace, TraceRow
+from pagebrain.model_config import attention_scale
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """``attend(layer, query, key, value) -> out``, each ``[num_tokens, num_heads, head_dim]``: all that a cache has to offer."""

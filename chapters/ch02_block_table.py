@@ -19,8 +19,8 @@ Tasks (30 points, about 5 hours):
 Know first: chapter 01; integer division and remainder.
 In the engine: :class:`pagebrain.block.BlockManager` and :class:`pagebrain.cache.CacheManager`. In vLLM: ``BlockPool`` in
 ``vllm/v1/core/block_pool.py`` and the block tables of ``vllm/v1/worker/block_table.py``.
-From pagebrain: ``PageBrainConfig``, the errors of ``pagebrain.errors``, ``models.config.attention_scale`` and the records of
-``pagebrain.trace``.
+From pagebrain: ``PageBrainConfig``, the errors of ``pagebrain.errors``, ``model_config.attention_scale`` and the records of
+``pagebrain.engine.trace``.
 """
 
 import itertools
@@ -34,9 +34,9 @@ from transformers import GPT2LMHeadModel
 from chapters.ch00_baseline import OnLogits, check_prompts, greedy_token
 from chapters.ch01_naive_kv_cache import Attend, forward, masked_attention
 from pagebrain import PageBrainConfig
+from pagebrain.engine.trace import Observer, StepTrace, TraceRow, trace_cache
 from pagebrain.errors import BlockError, BlockTableError, OutOfBlocksError
-from pagebrain.models.config import attention_scale
-from pagebrain.trace import Observer, StepTrace, TraceRow, trace_cache
+from pagebrain.model_config import attention_scale
 
 
 class BlockManager:

@@ -23,7 +23,7 @@ Tasks (35 points, about 6 hours):
 Know first: chapter 02; why softmax subtracts the maximum.
 In the engine: :func:`pagebrain.attention.paged_attention`. In vLLM: ``vllm/attention/ops`` and FlashAttention's
 ``flash_attn_varlen_func`` with a block table.
-From pagebrain: ``models.config.attention_scale`` and the ``Observer`` of ``pagebrain.trace``.
+From pagebrain: ``model_config.attention_scale`` and the ``Observer`` of ``pagebrain.engine.trace``.
 """
 
 import math
@@ -38,8 +38,8 @@ from chapters import ch02_block_table
 from chapters.ch00_baseline import OnLogits
 from chapters.ch01_naive_kv_cache import Attend
 from chapters.ch02_block_table import PagedCache, Rows
-from pagebrain.models.config import attention_scale
-from pagebrain.trace import Observer
+from pagebrain.engine.trace import Observer
+from pagebrain.model_config import attention_scale
 
 
 class Partial(NamedTuple):

@@ -23,10 +23,10 @@ Tasks (35 points, about 6 hours):
 - 4.3 (13 points) ``Scheduler.make_room``: whose blocks are taken, and what becomes of them.
 
 Know first: chapter 03; queues.
-In the engine: :class:`pagebrain.scheduler.Scheduler` (which also works while a step is in flight) and
-:class:`pagebrain.engine.Engine`. In vLLM: ``vllm/v1/core/sched/scheduler.py``.
-From pagebrain: ``PageBrainConfig``, ``SamplingParams``, the data classes of ``pagebrain.sequence`` and the records of
-``pagebrain.trace``.
+In the engine: :class:`pagebrain.engine.scheduler.Scheduler` (which also works while a step is in flight) and
+:class:`pagebrain.engine.engine.Engine`. In vLLM: ``vllm/v1/core/sched/scheduler.py``.
+From pagebrain: ``PageBrainConfig``, ``SamplingParams``, the data classes of ``pagebrain.engine.sequence`` and the records of
+``pagebrain.engine.trace``.
 """
 
 import time
@@ -41,9 +41,9 @@ from chapters.ch01_naive_kv_cache import forward
 from chapters.ch02_block_table import BlockManager, PagedCache, Rows
 from chapters.ch03_paged_attention import attend_paged
 from pagebrain import PageBrainConfig, SamplingParams
-from pagebrain import sequence as data
-from pagebrain.sequence import ScheduledSequence, SequenceGroup
-from pagebrain.trace import Observer, StepTrace, trace_step
+from pagebrain.engine import sequence as data
+from pagebrain.engine.sequence import ScheduledSequence, SequenceGroup
+from pagebrain.engine.trace import Observer, StepTrace, trace_step
 
 
 class Cache(Protocol):

@@ -19,7 +19,7 @@ Tasks (30 points, about 5 hours):
 
 Run it from the repository's root with ``python -m chapters.ch05_server``, and yours with ``python -m work.ch05_server``.
 Know first: chapter 04; ``async`` functions, generators, ``try`` and ``finally``.
-In the engine: :mod:`pagebrain.server.worker` and :mod:`pagebrain.server.client`, in two processes. In vLLM: ``AsyncLLM`` in
+In the engine: :mod:`pagebrain.server.link.engine_main` and :mod:`pagebrain.server.link.client`. In vLLM: ``AsyncLLM`` in
 ``vllm/v1/engine/async_llm.py``, whose engine runs in a process of its own, and ``vllm/entrypoints/openai/api_server.py``.
 From pagebrain: ``PageBrainConfig``, ``SamplingParams``, ``detokenizer``, ``loading``, ``Sequence`` and ``SequenceGroup``,
 ``Observer``.
@@ -44,11 +44,11 @@ from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 from chapters.ch00_baseline import OnLogits, check_prompts
 from chapters.ch04_scheduler import Engine, half_the_room
 from pagebrain import PageBrainConfig, SamplingParams
-from pagebrain import sequence as data
-from pagebrain.detokenizer import Detokenizer
-from pagebrain.loading import load_model, load_tokenizer
-from pagebrain.sequence import SequenceGroup
-from pagebrain.trace import Observer
+from pagebrain.engine import sequence as data
+from pagebrain.engine.detokenizer import Detokenizer
+from pagebrain.engine.sequence import SequenceGroup
+from pagebrain.engine.trace import Observer
+from pagebrain.models.loading import load_model, load_tokenizer
 
 logger = logging.getLogger(__name__)
 

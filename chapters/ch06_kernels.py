@@ -28,8 +28,8 @@ Tasks (35 points, about 7 hours):
 - 6.5 (6 points) ``decode_work``, ``floor_seconds`` and ``choose_num_splits``: what is possible, and how to get near.
 
 Know first: chapter 03; how a tensor's strides lead to an address.
-In the engine: :mod:`pagebrain.attention.triton_decode` and its neighbours. In vLLM: ``vllm/attention/ops``.
-From pagebrain: ``models.config.attention_scale`` and the ``Observer`` of ``pagebrain.trace``.
+In the engine: :mod:`pagebrain.kernels.decode` and its neighbours. In vLLM: ``vllm/attention/ops``.
+From pagebrain: ``model_config.attention_scale`` and the ``Observer`` of ``pagebrain.engine.trace``.
 """
 
 from collections.abc import Sequence
@@ -45,8 +45,8 @@ from chapters.aids.triton_anywhere import tl, triton
 from chapters.ch00_baseline import OnLogits
 from chapters.ch01_naive_kv_cache import Attend
 from chapters.ch02_block_table import PagedCache, Rows
-from pagebrain.models.config import attention_scale
-from pagebrain.trace import Observer
+from pagebrain.engine.trace import Observer
+from pagebrain.model_config import attention_scale
 
 
 @triton.jit

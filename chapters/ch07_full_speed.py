@@ -21,11 +21,11 @@ Tasks (35 points, about 7 hours):
 - 7.5 (6 points) ``LateRetirement.collect`` and ``Scheduler.make_room``: blocks that come back late; needs 7.4.
 
 Know first: chapter 04; that a GPU works through what was launched in order, while the CPU goes on.
-In the engine: :mod:`pagebrain.batch_rows`, :mod:`pagebrain.graphs`, :mod:`pagebrain.gpu_executor`,
-:meth:`pagebrain.cache.CacheManager.collect` and :meth:`pagebrain.engine.Engine.step`. In vLLM:
+In the engine: :mod:`pagebrain.worker.batch_rows`, :mod:`pagebrain.worker.graphs`, :mod:`pagebrain.worker.cuda_executor`,
+:meth:`pagebrain.cache.CacheManager.collect` and :meth:`pagebrain.engine.engine.Engine.step`. In vLLM:
 ``vllm/v1/worker/gpu_model_runner.py``, ``vllm/compilation/cuda_graph.py`` and ``AsyncScheduler``.
-From pagebrain: ``PageBrainConfig``, ``models.config.attention_scale``, the data classes of ``pagebrain.sequence`` and the
-records of ``pagebrain.trace``.
+From pagebrain: ``PageBrainConfig``, ``model_config.attention_scale``, the data classes of ``pagebrain.engine.sequence`` and
+the records of ``pagebrain.engine.trace``.
 """
 
 import dataclasses
@@ -45,10 +45,10 @@ from chapters.ch02_block_table import PagedCache, Rows
 from chapters.ch03_paged_attention import attend_paged
 from chapters.ch04_scheduler import half_the_room
 from pagebrain import PageBrainConfig
-from pagebrain import sequence as data
-from pagebrain.models.config import attention_scale
-from pagebrain.sequence import ScheduledSequence, SequenceGroup, SequenceStatus
-from pagebrain.trace import Observer, StepTrace, trace_step
+from pagebrain.engine import sequence as data
+from pagebrain.engine.sequence import ScheduledSequence, SequenceGroup, SequenceStatus
+from pagebrain.engine.trace import Observer, StepTrace, trace_step
+from pagebrain.model_config import attention_scale
 
 TOKEN, CONTEXT, BLOCKS = 0, 1, 2
 """Columns of ``BatchRows.state``; the block table begins at the last."""

@@ -6,14 +6,14 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from pagebrain.config import PageBrainConfig as PageBrainConfig
-    from pagebrain.engine import Engine as Engine
+    from pagebrain.engine.engine import Engine as Engine
     from pagebrain.errors import PageBrainError as PageBrainError
     from pagebrain.llm import LLM as LLM
     from pagebrain.outputs import RequestOutput as RequestOutput
     from pagebrain.sampling_params import SamplingParams as SamplingParams
 
 _HOMES = {
-    "Engine": "pagebrain.engine",
+    "Engine": "pagebrain.engine.engine",
     "LLM": "pagebrain.llm",
     "PageBrainConfig": "pagebrain.config",
     "PageBrainError": "pagebrain.errors",

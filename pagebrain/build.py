@@ -11,28 +11,28 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pagebrain.attention import choose_backend
-from pagebrain.attention.decode_plan import MAX_NUM_SEQS
 from pagebrain.attention.layer import attach, detach
 from pagebrain.block import BlockManager
 from pagebrain.cache import CacheManager
-from pagebrain.checkpoints import open_checkpoint
 from pagebrain.config import PageBrainConfig
 from pagebrain.devices import limit_threads
-from pagebrain.engine import Engine
+from pagebrain.engine.engine import Engine
+from pagebrain.engine.parts import SchedulerPart, find_part, make_part, parts_without
+from pagebrain.engine.requests import encode_text
+from pagebrain.engine.scheduler import Scheduler
 from pagebrain.errors import ConfigError
-from pagebrain.executor import Executor, TorchExecutor
-from pagebrain.generation import generation_notices
+from pagebrain.generation_config import generation_notices
+from pagebrain.kernels.decode_plan import MAX_NUM_SEQS
 from pagebrain.layers import prepare
 from pagebrain.layers.linear import can_pack
-from pagebrain.loading import load_text, resolve_device_and_dtype
-from pagebrain.memory import enough_memory, estimate_largest_step, measure_largest_step
+from pagebrain.models.checkpoints import open_checkpoint
+from pagebrain.models.loading import load_text, resolve_device_and_dtype
 from pagebrain.models.model import Model
 from pagebrain.models.registry import build_model
 from pagebrain.models.weights import Checkpoint
-from pagebrain.parts import SchedulerPart, find_part, make_part, parts_without
-from pagebrain.requests import encode_text
 from pagebrain.sampling import Sampler
-from pagebrain.scheduler import Scheduler
+from pagebrain.worker.memory import enough_memory, estimate_largest_step, measure_largest_step
+from pagebrain.worker.torch_executor import Executor, TorchExecutor
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +123,7 @@ def build_engine(
     sampler = make_part("sampler", parts["sampler"], config)
     executor: Executor
     if uses_rows:
-        from pagebrain.gpu_executor import GpuExecutor
+        from pagebrain.worker.cuda_executor import GpuExecutor
 
         with enough_memory(config.device, "CUDA graphs", "lower memory_fraction or max_num_seqs, or set cuda_graphs=False"):
             executor = GpuExecutor(model, cache_manager.pool, sampler, config)

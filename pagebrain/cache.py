@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from pagebrain.config import PageBrainConfig
+from pagebrain.engine.parts import BlockManagerPart
+from pagebrain.engine.sequence import NewBlocks, Sequence, SequenceGroup
 from pagebrain.errors import BlockTableError, IntegrityError, OutOfBlocksError
-from pagebrain.parts import BlockManagerPart
-from pagebrain.sequence import NewBlocks, Sequence, SequenceGroup
 
 if TYPE_CHECKING:
     from pagebrain.attention.kv_pool import KVPool

@@ -15,7 +15,7 @@ import torch
 
 from pagebrain import machine
 from pagebrain.errors import ConfigError
-from pagebrain.models.config import ModelConfig
+from pagebrain.model_config import ModelConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

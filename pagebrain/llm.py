@@ -12,10 +12,10 @@ from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 
 from pagebrain.build import build_engine
 from pagebrain.config import PageBrainConfig
-from pagebrain.engine import Engine
+from pagebrain.engine.engine import Engine
+from pagebrain.engine.requests import Prompt
 from pagebrain.errors import InvalidRequestError, StepError
 from pagebrain.outputs import OutputDelta, RequestOutput
-from pagebrain.requests import Prompt
 from pagebrain.sampling_params import SamplingParams
 
 

@@ -3,7 +3,7 @@
 Starts ``pagebrain serve`` for each case, sends its requests on bare sockets, and prints how far the resident memory of the
 server's process and of the engine's rose above what it was before, in MiB. ``/health`` is asked all the while; its slowest
 answer shows how long the event loop was held. Linux only. With ``--shapes`` it prints instead how many bytes of JSON a token
-takes in answers of each shape, and how many :mod:`pagebrain.server.held` expects.
+takes in answers of each shape, and how many :mod:`pagebrain.server.api.held` expects.
 """
 
 import argparse
@@ -27,7 +27,7 @@ import psutil
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # so that the file also runs as a script
 from pagebrain.sampling_params import SamplingParams  # noqa: E402
-from pagebrain.server.held import CHAT, COMPLETION, json_bytes  # noqa: E402
+from pagebrain.server.api.held import CHAT, COMPLETION, json_bytes  # noqa: E402
 
 MIB = 2**20
 SCORED = {"prompt": list(range(100, 1100)), "echo": True, "logprobs": 20, "max_tokens": 0}

@@ -23,14 +23,14 @@ from pathlib import Path
 from typing import Any
 
 from pagebrain.bench.child import RunSpec, child_events, run_in_child
-from pagebrain.bench.machine import versions
+from pagebrain.bench.machine_facts import versions
 from pagebrain.bench.offline import candidates
 from pagebrain.bench.offline_report import summarize
 from pagebrain.bench.workload import BenchRequest, LengthRange, make_warmup, make_workload, model_limits
 from pagebrain.config import PageBrainConfig
 from pagebrain.errors import ConfigError, PageBrainError
-from pagebrain.loading import resolve_device_and_dtype
 from pagebrain.machine import available_cores
+from pagebrain.models.loading import resolve_device_and_dtype
 from tools.engine_session import Case, SessionSpec, run_row
 from tools.gpu_table import CASES, HF_WORKLOAD, SAMPLINGS, VLLM, WORKLOADS, Workload, case_name, print_tables
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pagebrain import LLM, SamplingParams
-from pagebrain.bench.machine import versions
+from pagebrain.bench.machine_facts import versions
 
 
 def resident_mib() -> float:

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pagebrain.bench.machine import versions
+from pagebrain.bench.machine_facts import versions
 from pagebrain.layers import Linear
 from pagebrain.machine import available_cores
 

@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def time_cases(logits: Tensor) -> dict[str, tuple[float, float]]:
     """Median and slowest microseconds of each case, over replays with other random numbers."""
-    from pagebrain.sampling.triton_sample import SamplingRows, sample, sample_greedy
+    from pagebrain.kernels.sample import SamplingRows, sample, sample_greedy
 
     num_rows = logits.shape[0]
     rows = torch.arange(num_rows, dtype=torch.int32, device="cuda")

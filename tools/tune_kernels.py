@@ -2,7 +2,7 @@
 
     python -m tools.tune_kernels --json FILE
 
-The defaults are in ``pagebrain/attention/decode_plan.py`` and ``triton_prefill.py``. Run on the machine that they are for.
+The defaults are in ``pagebrain/kernels/decode_plan.py`` and ``triton_prefill.py``. Run on the machine that they are for.
 """
 
 import argparse
@@ -55,7 +55,7 @@ def show(label: str, default_s: float, trials: list[dict[str, Any]]) -> dict[str
 
 def tune_decode(bench: KernelBench, num_seqs: int, context_len: int) -> tuple[float, list[dict[str, Any]]]:
     """Seconds of the default, and of every tiling with every number of splits."""
-    from pagebrain.attention.kernels import paged_decode
+    from pagebrain.kernels.paged import paged_decode
 
     sets, scale = bench.make_sets(num_seqs, 1, context_len), bench.shape.head_dim**-0.5
 
@@ -73,7 +73,7 @@ def tune_decode(bench: KernelBench, num_seqs: int, context_len: int) -> tuple[fl
 
 def decode_tilings() -> Iterator[Any]:
     """The grid for one query head per K/V head; grouped heads need at least 16 tokens and gain from more warps."""
-    from pagebrain.attention.decode_plan import DecodeTiling
+    from pagebrain.kernels.decode_plan import DecodeTiling
 
     for tile, num_warps, num_stages, unroll in itertools.product((16, 32, 64), (1, 2, 4), (1, 2, 3), (1, 2)):
         if tile >= 16 * num_warps and not (num_stages > 1 and unroll > 1):
@@ -84,8 +84,8 @@ def tune_prefill(bench: KernelBench, num_seqs: int, query_len: int, context_len:
     """Seconds of the default, and of every tiling that fits the GPU."""
     from triton.runtime.errors import OutOfResources
 
-    from pagebrain.attention.kernels import paged_prefill
-    from pagebrain.attention.triton_prefill import PrefillTiling
+    from pagebrain.kernels.paged import paged_prefill
+    from pagebrain.kernels.prefill import PrefillTiling
 
     sets, scale = bench.make_sets(num_seqs, query_len, context_len), bench.shape.head_dim**-0.5
 

@@ -20,8 +20,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from chapters.ch07_full_speed import Engine, InFlight
 from pagebrain import PageBrainConfig
-from pagebrain.bench.machine import versions
-from pagebrain.sequence import SequenceGroup
+from pagebrain.bench.machine_facts import versions
+from pagebrain.engine.sequence import SequenceGroup
 from pagebrain.viz.picture import Picture
 from pagebrain.viz.style import BLUE, GREEN, INK, ORANGE, PALE, SKY, VERMILLION, legend_below, new_figure, styled
 

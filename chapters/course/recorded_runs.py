@@ -10,7 +10,7 @@ from typing import Any
 from transformers import GPT2LMHeadModel
 
 from pagebrain import LLM, PageBrainConfig, SamplingParams
-from pagebrain.trace import StepTrace
+from pagebrain.engine.trace import StepTrace
 
 PROMPTS = (
     "Once upon a time",

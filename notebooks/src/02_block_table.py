@@ -41,8 +41,8 @@ from transformers.utils import logging
 from chapters.course import load_stage
 from pagebrain import PageBrainConfig, viz
 from pagebrain.assets import BUNDLED_MODEL
+from pagebrain.engine.trace import StepTrace, TraceRow, trace_cache
 from pagebrain.errors import OutOfBlocksError
-from pagebrain.trace import StepTrace, TraceRow, trace_cache
 
 logging.disable_progress_bar()
 torch.set_num_threads(1)

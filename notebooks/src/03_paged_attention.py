@@ -47,7 +47,7 @@ from transformers.utils import logging
 from chapters.course import load_stage
 from pagebrain import PageBrainConfig, viz
 from pagebrain.assets import BUNDLED_MODEL
-from pagebrain.models.config import attention_scale
+from pagebrain.model_config import attention_scale
 
 logging.disable_progress_bar()
 torch.set_num_threads(1)

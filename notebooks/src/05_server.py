@@ -739,4 +739,4 @@ viz.show_source(ch05.AsyncEngine.stream)
 #   no in time.
 #
 # All of them leave the idea of this chapter as it is: a step belongs to the engine, and everybody else leaves a note. `pagebrain serve`
-# has all but the first; its notes travel between two processes (`pagebrain/server/worker.py` reads them, `client.py` leaves them).
+# has all but the first; its notes travel between two processes (`pagebrain/server/link/engine_main.py` reads them, `client.py` leaves them).

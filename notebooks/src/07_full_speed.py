@@ -684,9 +684,9 @@ viz.show_source(ch07.LateRetirement.collect, ch07.Scheduler.make_room)
 # %% [markdown]
 # ## In the engine
 #
-# `pagebrain/batch_rows.py` holds the rows, with what sampling needs and with all tokens of a text, in one buffer. `pagebrain/graphs.py` captures a graph for
+# `pagebrain/worker/batch_rows.py` holds the rows, with what sampling needs and with all tokens of a text, in one buffer. `pagebrain/worker/graphs.py` captures a graph for
 # each bucket, and others for prompts: a few numbers of tokens, filled up with the dummy's, so that those who join a batch are one launch
-# too. `pagebrain/gpu_executor.py` launches them. `pagebrain/cache.py` and `Engine.step` are what you have written
+# too. `pagebrain/worker/cuda_executor.py` launches them. `pagebrain/cache.py` and `Engine.step` are what you have written
 # here, with errors, observers and traces. Its decode attention is a kernel, so its graphs read no more than there is.
 #
 # ## What the next chapter must fix

@@ -21,7 +21,8 @@ class AttentionBackend(Protocol):
     """What a model layer calls, with its number and the pool. A class derived from this one has to add the two methods.
 
     Attributes:
-        supports: features of the engine that work with it (:data:`pagebrain.parts.FEATURES`); the others are switched off.
+        supports: features of the engine that work with it (:data:`pagebrain.engine.parts.FEATURES`); the others are switched
+            off.
     """
 
     supports: frozenset[str] = frozenset()

@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 
 from pagebrain.attention.batch import ForwardBatch
-from pagebrain.attention.kernel_inputs import unsupported
 from pagebrain.attention.kv_pool import KVPool
-from pagebrain.attention.triton_version import MIN_TRITON, available
+from pagebrain.kernels.inputs import unsupported
+from pagebrain.kernels.version import MIN_TRITON, available
 
 
 class TritonBackend:
@@ -18,9 +18,9 @@ class TritonBackend:
     supports = frozenset({"batch_rows", "cuda_graph", "lookahead"})
 
     def __init__(self) -> None:
-        from pagebrain.attention import kernels
+        from pagebrain.kernels import paged
 
-        self._kernels = kernels
+        self._kernels = paged
 
     def write(self, layer: int, pool: KVPool, key: Tensor, value: Tensor, batch: ForwardBatch) -> None:
         """See :class:`~pagebrain.attention.backend.AttentionBackend`."""
@@ -47,7 +47,7 @@ class TritonBackend:
             wanted = ".".join(map(str, MIN_TRITON))
             return f"there is no Triton {wanted} or later: pip install 'triton>={wanted}' for a much faster GPU engine"
         if device.type != "cuda":
-            from pagebrain.attention.triton_common import is_interpreted
+            from pagebrain.kernels.common import is_interpreted
 
             if not is_interpreted():
                 return (

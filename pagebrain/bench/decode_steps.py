@@ -20,8 +20,8 @@ from pagebrain.bench.engine_loop import LoopRun, StepRecord, Totals, run_loop
 from pagebrain.bench.gpu_times import GpuTimes, Recorder
 from pagebrain.bench.workload import BenchRequest
 from pagebrain.config import PageBrainConfig
-from pagebrain.engine import Engine
-from pagebrain.loading import read_config
+from pagebrain.engine.engine import Engine
+from pagebrain.models.loading import read_config
 from pagebrain.sampling_params import SamplingParams
 
 if TYPE_CHECKING:

@@ -12,16 +12,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from pagebrain.bench.workload import BenchRequest
-from pagebrain.engine import Engine
+from pagebrain.engine.engine import Engine
+from pagebrain.engine.trace import EngineStats
 from pagebrain.errors import StepError
 from pagebrain.outputs import OutputDelta
 from pagebrain.sampling_params import SamplingParams
-from pagebrain.trace import EngineStats
 
 
 @dataclass(frozen=True)
 class Totals:
-    """The running totals of :class:`~pagebrain.trace.EngineStats`: steps, tokens by phase, seconds of the host's work."""
+    """Running totals of :class:`~pagebrain.engine.trace.EngineStats`: steps, tokens by phase, seconds of the host's work."""
 
     num_steps: int = 0
     num_prefill_tokens: int = 0

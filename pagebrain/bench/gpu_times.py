@@ -58,10 +58,13 @@ class GpuTimes:
 
 @functools.cache
 def own_kernels() -> dict[str, str]:
-    """The engine's own kernels in the packages that hold kernels of one category only, by name."""
+    """The engine's own kernels in the modules that hold kernels of one category only, by name."""
     found: dict[str, str] = {}
-    for folder, category in (("attention", "attention"), ("sampling", SAMPLING)):
-        for path in sorted((Path(pagebrain.__file__).parent / folder).glob("triton_*.py")):
+    attention = ("decode", "grouped_decode", "prefill", "write")
+    sampling = ("sample", "sample_kernels", "sample_limits", "sample_row")
+    for modules, category in ((attention, "attention"), (sampling, SAMPLING)):
+        for module in modules:
+            path = Path(pagebrain.__file__).parent / "kernels" / f"{module}.py"
             names = re.findall(r"^def (\w+_kernel)\(", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
             found |= dict.fromkeys(names, category)
     return found

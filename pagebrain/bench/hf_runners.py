@@ -17,7 +17,7 @@ from pagebrain.bench.child import Mark, RunResult, RunSpec, no_mark, synchronize
 from pagebrain.bench.workload import BenchRequest
 from pagebrain.config import PageBrainConfig
 from pagebrain.errors import ConfigError
-from pagebrain.loading import load_model
+from pagebrain.models.loading import load_model
 
 _GENERATION_CONFIG: Any = GenerationConfig  # transformers leaves it untyped
 _NO_EOS = -1

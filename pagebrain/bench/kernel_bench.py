@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pagebrain.bench.decode_steps import measure_copy
-from pagebrain.bench.machine import triton_version, versions
+from pagebrain.bench.machine_facts import triton_version, versions
 from pagebrain.errors import ConfigError, PageBrainError
 
 _L2_TIMES = 4
@@ -160,14 +160,14 @@ class KernelBench:
         """The last ``query_len`` tokens of each sequence, checked and timed."""
         import torch
 
-        from pagebrain.attention import kernels
         from pagebrain.attention.cpu import paged_attention
+        from pagebrain.kernels import paged
 
         sets = self.make_sets(num_seqs, query_len, context_len)
         num_decodes = num_seqs if query_len == 1 else 0
         scale = self.shape.head_dim**-0.5
 
-        triton_attention: Any = kernels.paged_attention
+        triton_attention: Any = paged.paged_attention
         torch_attention: Any = paged_attention
 
         def launch(index: int) -> Any:

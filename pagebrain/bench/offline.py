@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pagebrain.bench.child import RunResult, RunSpec, run_in_child
-from pagebrain.bench.machine import versions
+from pagebrain.bench.machine_facts import versions
 from pagebrain.bench.workload import (
     BenchRequest,
     LengthRange,
@@ -166,7 +166,7 @@ class OfflineBench:
         self.output_len = LengthRange.parse("--output-len", args.output_len)
 
         from pagebrain.config import PageBrainConfig
-        from pagebrain.loading import resolve_device_and_dtype
+        from pagebrain.models.loading import resolve_device_and_dtype
 
         config = PageBrainConfig(
             model=args.model, load_format=args.load_format, dtype=args.dtype, device=args.device, seed=args.seed

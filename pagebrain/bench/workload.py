@@ -97,7 +97,7 @@ def model_limits(config: "PageBrainConfig") -> tuple[int, int]:
 
     Raises ``ModelLoadError`` if there is no such model or it is not a GPT-2.
     """
-    from pagebrain.loading import read_config
+    from pagebrain.models.loading import read_config
 
     hf_config = read_config(config)
     return int(hf_config.vocab_size), int(hf_config.n_positions)

@@ -1,6 +1,6 @@
 """``pagebrain demo``: a few stories at once from the bundled model, one of them streamed, and where their K and V lie.
 
-What is shown comes from the :class:`~pagebrain.trace.StepTrace` of every step, as any observer of an engine sees it.
+What is shown comes from the :class:`~pagebrain.engine.trace.StepTrace` of every step, as any observer of an engine sees it.
 """
 
 import argparse
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from pagebrain.config import PageBrainConfig
-    from pagebrain.trace import StepTrace
+    from pagebrain.engine.trace import StepTrace
 
 MAX_STORIES = 6
 """As many as a terminal has colours for; story 0 is called A."""

@@ -139,7 +139,7 @@ def check_bundled_model() -> Iterator[Finding]:
 
     from pagebrain import LLM, PageBrainConfig, PageBrainError, SamplingParams
     from pagebrain.assets import BUNDLED_MODEL
-    from pagebrain.loading import load_model
+    from pagebrain.models.loading import load_model
 
     advice = "the package is incomplete: install PageBrain again"
     try:

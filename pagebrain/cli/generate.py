@@ -10,13 +10,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pagebrain.cli import options
+from pagebrain.cli import arguments
 from pagebrain.errors import InvalidRequestError
 
 if TYPE_CHECKING:
+    from pagebrain.engine.requests import Prompt
     from pagebrain.llm import LLM
     from pagebrain.outputs import CompletionOutput, OutputDelta, RequestOutput
-    from pagebrain.requests import Prompt
     from pagebrain.sampling_params import SamplingParams
 
 
@@ -28,15 +28,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--prompt-token-ids", metavar="ID,ID,...", help="the prompt as token ids (a model without a tokenizer)"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object when all is done, instead of streaming")
-    options.add_sampling_arguments(parser)
-    options.add_logprobs_arguments(parser)
-    options.add_engine_arguments(parser)
+    arguments.add_sampling_arguments(parser)
+    arguments.add_logprobs_arguments(parser)
+    arguments.add_engine_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Generate and print; everything that can be checked without the model is checked first."""
-    params = options.sampling_params(args)
-    settings = options.engine_settings(args)
+    params = arguments.sampling_params(args)
+    settings = arguments.engine_settings(args)
     if not args.json and (params.logprobs is not None or params.prompt_logprobs is not None):
         raise InvalidRequestError("--logprobs and --prompt-logprobs are shown with --json only: add it")
     prompt = read_prompt(args)
@@ -74,7 +74,7 @@ def read_prompt(args: argparse.Namespace) -> "Prompt":
     if args.prompt_token_ids is not None:
         if args.prompt is not None:
             raise InvalidRequestError("give either PROMPT or --prompt-token-ids, not both")
-        return options.token_ids("--prompt-token-ids", args.prompt_token_ids)
+        return arguments.token_ids("--prompt-token-ids", args.prompt_token_ids)
     if args.prompt is not None and args.prompt != "-":
         return str(args.prompt)
     if sys.stdin is None or (args.prompt is None and sys.stdin.isatty()):

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from pagebrain.cli import options
+from pagebrain.cli import arguments
 from pagebrain.errors import ConfigError
 
 API_KEY_VARIABLE = "PAGEBRAIN_API_KEY"
@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="ADDRESS",
         help="a proxy whose X-Forwarded-For names the client (default: none is believed); repeatable",
     )
-    options.add_engine_arguments(parser)
+    arguments.add_engine_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     from pagebrain.config import PageBrainConfig
     from pagebrain.server.options import ServerOptions
 
-    config = PageBrainConfig(**options.engine_settings(args))
+    config = PageBrainConfig(**arguments.engine_settings(args))
     server = ServerOptions(**server_settings(args, config.model))
 
     from pagebrain.server.run import serve
@@ -98,7 +98,7 @@ def _read_template(path: Path) -> str:
         raise ConfigError(f"--chat-template {path} cannot be read: {reason}") from error
     if not text.strip():
         raise ConfigError(f"--chat-template {path} is empty: name a file that holds a Jinja template")
-    from pagebrain.server.templates import template_mistake
+    from pagebrain.server.api.templates import template_mistake
 
     mistake = template_mistake(text)  # otherwise every chat would fail over it
     if mistake is not None:

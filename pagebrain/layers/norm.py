@@ -31,7 +31,7 @@ class LayerNorm(Layer):
         begins, the two are the embeddings that it begins with.
         """
         if self._uses_kernel:
-            from pagebrain.layers.triton_norm import add_norm
+            from pagebrain.kernels.norm import add_norm
 
             return add_norm(hidden, residual, self.weight, self.bias, self.eps)
         residual = cast(Tensor, residual) + cast(Tensor, hidden)

@@ -16,7 +16,7 @@ from pagebrain.attention import AttentionBackend, ForwardBatch, PagedAttention
 from pagebrain.cache import CacheManager
 from pagebrain.devices import on_device
 from pagebrain.layers import Embedding, LayerNorm, Linear
-from pagebrain.models.config import ModelConfig
+from pagebrain.model_config import ModelConfig
 from pagebrain.models.hf_forward import HFForward
 from pagebrain.models.model import Model
 from pagebrain.models.weights import TensorNames

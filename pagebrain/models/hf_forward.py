@@ -15,7 +15,7 @@ from pagebrain.attention.layer import attach
 from pagebrain.attention.torch_backend import TorchBackend
 from pagebrain.cache import CacheManager
 from pagebrain.errors import ConfigError
-from pagebrain.models.config import ModelConfig
+from pagebrain.model_config import ModelConfig
 from pagebrain.models.model import Model
 from pagebrain.models.positions import RowPlan, plan_rows
 from pagebrain.models.weights import Checkpoint, TensorNames, load_weights

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from torch import Tensor, nn
 
 from pagebrain.attention import ForwardBatch
-from pagebrain.models.config import ModelConfig
+from pagebrain.model_config import ModelConfig
 
 
 class Model(nn.Module, ABC):

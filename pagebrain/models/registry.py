@@ -1,15 +1,15 @@
 """The models that PageBrain has, by the name of their class in Hugging Face's library.
 
 A further model takes a module like :mod:`pagebrain.models.gpt2` (layers and a table of tensor names), a reading of its
-config in :mod:`pagebrain.models.config`, and an entry here.
+config in :mod:`pagebrain.model_config`, and an entry here.
 """
 
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from pagebrain.model_config import ModelConfig
 from pagebrain.models import gpt2
-from pagebrain.models.config import ModelConfig
 from pagebrain.models.model import Model
 from pagebrain.models.weights import Checkpoint, SavedTensors, TensorNames, fits, load_weights
 

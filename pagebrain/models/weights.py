@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pagebrain.errors import ModelLoadError
-from pagebrain.models.config import ModelConfig
+from pagebrain.model_config import ModelConfig
 
 TensorNames = Mapping[str, str]
 """A layer of a model here -> the same in a checkpoint. ``*`` stands for the number of a transformer layer."""

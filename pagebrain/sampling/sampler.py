@@ -45,7 +45,7 @@ class Sampler:
         ConfigError: the config was not resolved for a model.
     """
 
-    # In a CUDA graph its work is done by the sampling kernels, where they can; see pagebrain.gpu_executor.
+    # In a CUDA graph its work is done by the sampling kernels, where they can; see pagebrain.worker.cuda_executor.
     supports = frozenset({"cuda_graph", "lookahead"})
 
     def __init__(self, config: "PageBrainConfig") -> None:

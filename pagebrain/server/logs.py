@@ -15,7 +15,7 @@ from typing import Any
 from pagebrain.errors import ConfigError
 from pagebrain.server.options import LOG_LEVELS
 
-REQUEST_LOGGER = "pagebrain.requests"
+REQUEST_LOGGER = "pagebrain.engine.requests"
 """Name of the logger that gets a line for each finished request."""
 
 WITHHELD = "(message withheld, it may quote a prompt; log level debug shows it)"

@@ -8,7 +8,7 @@ import re
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pagebrain.server.errors import ApiError
+from pagebrain.server.error_responses import ApiError
 
 _SLASHES = re.compile("/+")
 _CONTROL = re.compile("[\x00-\x1f\x7f]")

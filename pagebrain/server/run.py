@@ -20,13 +20,13 @@ import uvicorn
 from pagebrain.cli.standard_streams import queue_output
 from pagebrain.config import PageBrainConfig
 from pagebrain.errors import ConfigError
-from pagebrain.server.app import create_app
-from pagebrain.server.client import EngineClient
-from pagebrain.server.connections import HttpConnection
+from pagebrain.server.api.app import create_app
+from pagebrain.server.guards.connections import HttpConnection
+from pagebrain.server.link.client import EngineClient
+from pagebrain.server.link.messages import settle_memory
+from pagebrain.server.link.streams import EngineDeadError
 from pagebrain.server.logs import configure_logging
-from pagebrain.server.messages import settle_memory
 from pagebrain.server.options import ServerOptions
-from pagebrain.server.streams import EngineDeadError
 
 ENGINE_DIED = 70
 """Exit status when the engine's process ended by itself; sysexits.h calls it an internal software error."""

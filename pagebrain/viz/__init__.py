@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from pagebrain.viz.charts import staircase as staircase
     from pagebrain.viz.clients import Visit as Visit
     from pagebrain.viz.clients import lanes as lanes
-    from pagebrain.viz.kernels import context_parts as context_parts
-    from pagebrain.viz.kernels import roofline as roofline
+    from pagebrain.viz.kernel_charts import context_parts as context_parts
+    from pagebrain.viz.kernel_charts import roofline as roofline
     from pagebrain.viz.picture import Picture as Picture
     from pagebrain.viz.picture import alt_to_cells as alt_to_cells
     from pagebrain.viz.picture import show as show

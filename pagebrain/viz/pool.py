@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Polygon, Rectangle
 
-from pagebrain.trace import StepTrace
+from pagebrain.engine.trace import StepTrace
 from pagebrain.viz.picture import Picture
 from pagebrain.viz.state import block_fill, cached_lengths, holders, letter
 from pagebrain.viz.style import (

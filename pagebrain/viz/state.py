@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from pagebrain.trace import StepTrace, TraceRow
+from pagebrain.engine.trace import StepTrace, TraceRow
 
 MarkKind = Literal["prefill", "decode", "waiting", "idle", "preempted"]
 

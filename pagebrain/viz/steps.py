@@ -8,7 +8,7 @@ from matplotlib.collections import PatchCollection
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
-from pagebrain.trace import StepTrace
+from pagebrain.engine.trace import StepTrace
 from pagebrain.viz.picture import Picture
 from pagebrain.viz.state import Mark, MarkKind, Memory, letter, marks, mean_waste, memory
 from pagebrain.viz.style import (

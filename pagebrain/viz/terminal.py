@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from rich.console import Group
 from rich.text import Text
 
-from pagebrain.trace import StepTrace
+from pagebrain.engine.trace import StepTrace
 from pagebrain.viz.state import Mark, MarkKind, holders, letter, marks
 
 COLOURS = ("cyan", "magenta", "yellow", "green", "blue", "red")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from chapters import ch02_block_table
-from pagebrain.trace import StepTrace
+from pagebrain.engine.trace import StepTrace
 from tests.support.departures import assert_same, assert_same_tokens
 from tests.support.models import POISON, hf_greedy, hf_logits, poison, random_gpt2
 

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from chapters import ch02_block_table
-from pagebrain import PageBrainConfig, SamplingParams, scheduler
+from pagebrain import PageBrainConfig, SamplingParams
+from pagebrain.engine import scheduler
+from pagebrain.engine.sequence import Request, ScheduledSequence, Sequence, SequenceStatus
+from pagebrain.engine.trace import StepTrace
 from pagebrain.errors import OutOfBlocksError
-from pagebrain.sequence import Request, ScheduledSequence, Sequence, SequenceStatus
-from pagebrain.trace import StepTrace
 from tests.support.departures import assert_same, assert_same_tokens
 from tests.support.hashing import continuation, hash_engine, run_all
 from tests.support.models import hf_greedy, hf_logits, random_gpt2

@@ -18,7 +18,7 @@ from fastapi import FastAPI
 
 from chapters import ch04_scheduler
 from pagebrain import PageBrainConfig, SamplingParams
-from pagebrain.sequence import Request, ScheduledSequence, Sequence, SequenceGroup, SequenceStatus
+from pagebrain.engine.sequence import Request, ScheduledSequence, Sequence, SequenceGroup, SequenceStatus
 from tests.support.departures import assert_same_tokens
 from tests.support.models import hf_greedy, random_gpt2
 from tests.support.tokenizers import VOCAB_SIZE, byte_tokenizer

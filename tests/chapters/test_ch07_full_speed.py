@@ -18,7 +18,7 @@ from torch import Tensor
 from chapters import ch02_block_table, ch04_scheduler
 from chapters.aids.capture import CaptureError, capture
 from pagebrain import PageBrainConfig, SamplingParams
-from pagebrain.sequence import Request, ScheduledSequence, Sequence, SequenceGroup, SequenceStatus
+from pagebrain.engine.sequence import Request, ScheduledSequence, Sequence, SequenceGroup, SequenceStatus
 from tests.support.departures import assert_same, assert_same_tokens
 from tests.support.hashing import next_token
 from tests.support.models import POISON, hf_cache, hf_greedy, hf_logits, poison, random_gpt2

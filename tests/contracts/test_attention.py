@@ -21,9 +21,9 @@ def kernels_on(device: str) -> Callable[..., Tensor]:
 
     def attention(*args: Any) -> Tensor:
         require_kernels(device)
-        from pagebrain.attention import kernels
+        from pagebrain.kernels import paged
 
-        part: Callable[..., Tensor] = kernels.paged_attention
+        part: Callable[..., Tensor] = paged.paged_attention
         return part(*(arg.to(device) if isinstance(arg, Tensor) else arg for arg in args)).cpu()
 
     return attention

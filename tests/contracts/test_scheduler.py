@@ -7,9 +7,9 @@ import pytest
 
 from chapters import ch04_scheduler
 from pagebrain import SamplingParams
-from pagebrain.engine import Engine
-from pagebrain.scheduler import Scheduler
-from pagebrain.trace import StepTrace
+from pagebrain.engine.engine import Engine
+from pagebrain.engine.scheduler import Scheduler
+from pagebrain.engine.trace import StepTrace
 from tests.support.hashing import continuation, hash_engine, run_all
 
 IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {"engine": Scheduler, "chapter 04": ch04_scheduler.Scheduler}

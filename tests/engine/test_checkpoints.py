@@ -15,13 +15,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, GPT2ForSequenceClassification, GPT2LMHeadModel, PreTrainedTokenizerBase
 
-from pagebrain import LLM, SamplingParams, generation
+from pagebrain import LLM, SamplingParams, generation_config
 from pagebrain.bench.workload import model_limits
 from pagebrain.cli import main
 from pagebrain.config import PageBrainConfig
 from pagebrain.errors import InvalidRequestError, ModelLoadError
-from pagebrain.loading import load_model, load_text, load_tokenizer, read_config
-from pagebrain.server.templates import own_template
+from pagebrain.models.loading import load_model, load_text, load_tokenizer, read_config
+from pagebrain.server.api.templates import own_template
 from tests.support.models import hf_greedy, random_gpt2
 from tests.support.tokenizers import VOCAB_SIZE, byte_tokenizer, with_post_processor, word_tokenizer
 
@@ -620,9 +620,9 @@ def test_a_gpt2_that_names_code_of_its_own_is_served_without_it(folder: Path, gr
 def test_the_documented_table_has_a_row_for_each_setting_of_generating() -> None:
     text = (Path(__file__).parents[2] / "docs" / "checkpoints.md").read_text()
     rows = [line for line in text.splitlines() if line.startswith("| `")]
-    for name, (field, _) in generation._IN_REQUESTS.items():
+    for name, (field, _) in generation_config._IN_REQUESTS.items():
         [row] = [row for row in rows if row.startswith(f"| `{name}` |")]
         assert "a notice" in row and f"`{field.split()[0]}`" in row.split("|")[3]
-    for name in generation._UNSUPPORTED:
+    for name in generation_config._UNSUPPORTED:
         [row] = [row for row in rows if f"`{name}`" in row.split("|")[1]]
         assert "a notice: not supported" in row

@@ -15,7 +15,7 @@ from pagebrain import LLM, SamplingParams, __version__
 from pagebrain.assets import BUNDLED_MODEL
 from pagebrain.cli import COMMANDS, main
 from pagebrain.cli.frame import INTERRUPTED, PIPE_CLOSED
-from pagebrain.engine import Engine
+from pagebrain.engine.engine import Engine
 from pagebrain.errors import ModelLoadError
 
 PROMPT = "Once upon a time"
@@ -178,7 +178,7 @@ def test_a_model_without_a_tokenizer_takes_and_prints_token_ids(run: Run, model_
 def test_a_swapped_part_is_used_and_what_it_lacks_is_said_on_stderr(run: Run, tmp_path: Path, expected: str) -> None:
     part = tmp_path / "mine.py"
     part.write_text(
-        "from pagebrain.scheduler import Scheduler\n"
+        "from pagebrain.engine.scheduler import Scheduler\n"
         "class Mine(Scheduler):\n"
         "    supports = frozenset()\n"
         "    def schedule(self):\n"
@@ -245,7 +245,7 @@ def test_doctor_fails_and_says_what_to_do_when_the_bundled_model_is_damaged(
     run: Run, model_copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (model_copy / "model.safetensors").write_bytes(b"no weights")
-    monkeypatch.setattr("pagebrain.loading.BUNDLED_MODEL", model_copy)
+    monkeypatch.setattr("pagebrain.models.loading.BUNDLED_MODEL", model_copy)
     status, out, _ = run("doctor")
     assert status == 1
     assert "BROKEN" in out and "install PageBrain again" in " ".join(out.split())
@@ -306,7 +306,7 @@ def assert_one_line_and_status_2(result: tuple[int, str, str], *words: str) -> N
         ([PROMPT, "--swap", "scheduler"], "PART="),
         ([PROMPT, "--swap", "engine=here.py:Engine"], "swap"),
         ([PROMPT, "--swap", "scheduler=no_such_file.py:Scheduler"], "no_such_file.py"),
-        ([PROMPT, "--swap", "scheduler=pagebrain.scheduler:Nothing"], "Nothing"),
+        ([PROMPT, "--swap", "scheduler=pagebrain.engine.scheduler:Nothing"], "Nothing"),
         ([PROMPT, "--swap", "sampler=pagebrain.sampling:Sampler", "--swap", "sampler=a.py:B"], "twice"),
         ([PROMPT, "--no-such-option"], "--no-such-option"),
     ],

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase
 
-from pagebrain.detokenizer import Detokenizer, TextStream
+from pagebrain.engine.detokenizer import Detokenizer, TextStream
 from pagebrain.errors import InvalidRequestError, ModelLoadError
 from pagebrain.sampling_params import SamplingParams
 

@@ -12,8 +12,8 @@ import torch
 from transformers import GPT2LMHeadModel
 
 from pagebrain import LLM, RequestOutput, SamplingParams
+from pagebrain.engine.trace import StepTrace
 from pagebrain.layers.linear import can_pack
-from pagebrain.trace import StepTrace
 from tests.support.models import hf_greedy, hf_logits, poison, random_gpt2
 from tests.support.tokenizers import VOCAB_SIZE, byte_tokenizer
 

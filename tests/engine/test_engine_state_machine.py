@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 
 from pagebrain import SamplingParams
-from pagebrain.sequence import SequenceGroup
+from pagebrain.engine.sequence import SequenceGroup
 from tests.support.hashing import VOCAB_SIZE, continuation, hash_engine
 
 seen: dict[str, int] = {}

@@ -2,8 +2,9 @@
 
 import pytest
 
-from pagebrain import LLM, SamplingParams, engine
-from pagebrain.trace import StepTrace
+from pagebrain import LLM, SamplingParams
+from pagebrain.engine import engine
+from pagebrain.engine.trace import StepTrace
 from tests.support.models import random_gpt2
 from tests.support.tokenizers import VOCAB_SIZE, byte_tokenizer
 

@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from pagebrain import LLM, SamplingParams, build, checkpoints
+from pagebrain import LLM, SamplingParams, build
 from pagebrain.cli import main
 from pagebrain.errors import ConfigError, ModelLoadError, StepError, is_out_of_memory
 from pagebrain.layers import linear
 from pagebrain.layers.linear import EXACT_ROWS, can_pack, padded_rows
+from pagebrain.models import checkpoints
 from pagebrain.models.weights import SavedTensors
-from pagebrain.server.worker import kind_and_place
+from pagebrain.server.link.engine_main import kind_and_place
 from tests.support.models import random_gpt2
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
@@ -65,7 +66,7 @@ def test_too_little_memory_at_start_is_one_line_that_says_what_for(
 
 def test_too_little_memory_for_weights_is_told_although_the_loader_wraps_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoints, "is_whole", lambda *_: False)  # so that Hugging Face reads them
-    monkeypatch.setattr("pagebrain.loading.GPT2LMHeadModel.from_pretrained", take_too_much)
+    monkeypatch.setattr("pagebrain.models.loading.GPT2LMHeadModel.from_pretrained", take_too_much)
     with pytest.raises(ConfigError, match="there is not enough memory for the model's weights"):
         LLM(device="cpu")
 

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from pagebrain import SamplingParams
-from pagebrain.output_processor import OutputProcessor
+from pagebrain.engine.output_processor import OutputProcessor
+from pagebrain.engine.sequence import Request, ScheduledSequence, Sequence
+from pagebrain.engine.trace import StepTrace
 from pagebrain.outputs import OutputDelta, TokenLogprobs
-from pagebrain.sequence import Request, ScheduledSequence, Sequence
-from pagebrain.trace import StepTrace
 from tests.support.hashing import continuation, hash_engine, next_token, run_all
 
 

@@ -9,9 +9,9 @@ from transformers import GPT2LMHeadModel
 
 from pagebrain import LLM, SamplingParams
 from pagebrain.attention import KVPool
+from pagebrain.engine.packed_plan import PlanPacker, PlanUnpacker
+from pagebrain.engine.sequence import NewBlocks, SequenceGroup
 from pagebrain.errors import StepError
-from pagebrain.packed_plan import PlanPacker, PlanUnpacker
-from pagebrain.sequence import NewBlocks, SequenceGroup
 from tests.support.hashing import continuation, hash_engine, run_all
 from tests.support.kernels import why_no_kernels
 from tests.support.models import random_gpt2

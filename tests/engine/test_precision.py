@@ -12,8 +12,8 @@ from pagebrain.block import BlockManager
 from pagebrain.cache import CacheManager
 from pagebrain.layers import prepare
 from pagebrain.layers.linear import can_pack
-from pagebrain.loading import load_model
 from pagebrain.models.gpt2 import PagedGPT2LMHeadModel
+from pagebrain.models.loading import load_model
 from tests.support.models import hf_greedy, hf_logits, poison, random_gpt2
 from tests.support.paged import paged, run_in_chunks
 from tests.support.tokenizers import byte_tokenizer

@@ -21,7 +21,7 @@ import torch
 from transformers import GPT2LMHeadModel
 
 from pagebrain import LLM, SamplingParams
-from pagebrain.trace import StepTrace
+from pagebrain.engine.trace import StepTrace
 from tests.support.kernels import why_no_kernels
 from tests.support.models import poison, random_gpt2
 from tests.support.tokenizers import VOCAB_SIZE, byte_tokenizer

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from pagebrain import LLM, SamplingParams
-from pagebrain.engine import Engine
+from pagebrain.engine.engine import Engine
+from pagebrain.engine.scheduler import Scheduler
+from pagebrain.engine.sequence import Sequence, SequenceGroup
 from pagebrain.errors import IntegrityError, StepError
 from pagebrain.sampling import SamplerOutput
-from pagebrain.scheduler import Scheduler
-from pagebrain.sequence import Sequence, SequenceGroup
 from tests.support.hashing import continuation, hash_engine, run_all
 from tests.support.models import hf_greedy, random_gpt2
 

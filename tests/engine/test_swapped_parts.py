@@ -10,9 +10,9 @@ import torch
 from pagebrain import LLM, SamplingParams
 from pagebrain.attention import AttentionBackend, paged_attention
 from pagebrain.block import BlockManager
-from pagebrain.parts import ATTENTION_BACKEND, ATTENTION_FUNCTION
+from pagebrain.engine.parts import ATTENTION_BACKEND, ATTENTION_FUNCTION
+from pagebrain.engine.scheduler import Scheduler
 from pagebrain.sampling import Sampler
-from pagebrain.scheduler import Scheduler
 from tests.support.models import hf_greedy, random_gpt2
 
 GREEDY = SamplingParams(temperature=0, max_tokens=10, ignore_eos=True)
@@ -105,7 +105,7 @@ def test_a_part_that_does_not_declare_lookahead_switches_it_off_and_says_so() ->
 
 
 def test_parts_of_the_engine_named_from_outside_support_what_they_did() -> None:
-    swap = {"attention": "pagebrain.attention:paged_attention", "scheduler": "pagebrain.scheduler:Scheduler"}
+    swap = {"attention": "pagebrain.attention:paged_attention", "scheduler": "pagebrain.engine.scheduler:Scheduler"}
     llm = LLM(random_gpt2(), num_blocks=16, lookahead=True, swap=swap)
     assert llm.config.lookahead and llm.notices == ()
 
@@ -126,5 +126,5 @@ def test_a_file_that_was_edited_is_read_again(tmp_path: Path) -> None:
 
 def test_a_part_given_by_module_path() -> None:
     base = random_gpt2(torch.float64)
-    llm = LLM(base, num_blocks=16, swap={"scheduler": "pagebrain.scheduler:Scheduler"})
+    llm = LLM(base, num_blocks=16, swap={"scheduler": "pagebrain.engine.scheduler:Scheduler"})
     assert tokens(llm) == expected(base)

@@ -16,8 +16,8 @@ import torch
 from rich.console import Console
 
 from pagebrain import LLM, SamplingParams
-from pagebrain.sequence import ScheduledSequence
-from pagebrain.trace import StepTrace, TraceRow
+from pagebrain.engine.sequence import ScheduledSequence
+from pagebrain.engine.trace import StepTrace, TraceRow
 from tests.support.models import random_gpt2
 
 pytest.importorskip("matplotlib")
@@ -465,7 +465,7 @@ def test_source_is_shown_without_markers_and_tasks_without_solutions() -> None:
 def test_live_source_is_shown_with_its_place() -> None:
     place, code = viz.show_source(ScheduledSequence.context_len).pieces[0]
     path, _, line = place.partition(":")
-    assert path == "pagebrain/sequence.py"
+    assert path == "pagebrain/engine/sequence.py"
     lines = (Path(__file__).parents[2] / path).read_text().splitlines()
     assert lines[int(line) - 1].strip() == code.splitlines()[0] == "@property"
 

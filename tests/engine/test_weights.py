@@ -13,11 +13,11 @@ from torch import Tensor
 from transformers import GPT2LMHeadModel
 
 from pagebrain import LLM, PageBrainConfig, SamplingParams
-from pagebrain.checkpoints import open_checkpoint
 from pagebrain.errors import ConfigError, ModelLoadError
 from pagebrain.layers import Linear, prepare
 from pagebrain.layers.linear import can_pack
-from pagebrain.models.config import ModelConfig
+from pagebrain.model_config import ModelConfig
+from pagebrain.models.checkpoints import open_checkpoint
 from pagebrain.models.registry import ARCHITECTURES, build_model
 from pagebrain.models.weights import Checkpoint, SavedTensors, sources
 from tests.support.models import hf_greedy, random_gpt2
@@ -146,7 +146,7 @@ def test_the_notices_are_the_same_on_both_ways(folder: Path, monkeypatch: pytest
     found: list[list[str]] = []
     for may_stream in (True, False):
         if not may_stream:
-            monkeypatch.setattr("pagebrain.checkpoints.is_whole", lambda *_: False)
+            monkeypatch.setattr("pagebrain.models.checkpoints.is_whole", lambda *_: False)
         notices: list[str] = []
         checkpoint = open_checkpoint(config_of(folder), notices)
         assert isinstance(checkpoint.tensors, SavedTensors) == may_stream and 3 in checkpoint.config.eos_token_ids

@@ -13,7 +13,7 @@ from transformers import GPT2LMHeadModel
 
 from pagebrain import LLM, PageBrainConfig, SamplingParams
 from pagebrain.errors import ConfigError
-from pagebrain.loading import load_model
+from pagebrain.models.loading import load_model
 from tests.support.models import hf_greedy, hf_logits, random_gpt2
 
 pytestmark = pytest.mark.gpu

@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from pagebrain.attention import choose_backend, triton_backend, triton_version
+from pagebrain.attention import choose_backend, triton_backend
 from pagebrain.attention.torch_backend import FunctionBackend, TorchBackend
 from pagebrain.attention.triton_backend import TritonBackend
 from pagebrain.errors import ConfigError
+from pagebrain.kernels import version
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -21,7 +22,7 @@ def test_a_cpu_gets_torch_operations() -> None:
 
 
 def test_a_gpu_gets_the_kernels_where_they_can_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
-    if not triton_version.available():
+    if not version.available():
         pytest.skip("there is no Triton 3.6 or later: pip install -r requirements.txt on Linux")
     backend, reason = choose_backend(None, CUDA, torch.bfloat16, 64)
     assert type(backend) is TritonBackend and reason is None
@@ -34,7 +35,7 @@ def test_a_gpu_gets_the_kernels_where_they_can_be_had(monkeypatch: pytest.Monkey
 def test_a_gpu_gets_torch_operations_for_what_the_kernels_lack(dtype: torch.dtype, head_dim: int, said: str) -> None:
     backend, reason = choose_backend(None, CUDA, dtype, head_dim)
     assert type(backend) is TorchBackend
-    if triton_version.available():
+    if version.available():
         assert said in str(reason)
         with pytest.raises(ConfigError, match=f"the attention that was named cannot serve this model: .*{said}"):
             choose_backend(TritonBackend, CUDA, dtype, head_dim)
@@ -56,11 +57,11 @@ def test_a_function_is_wrapped_and_a_backend_is_taken_as_it_is() -> None:
     assert choose_backend(made, CPU, torch.float32, 64) == (made, None)
 
 
-@pytest.mark.parametrize(("version", "fits"), [("3.2.0", False), ("3.6.0", True), ("3.10.1", True), ("4.0", True)])
-def test_a_triton_that_is_too_old_is_none(version: str, fits: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "triton", SimpleNamespace(__version__=version))
-    assert triton_version.available() == fits
+@pytest.mark.parametrize(("found", "fits"), [("3.2.0", False), ("3.6.0", True), ("3.10.1", True), ("4.0", True)])
+def test_a_triton_that_is_too_old_is_none(found: str, fits: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "triton", SimpleNamespace(__version__=found))
+    assert version.available() == fits
     if not fits:
         assert "no Triton 3.6 or later" in str(TritonBackend.reason_against(CUDA, torch.bfloat16, 64))
         with pytest.raises(ConfigError, match="need Triton 3.6 or later, and this is 3.2.0: pip install"):
-            triton_version.require_triton()
+            version.require_triton()

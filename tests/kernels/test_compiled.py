@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pagebrain.attention.triton_version import available
+from pagebrain.kernels.version import available
 
 ROOT = Path(__file__).parents[2]
 

@@ -39,9 +39,9 @@ def contexts(block_size: int) -> list[int]:
 
 def decode(scene: Scene, device: str, **options: Any) -> Tensor:
     """:func:`paged_decode` of a scene with one query per sequence, on the CPU again."""
-    from pagebrain.attention import kernels
+    from pagebrain.kernels import paged
 
-    paged_decode: Any = kernels.paged_decode
+    paged_decode: Any = paged.paged_decode
     tensors = (scene.query, scene.key_pool, scene.value_pool, scene.block_tables, scene.context_lens)
     return paged_decode(*(moved(tensor, device) for tensor in tensors), scene.scale, **options).cpu()
 
@@ -83,7 +83,7 @@ def test_any_number_of_splits_gives_the_same(name: str, num_splits: int, device:
 
 @pytest.mark.parametrize("tile", [4, 8, 32, 64])
 def test_any_tile_gives_the_same(tile: int, device: str) -> None:
-    from pagebrain.attention.decode_plan import DecodeTiling
+    from pagebrain.kernels.decode_plan import DecodeTiling
 
     scene = make(contexts(16), **SHAPES["gpt2"])
     tiling = DecodeTiling(tile=tile, num_warps=2, num_stages=2, unroll=2)
@@ -111,7 +111,7 @@ def test_active_rows_choose_tables_and_contexts(name: str, num_splits: int, devi
 @pytest.mark.parametrize("num_splits", [1, 3])
 @pytest.mark.parametrize("name", ["gpt2", "pairs of heads"])
 def test_sequences_with_other_than_one_query_are_left_alone(name: str, num_splits: int, device: str) -> None:
-    from pagebrain.attention.kernels import paged_decode
+    from pagebrain.kernels.paged import paged_decode
 
     scene = Scene([1, 3, 0, 1, 2], [17, 20, 4, 40, 2], dtype=torch.float32, poison=NAN, **SHAPES[name])
     out = moved(torch.full_like(scene.query, -7.0), device)
@@ -171,7 +171,7 @@ def test_more_sequences_than_a_launch_takes_are_refused(device: str) -> None:
 @pytest.mark.gpu
 def test_a_graph_replays_with_new_lengths_and_rows() -> None:
     """The grid is captured once; which sequences there are and how long they are stays on the GPU."""
-    from pagebrain.attention.kernels import paged_decode
+    from pagebrain.kernels.paged import paged_decode
     from tests.support.kernels import require_kernels
 
     require_kernels("cuda")

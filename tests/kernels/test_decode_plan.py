@@ -2,7 +2,7 @@
 
 import pytest
 
-from pagebrain.attention.decode_plan import MAX_SPLITS, DecodeTiling, choose_num_splits
+from pagebrain.kernels.decode_plan import MAX_SPLITS, DecodeTiling, choose_num_splits
 
 H200_SMS = 132
 GPT2 = DecodeTiling.for_shape(64, 2, 1)

@@ -16,11 +16,11 @@ GREEDY = SamplingParams(temperature=0, max_tokens=7, ignore_eos=True)
 @pytest.mark.parametrize("lookahead", [False, True])
 def test_tokens_are_those_of_hugging_face(lookahead: bool, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """In float32, with chunks small enough that prefills and decodes meet in one step, and after a preemption."""
-    from pagebrain.attention import kernels
+    from pagebrain.kernels import paged
 
     launched: list[str] = []
     for name in ("paged_decode", "paged_prefill"):
-        monkeypatch.setattr(kernels, name, noting(name, launched.append, getattr(kernels, name)))
+        monkeypatch.setattr(paged, name, noting(name, launched.append, getattr(paged, name)))
 
     base: Any = random_gpt2(torch.float32, seed=3)
     expected = [hf_greedy(base, prompt, 7) for prompt in PROMPTS]

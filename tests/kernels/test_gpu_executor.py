@@ -106,7 +106,7 @@ def test_only_what_the_host_decides_travels(device: str) -> None:
 
 def test_padding_touches_nobodys_blocks(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three sequences in a bucket of four, their prompts in one of 64 tokens: else only the dummy block is written."""
-    from pagebrain.graphs import ChunkGraphs
+    from pagebrain.worker.graphs import ChunkGraphs
 
     monkeypatch.setattr(ChunkGraphs, "is_captured", True)
     engine = full_speed(device, block_size=8, num_blocks=16, max_num_seqs=6)
@@ -132,11 +132,11 @@ def test_chunks_that_are_padded_for_a_graph_bring_the_same_tokens(
     settings: dict[str, Any], lookahead: bool, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Padding reads and writes nothing but the dummy's, and what a graph cannot compute goes its own way."""
-    from pagebrain.graphs import ChunkGraphs
+    from pagebrain.worker.graphs import ChunkGraphs
     from tests.support.full_speed import num_preemptions, token_lists
 
     monkeypatch.setattr(ChunkGraphs, "is_captured", True)  # where nothing is recorded, it is computed launch by launch
-    monkeypatch.setattr("pagebrain.graphs.chunk_sizes", lambda max_num_tokens: (4, 16))
+    monkeypatch.setattr("pagebrain.worker.graphs.chunk_sizes", lambda max_num_tokens: (4, 16))
     sizes: list[tuple[int, int]] = []
     run = ChunkGraphs.run
 
@@ -158,11 +158,11 @@ def test_chunks_that_are_padded_for_a_graph_bring_the_same_tokens(
 
 
 def test_a_larger_step_than_any_graph_is_launched_as_it_is(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pagebrain.graphs import MAX_CHUNKS, ChunkGraphs
+    from pagebrain.worker.graphs import MAX_CHUNKS, ChunkGraphs
     from tests.support.full_speed import token_lists
 
     monkeypatch.setattr(ChunkGraphs, "is_captured", True)
-    monkeypatch.setattr("pagebrain.graphs.chunk_sizes", lambda max_num_tokens: (4,))
+    monkeypatch.setattr("pagebrain.worker.graphs.chunk_sizes", lambda max_num_tokens: (4,))
     engine = full_speed(device, block_size=8, num_blocks=64, max_num_seqs=4, max_num_batched_tokens=64)
     chunks = engine.executor.chunks
     assert (
@@ -176,7 +176,7 @@ def test_a_larger_step_than_any_graph_is_launched_as_it_is(device: str, monkeypa
 
 def test_chunk_sizes_fit_the_largest_step() -> None:
     require_kernels_anywhere()
-    from pagebrain.graphs import chunk_sizes
+    from pagebrain.worker.graphs import chunk_sizes
 
     assert chunk_sizes(16384) == (64, 128, 256, 512, 1024, 2048)
     assert chunk_sizes(300) == (64, 128, 256) and chunk_sizes(7) == (8,) and chunk_sizes(6) == (6,)
@@ -224,7 +224,7 @@ def test_every_array_that_is_sent_begins_where_the_kernels_were_compiled_for(dev
     require_kernels(device)
     import numpy as np
 
-    from pagebrain.batch_rows import send_together
+    from pagebrain.worker.batch_rows import send_together
 
     arrays = [np.arange(length) + 10 * length for length in (3, 1, 4, 0, 5, 2)]
     sent = send_together(arrays, torch.device(device))
@@ -235,12 +235,12 @@ def test_every_array_that_is_sent_begins_where_the_kernels_were_compiled_for(dev
 def test_nothing_of_a_request_is_compiled_late(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Kernels that requests of every kind launch have been launched before, with arguments of the same kinds."""
     require_kernels(device)
-    from pagebrain.attention import triton_decode
+    from pagebrain.kernels import decode
     from tests.support.launches import noted_launches
 
     if device == "cpu":  # a machine with so few multiprocessors that the number of sequences decides about splits
-        monkeypatch.setattr(triton_decode, "num_multiprocessors", lambda device: 1)
-        monkeypatch.setattr(triton_decode, "choose_num_splits", lambda contexts, *rest: max(1, 16 // contexts))
+        monkeypatch.setattr(decode, "num_multiprocessors", lambda device: 1)
+        monkeypatch.setattr(decode, "choose_num_splits", lambda contexts, *rest: max(1, 16 // contexts))
     with noted_launches(monkeypatch) as before:
         engine = full_speed(device, lookahead=True, **ROOMY)
     with noted_launches(monkeypatch) as after:
@@ -301,11 +301,11 @@ def test_a_sequence_that_ended_keeps_its_row_while_another_takes_its_seat(device
 
 def test_kernels_that_are_named_where_they_cannot_run_are_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     require_kernels_anywhere()
-    from pagebrain.attention import triton_common
     from pagebrain.errors import ConfigError
+    from pagebrain.kernels import common
     from tests.support.full_speed import KERNELS
 
-    monkeypatch.setattr(triton_common, "is_interpreted", lambda: False)
+    monkeypatch.setattr(common, "is_interpreted", lambda: False)
     with pytest.raises(ConfigError, match="compiled for a GPU: use device='cuda', or set TRITON_INTERPRET=1"):
         LLM(small("cpu"), num_blocks=8, swap=KERNELS)
 
@@ -328,7 +328,7 @@ def test_rows_are_used_again(device: str) -> None:
 
 def test_bucket_sizes_are_few_and_end_with_the_largest_batch() -> None:
     require_kernels_anywhere()
-    from pagebrain.graphs import bucket_sizes
+    from pagebrain.worker.graphs import bucket_sizes
 
     assert bucket_sizes(1) == (1,)
     assert bucket_sizes(6) == (1, 2, 4, 6)

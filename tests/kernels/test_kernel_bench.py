@@ -124,11 +124,11 @@ def test_every_shape_is_checked_and_counted(device: str, monkeypatch: pytest.Mon
 
 
 def test_wrong_kernels_are_not_timed(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pagebrain.attention import kernels as attention_kernels
+    from pagebrain.kernels import paged
 
     bench = small_bench(monkeypatch, device)
-    right: Any = attention_kernels.paged_attention
-    monkeypatch.setattr(attention_kernels, "paged_attention", lambda *args, **options: right(*args, **options) * 1.01)
+    right: Any = paged.paged_attention
+    monkeypatch.setattr(paged, "paged_attention", lambda *args, **options: right(*args, **options) * 1.01)
     with pytest.raises(PageBrainError, match="differs from the torch path by 0.01: the kernels are wrong on this machine"):
         bench.run()
 

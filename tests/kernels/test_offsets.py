@@ -50,7 +50,7 @@ def far_pool(which: str, device: str) -> Tensor:
 
 @pytest.mark.parametrize("which", FAR)
 def test_a_token_far_into_the_pool_is_written_there_and_read_from_there(which: str, device: str) -> None:
-    from pagebrain.attention.kernels import paged_decode, paged_prefill, write_kv
+    from pagebrain.kernels.paged import paged_decode, paged_prefill, write_kv
 
     key_pool, value_pool = far_pool(which, device), far_pool(which, device)
     block_size = key_pool.shape[1]
@@ -76,7 +76,7 @@ def test_a_token_far_into_the_pool_is_written_there_and_read_from_there(which: s
 
 @pytest.mark.parametrize("which", FAR)
 def test_grouped_heads_are_read_from_there_too(which: str, device: str) -> None:
-    from pagebrain.attention.kernels import paged_decode
+    from pagebrain.kernels.paged import paged_decode
 
     key_pool, value_pool = far_pool(which, device), far_pool(which, device)
     last_block, block_size = key_pool.shape[0] - 1, key_pool.shape[1]

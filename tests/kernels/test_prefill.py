@@ -27,8 +27,8 @@ CASES += [("gpt2", torch.bfloat16), ("gpt2", torch.float16), ("head of 80", torc
 
 
 def prefill(scene: Scene, device: str, block_m: int | None = None, **options: Any) -> Tensor:
-    from pagebrain.attention.kernels import paged_prefill
-    from pagebrain.attention.triton_prefill import PrefillTiling
+    from pagebrain.kernels.paged import paged_prefill
+    from pagebrain.kernels.prefill import PrefillTiling
 
     tiling = PrefillTiling(block_m=block_m, block_n=32) if block_m else None
     return scene.run(paged_prefill, device, tiling=tiling, **options)
@@ -66,9 +66,9 @@ def test_a_prompt_in_chunks_gives_what_it_gives_in_one_piece(device: str) -> Non
 
 
 def test_one_query_gives_what_the_decode_kernel_gives(device: str) -> None:
-    from pagebrain.attention import kernels
+    from pagebrain.kernels import paged
 
-    paged_decode: Any = kernels.paged_decode
+    paged_decode: Any = paged.paged_decode
     scene = Scene([1] * 4, [1, 16, 17, 50], num_heads=2, head_dim=64, block_size=16, dtype=torch.float32)
     decoded = scene.run(lambda *args: paged_decode(*args[:5], args[6]), device)
     torch.testing.assert_close(prefill(scene, device), decoded, atol=1e-6, rtol=0)

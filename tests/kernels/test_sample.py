@@ -89,7 +89,7 @@ class Batch:
     def sampling(self, device: str) -> Any:
         from dataclasses import fields
 
-        from pagebrain.sampling.triton_sample import SamplingRows
+        from pagebrain.kernels.sample import SamplingRows
 
         sampling = SamplingRows.make(self.num_rows, device)
         for index, row in enumerate(self.active_rows.tolist()):
@@ -106,7 +106,7 @@ class Batch:
 
     def run(self, device: str, greedy: bool = False, dtype: torch.dtype = torch.int32, **options: Any) -> list[int]:
         """Tokens of the kernels, after a look at what was written where."""
-        from pagebrain.sampling import triton_sample
+        from pagebrain.kernels import sample as sample_module
 
         token_ids = torch.full((self.num_rows, MAX_MODEL_LEN), UNWRITTEN, dtype=torch.int32, device=device)
         out = torch.full((len(self.params),), UNWRITTEN, dtype=dtype, device=device)
@@ -120,9 +120,9 @@ class Batch:
             out,
         )
         if greedy:
-            triton_sample.sample_greedy(*inputs, **options)
+            sample_module.sample_greedy(*inputs, **options)
         else:
-            triton_sample.sample(*inputs, self.sampling(device), **options)
+            sample_module.sample(*inputs, self.sampling(device), **options)
         expected = torch.full_like(token_ids, UNWRITTEN, device="cpu")
         rows = self.active_rows.long()
         expected[rows, lens[rows].long()] = out.cpu().int()
@@ -313,7 +313,7 @@ def test_garbage_yields_tokens_of_the_vocabulary(bad: float, device: str) -> Non
 
 
 def test_a_token_for_which_there_is_no_column_is_not_written(device: str) -> None:
-    from pagebrain.sampling.triton_sample import SamplingRows, sample, sample_greedy
+    from pagebrain.kernels.sample import SamplingRows, sample, sample_greedy
 
     lens = torch.tensor([2, 3, 4, 2**31 - 1, -1], dtype=torch.int32, device=device)
     logits = torch.zeros(5, 10, device=device)
@@ -337,7 +337,7 @@ def test_a_token_for_which_there_is_no_column_is_not_written(device: str) -> Non
 
 def test_frequencies_are_those_of_the_renormalised_softmax(device: str) -> None:
     """With fixed seeds, so it always passes or always fails; a good sampler would fail once in 100,000."""
-    from pagebrain.sampling.triton_sample import SamplingRows, sample
+    from pagebrain.kernels.sample import SamplingRows, sample
 
     num_draws, weights = many(device, 100, 20_000), torch.tensor([5.0, 1.0, 3.0, 2.0, 0.5, 0.5])
     sampling = SamplingRows.make(num_draws, device)
@@ -378,7 +378,7 @@ def test_frequencies_are_those_of_the_renormalised_softmax(device: str) -> None:
 def test_what_does_not_fit_is_refused_before_anything_is_written(
     change: dict[str, Any], said: str, greedy: bool, device: str
 ) -> None:
-    from pagebrain.sampling.triton_sample import SamplingRows, sample, sample_greedy
+    from pagebrain.kernels.sample import SamplingRows, sample, sample_greedy
 
     inputs: dict[str, Any] = {
         "logits": torch.zeros(3, 20),
@@ -403,7 +403,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
 def test_sampling_parameters_of_other_rows_or_dtypes_are_refused(name: str, device: str) -> None:
     from dataclasses import replace
 
-    from pagebrain.sampling.triton_sample import SamplingRows, sample
+    from pagebrain.kernels.sample import SamplingRows, sample
 
     rows = SamplingRows.make(2, device)
     ids = torch.zeros(2, dtype=torch.int32, device=device)
@@ -413,8 +413,8 @@ def test_sampling_parameters_of_other_rows_or_dtypes_are_refused(name: str, devi
 
 
 def test_a_rows_numbers_are_what_the_kernels_read(device: str) -> None:
+    from pagebrain.kernels.sample import SamplingRows
     from pagebrain.sampling.random_bits import stream_key
-    from pagebrain.sampling.triton_sample import SamplingRows
 
     params = SamplingParams(temperature=0.5, top_k=7, top_p=0.9, min_p=0.25)
     seed = next(seed for seed in range(99) if stream_key(seed, 1) >= 2**63)
@@ -425,7 +425,7 @@ def test_a_rows_numbers_are_what_the_kernels_read(device: str) -> None:
 
 
 def test_rows_are_split_while_there_are_few_of_them(device: str) -> None:
-    from pagebrain.sampling.triton_sample import choose_num_splits
+    from pagebrain.kernels.sample import choose_num_splits
 
     assert choose_num_splits(1, 50_257, 1024, 132) == 50  # a tile for each program
     assert choose_num_splits(256, 50_257, 1024, 132) == 8
@@ -457,7 +457,7 @@ def test_a_vocabulary_of_gpt2(dtype: torch.dtype) -> None:
 def test_a_graph_replays_with_other_logits_rows_and_parameters_and_the_host_does_not_wait() -> None:
     from dataclasses import fields
 
-    from pagebrain.sampling.triton_sample import SamplingRows, sample
+    from pagebrain.kernels.sample import SamplingRows, sample
 
     require_kernels("cuda")
     rng = random.Random(0)

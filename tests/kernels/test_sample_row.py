@@ -13,8 +13,8 @@ from pagebrain.sampling.ranking import best_tokens
 triton = pytest.importorskip("triton")
 import triton.language as tl  # noqa: E402
 
-from pagebrain.sampling.triton_sample_limits import end_of_best, end_of_min_p, halfway  # noqa: E402
-from pagebrain.sampling.triton_sample_row import distances_from, race, random_words, ranks_of, row_key  # noqa: E402
+from pagebrain.kernels.sample_limits import end_of_best, end_of_min_p, halfway  # noqa: E402
+from pagebrain.kernels.sample_row import distances_from, race, random_words, ranks_of, row_key  # noqa: E402
 
 
 @triton.jit

@@ -19,7 +19,7 @@ from tests.support.models import POISON, poison, random_gpt2
 def test_only_the_named_slots_are_written(
     num_heads: int, head_dim: int, block_size: int, heads_first: bool, dtype: torch.dtype, device: str
 ) -> None:
-    from pagebrain.attention.kernels import write_kv
+    from pagebrain.kernels.paged import write_kv
 
     num_blocks, num_tokens = 40 // block_size + 2, 11
     shape = (num_blocks, num_heads, block_size, head_dim) if heads_first else (num_blocks, block_size, num_heads, head_dim)
@@ -40,7 +40,7 @@ def test_only_the_named_slots_are_written(
 
 def test_the_engines_pools_hold_what_torch_operations_put_there(device: str) -> None:
     from pagebrain.attention import cpu
-    from pagebrain.attention.kernels import write_kv
+    from pagebrain.kernels.paged import write_kv
 
     base: Any = random_gpt2(torch.float32)
     config = PageBrainConfig.for_model(base.to(device), num_blocks=6, block_size=8)
@@ -57,7 +57,7 @@ def test_the_engines_pools_hold_what_torch_operations_put_there(device: str) -> 
 
 
 def test_padding_may_share_a_slot(device: str) -> None:
-    from pagebrain.attention.kernels import write_kv
+    from pagebrain.kernels.paged import write_kv
 
     key_pool, value_pool = (torch.zeros(3, 8, 2, 16, device=device) for _ in range(2))
     key = torch.randn(4, 2, 16, device=device)
@@ -80,7 +80,7 @@ def test_padding_may_share_a_slot(device: str) -> None:
 def test_what_does_not_fit_is_refused_before_anything_is_written(
     change: dict[str, torch.Tensor], said: str, device: str
 ) -> None:
-    from pagebrain.attention.kernels import write_kv
+    from pagebrain.kernels.paged import write_kv
 
     inputs = {
         "key": torch.ones(4, 2, 16),

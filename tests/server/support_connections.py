@@ -12,7 +12,7 @@ import uvicorn
 import uvloop
 from starlette.types import Message, Receive, Scope, Send
 
-from pagebrain.server.connections import HttpConnection
+from pagebrain.server.guards.connections import HttpConnection
 from pagebrain.server.run import listen
 from tests.support.event_loop import LoopThread
 

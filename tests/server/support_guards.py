@@ -12,10 +12,10 @@ import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import StreamingResponse
 
-from pagebrain.server.body_guard import BODY_TIMEOUT_S
-from pagebrain.server.connections import HttpConnection
-from pagebrain.server.guards import add_guards
-from pagebrain.server.live import ASSETS
+from pagebrain.server.guards.body_guard import BODY_TIMEOUT_S
+from pagebrain.server.guards.connections import HttpConnection
+from pagebrain.server.guards.requests_guard import add_guards
+from pagebrain.server.live.routes import ASSETS
 from pagebrain.server.options import ServerOptions
 
 ASSET = f"/live/{next(iter(ASSETS))}"

@@ -14,10 +14,10 @@ import httpx
 import uvicorn
 
 from pagebrain import LLM
-from pagebrain.server.app import create_app
-from pagebrain.server.client import EngineClient
-from pagebrain.server.connections import HttpConnection
-from pagebrain.server.messages import Abort, Ended, Ready, Stepped, Submit, pack_delta
+from pagebrain.server.api.app import create_app
+from pagebrain.server.guards.connections import HttpConnection
+from pagebrain.server.link.client import EngineClient
+from pagebrain.server.link.messages import Abort, Ended, Ready, Stepped, Submit, pack_delta
 from pagebrain.server.options import ServerOptions
 
 SETTINGS: dict[str, Any] = {"dtype": "float64", "num_blocks": 256, "max_num_seqs": 16, "max_num_batched_tokens": 256}

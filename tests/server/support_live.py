@@ -1,7 +1,7 @@
 """A stand-in for the engine that the live view can be tried against: blocks, queues and preemptions, but no model.
 
 ``python -m tests.server.support_live`` serves the page with it, for work on the page. Its updates have the form of
-:class:`pagebrain.server.live_feed.LiveFeed`'s, and its ``/v1/completions`` streams words, so that the page needs no more.
+:class:`pagebrain.server.live.feed.LiveFeed`'s, and its ``/v1/completions`` streams words, so that the page needs no more.
 """
 
 import argparse
@@ -21,12 +21,12 @@ from fastapi import Depends, FastAPI, Request
 from fastapi.responses import StreamingResponse
 
 from pagebrain.config import PageBrainConfig
-from pagebrain.server.connections import HttpConnection
-from pagebrain.server.errors import ApiError, add_error_handlers
-from pagebrain.server.live import live_router
-from pagebrain.server.messages import ControlAction
+from pagebrain.server.api.service import SECRET_HEADER
+from pagebrain.server.error_responses import ApiError, add_error_handlers
+from pagebrain.server.guards.connections import HttpConnection
+from pagebrain.server.link.messages import ControlAction
+from pagebrain.server.live.routes import live_router
 from pagebrain.server.options import ServerOptions
-from pagebrain.server.service import SECRET_HEADER
 
 WORDS = "the little fox found a lamp in the old garden and her friend said that every night has its own small light".split()
 

@@ -11,7 +11,7 @@ import pytest
 
 from pagebrain import LLM, SamplingParams
 from pagebrain.outputs import CompletionOutput
-from pagebrain.server.logprobs import TokenTexts
+from pagebrain.server.api.logprob_json import TokenTexts
 
 KINDS = ("plain", "scored", "samples", "stops", "whole", "generate")
 STOPS = ["the", "e a", "ou"]

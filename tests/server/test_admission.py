@@ -7,8 +7,8 @@ from collections import deque
 import pytest
 
 from pagebrain import LLM, SamplingParams
-from pagebrain.server.admission import MAX_RETRY_AFTER_S, UNKNOWN_RETRY_AFTER_S, Admission, QueueFullError
-from pagebrain.server.messages import Stepped, pack_delta
+from pagebrain.server.link.admission import MAX_RETRY_AFTER_S, UNKNOWN_RETRY_AFTER_S, Admission, QueueFullError
+from pagebrain.server.link.messages import Stepped, pack_delta
 from pagebrain.server.options import ServerOptions
 from tests.server.support_in_process import SETTINGS, InProcessClient
 

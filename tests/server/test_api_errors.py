@@ -8,7 +8,7 @@ import httpx
 import openai
 import pytest
 
-from pagebrain.server.prompts import PromptReader
+from pagebrain.server.api.prompts import PromptReader
 from tests.server.support_in_process import ServerThread
 
 BIG = 10**400

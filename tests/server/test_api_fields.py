@@ -7,11 +7,11 @@ import openai
 import pytest
 
 from pagebrain import LLM, SamplingParams
-from pagebrain.server.defaults import DEFAULTS
-from pagebrain.server.errors import ApiError
+from pagebrain.server.api.defaults import DEFAULTS
+from pagebrain.server.api.protocol import ChatRequest, CompletionRequest
+from pagebrain.server.api.service import Service
+from pagebrain.server.error_responses import ApiError
 from pagebrain.server.options import ServerOptions
-from pagebrain.server.protocol import ChatRequest, CompletionRequest
-from pagebrain.server.service import Service
 from tests.server.client_bodies import BODIES, CHAT, COMPLETIONS
 from tests.server.support_in_process import ServerThread
 

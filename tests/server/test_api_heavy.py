@@ -11,10 +11,10 @@ import pytest
 from pydantic import ValidationError
 
 from pagebrain import SamplingParams
-from pagebrain.server import body, heavy, logprobs, sse, whole
-from pagebrain.server.heavy import CHUNK_BYTES, json_pieces, later_chunk, next_chunk
-from pagebrain.server.protocol import ChatRequest, CompletionRequest, DetokenizeRequest
-from pagebrain.server.service import MAX_ITEMS, num_items
+from pagebrain.server.api import body, heavy, logprob_json, sse, whole
+from pagebrain.server.api.heavy import CHUNK_BYTES, json_pieces, later_chunk, next_chunk
+from pagebrain.server.api.protocol import ChatRequest, CompletionRequest, DetokenizeRequest
+from pagebrain.server.api.service import MAX_ITEMS, num_items
 from tests.server.support_in_process import ServerThread
 
 
@@ -92,7 +92,7 @@ def everything_is_long(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         sizes.append(len(chunk))
         return chunk
 
-    monkeypatch.setattr(logprobs, "NUM_AT_A_TIME", 1)
+    monkeypatch.setattr(logprob_json, "NUM_AT_A_TIME", 1)
     for module in (heavy, whole, sse):
         monkeypatch.setattr(module, "CHUNK_BYTES", 1)
     for module in (whole, sse):

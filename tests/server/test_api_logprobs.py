@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pagebrain import LLM, SamplingParams
-from pagebrain.detokenizer import Detokenizer
+from pagebrain.engine.detokenizer import Detokenizer
 from pagebrain.outputs import OutputDelta, TokenLogprobs
-from pagebrain.server.completions import ChoiceWriter, CompletionEvents
-from pagebrain.server.logprobs import LOWEST_LOGPROB, CompletionScorer, ScoredPrompt, TokenTexts
-from pagebrain.server.protocol import StreamOptions
-from pagebrain.server.service import Heading
-from pagebrain.server.streams import RequestStream
+from pagebrain.server.api.completions import ChoiceWriter, CompletionEvents
+from pagebrain.server.api.logprob_json import LOWEST_LOGPROB, CompletionScorer, ScoredPrompt, TokenTexts
+from pagebrain.server.api.protocol import StreamOptions
+from pagebrain.server.api.service import Heading
+from pagebrain.server.link.streams import RequestStream
 from tests.server.support_in_process import ServerThread
 from tests.support.tokenizers import byte_tokenizer
 

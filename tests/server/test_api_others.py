@@ -10,7 +10,7 @@ import pytest
 
 import pagebrain
 from pagebrain import LLM, SamplingParams
-from pagebrain.server import tokens
+from pagebrain.server.api import tokens
 from tests.server.support_in_process import ServerThread
 
 

@@ -4,7 +4,7 @@ import httpx
 import pytest
 
 from pagebrain import LLM
-from pagebrain.server.live_hub import MAX_VIEWERS
+from pagebrain.server.live.hub import MAX_VIEWERS
 from tests.server.support_in_process import ServerThread
 
 PATHS = [

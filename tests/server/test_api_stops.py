@@ -8,9 +8,9 @@ from typing import Any
 import httpx
 import pytest
 
-from pagebrain.server.service import SECRET_HEADER
-from pagebrain.server.streams import RequestStream
-from pagebrain.trace import EngineStats
+from pagebrain.engine.trace import EngineStats
+from pagebrain.server.api.service import SECRET_HEADER
+from pagebrain.server.link.streams import RequestStream
 from tests.server.support_guards import wait_for
 from tests.server.support_in_process import ServerThread
 

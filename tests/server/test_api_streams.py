@@ -12,9 +12,9 @@ import pytest
 
 from pagebrain import SamplingParams
 from pagebrain.outputs import OutputDelta
-from pagebrain.server.messages import Delta
-from pagebrain.server.sse import EventStream
-from pagebrain.server.streams import RequestStream
+from pagebrain.server.api.sse import EventStream
+from pagebrain.server.link.messages import Delta
+from pagebrain.server.link.streams import RequestStream
 from tests.server.support_in_process import ServerThread
 
 LONG: dict[str, Any] = {"prompt": "Once upon a time", "max_tokens": 1000, "ignore_eos": True, "temperature": 0}

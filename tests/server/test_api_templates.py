@@ -9,7 +9,7 @@ import pytest
 
 from pagebrain.cli.serve import server_settings
 from pagebrain.errors import ConfigError
-from pagebrain.server.prompts import PromptReader
+from pagebrain.server.api.prompts import PromptReader
 from tests.server.support_in_process import ServerThread
 
 MESSAGES = [{"role": "user", "content": "Hi"}]

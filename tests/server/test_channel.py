@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pagebrain.server.messages import Channel
+from pagebrain.server.link.messages import Channel
 
 
 class End:

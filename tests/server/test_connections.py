@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import pytest
 
 from pagebrain import PageBrainConfig
-from pagebrain.server import connections
-from pagebrain.server.connections import HttpConnection
+from pagebrain.server.guards import connections
+from pagebrain.server.guards.connections import HttpConnection
 from pagebrain.server.options import ServerOptions
 from pagebrain.server.run import _Life, listen
 from tests.server.support_connections import (

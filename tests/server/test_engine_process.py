@@ -9,19 +9,19 @@ from pathlib import Path
 import pytest
 
 from pagebrain import LLM, PageBrainConfig, SamplingParams
+from pagebrain.engine.trace import EngineStats
 from pagebrain.errors import ConfigError, InvalidRequestError, ModelLoadError, PageBrainError
-from pagebrain.server import streams
-from pagebrain.server.admission import QueueFullError
-from pagebrain.server.client import EngineClient
+from pagebrain.server.link import streams
+from pagebrain.server.link.admission import QueueFullError
+from pagebrain.server.link.client import EngineClient
+from pagebrain.server.link.streams import DrainingError, EngineDeadError, RequestStream, SlowReaderError
 from pagebrain.server.options import ServerOptions
-from pagebrain.server.streams import DrainingError, EngineDeadError, RequestStream, SlowReaderError
-from pagebrain.trace import EngineStats
 from tests.support.event_loop import LoopThread
 
 SETTINGS = {"num_blocks": 12, "block_size": 8, "max_num_seqs": 4, "max_num_batched_tokens": 16, "dtype": "float64"}
 PROMPT = "Once upon a time"
 FAILING_STEP = """
-from pagebrain.scheduler import Scheduler
+from pagebrain.engine.scheduler import Scheduler
 
 
 class Failing(Scheduler):

@@ -10,11 +10,11 @@ import pytest
 from starlette.requests import Request
 
 from pagebrain import LLM, PageBrainConfig, SamplingParams
-from pagebrain.server.messages import Abort, Control, Delta, Ended, Stepped, Submit
+from pagebrain.server.api.service import client_of
+from pagebrain.server.link.engine_main import Worker
+from pagebrain.server.link.messages import Abort, Control, Delta, Ended, Stepped, Submit
 from pagebrain.server.options import ServerOptions
 from pagebrain.server.run import _Life, listen
-from pagebrain.server.service import client_of
-from pagebrain.server.worker import Worker
 from tests.server.support_in_process import ServerThread
 
 SEATS = 4

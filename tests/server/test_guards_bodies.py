@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 import httpx
 import pytest
 
-from pagebrain.server.body_guard import MAX_BODIES
+from pagebrain.server.guards.body_guard import MAX_BODIES
 from tests.server.support_guards import GuardedApp, LiveApp, post_head, status_of, wait_for
 
 LIMIT = 4096

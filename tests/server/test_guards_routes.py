@@ -6,9 +6,9 @@ import httpx
 import pytest
 
 from pagebrain.config import PageBrainConfig
-from pagebrain.server.app import create_app
-from pagebrain.server.client import EngineClient
-from pagebrain.server.live import ASSETS
+from pagebrain.server.api.app import create_app
+from pagebrain.server.link.client import EngineClient
+from pagebrain.server.live.routes import ASSETS
 from pagebrain.server.options import ServerOptions
 
 OPEN = {"/health", "/live"}

@@ -10,15 +10,15 @@ import pytest
 
 from pagebrain import LLM, SamplingParams
 from pagebrain.outputs import OutputDelta, TokenLogprobs
-from pagebrain.server.completions import ChoiceWriter, whole_pieces
-from pagebrain.server.errors import ApiError
-from pagebrain.server.held import CHAT, COMPLETION, HeldAnswers, held_bytes, json_bytes
-from pagebrain.server.logprobs import CompletionScorer, ScoredPrompt, TokenTexts
-from pagebrain.server.messages import Delta, Stepped
+from pagebrain.server.api.completions import ChoiceWriter, whole_pieces
+from pagebrain.server.api.held import CHAT, COMPLETION, HeldAnswers, held_bytes, json_bytes
+from pagebrain.server.api.logprob_json import CompletionScorer, ScoredPrompt, TokenTexts
+from pagebrain.server.api.service import Heading
+from pagebrain.server.error_responses import ApiError
+from pagebrain.server.link.messages import Delta, Stepped
+from pagebrain.server.link.scores import Scores
+from pagebrain.server.link.streams import RequestStream
 from pagebrain.server.options import ServerOptions
-from pagebrain.server.scores import Scores
-from pagebrain.server.service import Heading
-from pagebrain.server.streams import RequestStream
 from tests.server.support_in_process import SETTINGS, InProcessClient, ServerThread
 from tests.support.slow_client import SlowClient
 

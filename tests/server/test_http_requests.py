@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from pagebrain.server.connections import MAX_PIPELINED
-from pagebrain.server.request_parser import MAX_HEAD_BYTES, MAX_HEADER_BYTES, MAX_HEADERS, MAX_TARGET_BYTES
+from pagebrain.server.guards.connections import MAX_PIPELINED
+from pagebrain.server.guards.request_parser import MAX_HEAD_BYTES, MAX_HEADER_BYTES, MAX_HEADERS, MAX_TARGET_BYTES
 from tests.server.support_connections import (
     LOOPS,
     Served,

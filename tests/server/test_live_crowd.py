@@ -2,7 +2,7 @@
 
 import pytest
 
-from pagebrain.server.live_feed import MAX_NEXT_FREE
+from pagebrain.server.live.feed import MAX_NEXT_FREE
 from pagebrain.server.options import ServerOptions
 from pagebrain.viz.state import letter
 from pagebrain.viz.style import SEQUENCE_COLOURS

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pagebrain import LLM, SamplingParams
-from pagebrain.server.live_feed import MAX_NEXT_FREE, MAX_STEPS, LiveFeed
+from pagebrain.server.live.feed import MAX_NEXT_FREE, MAX_STEPS, LiveFeed
 
 PARAMS = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True)
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from pagebrain.server import live_hub
-from pagebrain.server.live_feed import INTERVAL_S, MAX_STEPS
-from pagebrain.server.live_hub import MAX_VIEWERS, LiveEndedError, LiveHub, TooManyViewersError, Viewer
+from pagebrain.server.live import hub as hub_module
+from pagebrain.server.live.feed import INTERVAL_S, MAX_STEPS
+from pagebrain.server.live.hub import MAX_VIEWERS, LiveEndedError, LiveHub, TooManyViewersError, Viewer
 from tests.server.support_live import FakeClient, Simulation
 
 
@@ -215,7 +215,7 @@ def test_when_the_engine_dies_the_viewers_learn_why() -> None:
 def test_a_pause_that_nobody_watches_ends_and_both_are_logged(
     who: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(live_hub, "RESUME_AFTER_S", 0.1)
+    monkeypatch.setattr(hub_module, "RESUME_AFTER_S", 0.1)
 
     async def test() -> None:
         client = new_client()
@@ -233,14 +233,14 @@ def test_a_pause_that_nobody_watches_ends_and_both_are_logged(
 
     with caplog.at_level(logging.INFO):
         run(test())
-    assert [record.message.partition(":")[0] for record in caplog.records if record.name == live_hub.__name__] == [
+    assert [record.message.partition(":")[0] for record in caplog.records if record.name == hub_module.__name__] == [
         "paused by a viewer",
         "resumed",
     ]
 
 
 def test_a_viewer_who_comes_back_soon_finds_the_pause_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live_hub, "RESUME_AFTER_S", 0.2)
+    monkeypatch.setattr(hub_module, "RESUME_AFTER_S", 0.2)
 
     async def test() -> None:
         client = new_client()

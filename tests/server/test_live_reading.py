@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pagebrain.server.messages import ControlAction
+from pagebrain.server.link.messages import ControlAction
 from pagebrain.server.options import ServerOptions
 from tests.server.support_browser import PHONE, LivePage, OpenPage, needs_browser
 from tests.server.support_live import FakeClient, Simulation, fake_app, serving

@@ -11,13 +11,13 @@ from typing import Any
 import httpx
 import pytest
 
-from pagebrain.server import live_hub
-from pagebrain.server.live import ASSETS, FeedResponse
-from pagebrain.server.live_hub import MAX_VIEWERS, LiveHub
+from pagebrain.server.live import hub as hub_module
+from pagebrain.server.live.hub import MAX_VIEWERS, LiveHub
+from pagebrain.server.live.routes import ASSETS, FeedResponse
 from pagebrain.server.options import ServerOptions
 from tests.server.support_live import FakeClient, Simulation, fake_app, serving
 
-FOLDER = resources.files("pagebrain.server").joinpath("live_page")
+FOLDER = resources.files("pagebrain.server.live").joinpath("page")
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +195,7 @@ def test_pause_step_and_resume(address: str, client: FakeClient) -> None:
 
 
 def test_a_pause_by_somebody_who_does_not_watch_ends_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live_hub, "RESUME_AFTER_S", 0.1)
+    monkeypatch.setattr(hub_module, "RESUME_AFTER_S", 0.1)
     client = FakeClient(Simulation())
     with serving(fake_app(client, ServerOptions(live_control=True))) as address:
         assert httpx.post(f"{address}/live/control", json={"action": "pause"}).json() == {"paused": True}

@@ -5,9 +5,9 @@ import re
 from pathlib import Path
 
 from pagebrain.sampling_params import SamplingParams
-from pagebrain.server.metrics import ServerMetrics
-from pagebrain.server.request_log import MAX_USER_CHARACTERS, RequestLog
-from pagebrain.server.streams import RequestStream
+from pagebrain.server.api.metrics import ServerMetrics
+from pagebrain.server.api.request_log import MAX_USER_CHARACTERS, RequestLog
+from pagebrain.server.link.streams import RequestStream
 
 PAGE = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
 

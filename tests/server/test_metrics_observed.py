@@ -9,12 +9,12 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry, Histogram
 from prometheus_client.parser import text_string_to_metric_families
 
+from pagebrain.engine.trace import EngineStats
 from pagebrain.outputs import RequestMetrics
 from pagebrain.sampling_params import SamplingParams
-from pagebrain.server.metrics import Buckets, ServerMetrics, metrics_route
-from pagebrain.server.observers import ServerObserver
-from pagebrain.server.streams import RequestStream
-from pagebrain.trace import EngineStats
+from pagebrain.server.api.metrics import Buckets, ServerMetrics, metrics_route
+from pagebrain.server.link.observers import ServerObserver
+from pagebrain.server.link.streams import RequestStream
 
 MODEL = 'a "model"\\ of\nours'
 

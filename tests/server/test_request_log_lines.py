@@ -12,10 +12,10 @@ import pytest
 from pagebrain.errors import ConfigError
 from pagebrain.outputs import RequestMetrics
 from pagebrain.sampling_params import SamplingParams
+from pagebrain.server.api.request_log import LOGGED_PARAMS, RequestLog
+from pagebrain.server.link.observers import ServerObserver
+from pagebrain.server.link.streams import RequestStream
 from pagebrain.server.logs import LineFormatter, logging_config
-from pagebrain.server.observers import ServerObserver
-from pagebrain.server.request_log import LOGGED_PARAMS, RequestLog
-from pagebrain.server.streams import RequestStream
 
 SECRET = "secret-prompt-words"
 
@@ -123,13 +123,13 @@ def stderr_of(script: str, log_level: str = "info", log_requests: bool = False) 
 
 def test_a_calm_log_holds_what_is_worth_knowing_in_one_form() -> None:
     script = """
-logging.getLogger("pagebrain.engine").info("ready")
-logging.getLogger("pagebrain.engine").warning("a step failed")
+logging.getLogger("pagebrain.engine.engine").info("ready")
+logging.getLogger("pagebrain.engine.engine").warning("a step failed")
 logging.getLogger("uvicorn.error").info("Started server process")
 logging.getLogger("uvicorn.error").warning("Invalid HTTP request received.")
 logging.getLogger("uvicorn.access").info('%s - "%s %s HTTP/%s" %d', "127.0.0.1:5", "GET", "/", "1.1", 200)
 logging.getLogger("somebody.else").info("chatter")
-logging.getLogger("pagebrain.requests").info("{}")
+logging.getLogger("pagebrain.engine.requests").info("{}")
 """
     assert stderr_of(script).splitlines() == [
         "pagebrain: ready",
@@ -139,7 +139,7 @@ logging.getLogger("pagebrain.requests").info("{}")
 
 
 def test_lines_of_requests_come_once_and_bare_when_they_are_wanted() -> None:
-    script = """logging.getLogger("pagebrain.requests").info("{}")"""
+    script = """logging.getLogger("pagebrain.engine.requests").info("{}")"""
     assert stderr_of(script, log_requests=True) == "{}\n"
     assert stderr_of(script, "error", log_requests=True) == "{}\n"
     assert stderr_of(script) == ""

@@ -6,9 +6,9 @@ from array import array
 import pytest
 
 from pagebrain.outputs import TokenLogprobs
-from pagebrain.server.messages import Delta
-from pagebrain.server.samples import PackedSample
-from pagebrain.server.scores import Scores, record_bytes
+from pagebrain.server.link.messages import Delta
+from pagebrain.server.link.samples import PackedSample
+from pagebrain.server.link.scores import Scores, record_bytes
 
 NONE = float("-inf")
 ALIKE = [TokenLogprobs(7, -0.1, 1, ((7, -0.1), (50256, -2.5))), TokenLogprobs(3, NONE, 50257, ((1, -0.25), (2, NONE)))]

@@ -7,12 +7,13 @@ import httpx
 import pytest
 
 from pagebrain.sampling_params import MAX_LOGPROBS, MAX_SAMPLES
-from pagebrain.server import body, connections, fields, protocol, request_parser
-from pagebrain.server.live_hub import RESUME_AFTER_S
+from pagebrain.server.api import body, fields, protocol
+from pagebrain.server.api.prompts import MAX_TEXT
+from pagebrain.server.api.service import MAX_ITEMS
+from pagebrain.server.api.tokens import MAX_SILENCE_S
+from pagebrain.server.guards import connections, request_parser
+from pagebrain.server.live.hub import RESUME_AFTER_S
 from pagebrain.server.options import ServerOptions
-from pagebrain.server.prompts import MAX_TEXT
-from pagebrain.server.service import MAX_ITEMS
-from pagebrain.server.tokens import MAX_SILENCE_S
 from tests.server.support_in_process import ServerThread
 
 PAGE = (Path(__file__).parents[2] / "docs" / "server.md").read_text("utf-8")

@@ -7,8 +7,8 @@ import pytest
 
 from pagebrain.errors import InvalidRequestError
 from pagebrain.sampling_params import SamplingParams
-from pagebrain.server.messages import Delta
-from pagebrain.server.streams import (
+from pagebrain.server.link.messages import Delta
+from pagebrain.server.link.streams import (
     MAX_PENDING_STEPS,
     MAX_PENDING_TOKENS,
     EngineDeadError,

@@ -10,9 +10,9 @@ import pytest
 import uvicorn
 
 from pagebrain import PageBrainConfig
-from pagebrain.server.app import create_app
-from pagebrain.server.client import EngineClient
-from pagebrain.server.connections import HttpConnection
+from pagebrain.server.api.app import create_app
+from pagebrain.server.guards.connections import HttpConnection
+from pagebrain.server.link.client import EngineClient
 from pagebrain.server.options import ServerOptions
 from pagebrain.server.run import listen, url_of
 from tests.server.support_load import KINDS, Ask, make_asks, num_leavers, one_round

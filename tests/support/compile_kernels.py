@@ -16,14 +16,14 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from pagebrain.attention.decode_plan import DecodeTiling
-from pagebrain.attention.triton_decode import decode_kernel, merge_kernel
-from pagebrain.attention.triton_grouped import grouped_decode_kernel
-from pagebrain.attention.triton_prefill import PrefillTiling, prefill_kernel
-from pagebrain.attention.triton_write import write_kernel
-from pagebrain.layers.triton_norm import add_norm_kernel
-from pagebrain.sampling.triton_sample import ROW_TILE, ROW_WARPS, SPLIT_TILE, SPLIT_WARPS
-from pagebrain.sampling.triton_sample_kernels import best_kernel, choose_kernel, deliver_best_kernel, draw_kernel
+from pagebrain.kernels.decode import decode_kernel, merge_kernel
+from pagebrain.kernels.decode_plan import DecodeTiling
+from pagebrain.kernels.grouped_decode import grouped_decode_kernel
+from pagebrain.kernels.norm import add_norm_kernel
+from pagebrain.kernels.prefill import PrefillTiling, prefill_kernel
+from pagebrain.kernels.sample import ROW_TILE, ROW_WARPS, SPLIT_TILE, SPLIT_WARPS
+from pagebrain.kernels.sample_kernels import best_kernel, choose_kernel, deliver_best_kernel, draw_kernel
+from pagebrain.kernels.write import write_kernel
 
 _ITEM_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
 _INTEGERS = {"active_rows_ptr": "*i32", "scale_log2e": "fp32"} | {

@@ -7,10 +7,10 @@ from torch import Tensor, nn
 from transformers import GPT2LMHeadModel
 
 from pagebrain import LLM, RequestOutput, SamplingParams
-from pagebrain.gpu_executor import GpuExecutor
-from pagebrain.graphs import MAX_CHUNKS
-from pagebrain.sequence import SequenceGroup
-from pagebrain.trace import StepTrace
+from pagebrain.engine.sequence import SequenceGroup
+from pagebrain.engine.trace import StepTrace
+from pagebrain.worker.cuda_executor import GpuExecutor
+from pagebrain.worker.graphs import MAX_CHUNKS
 from tests.support.models import poison
 
 KERNELS = {"attention": "pagebrain.attention.triton_backend:TritonBackend"}

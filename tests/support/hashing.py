@@ -17,11 +17,11 @@ from pagebrain.attention.torch_backend import TorchBackend
 from pagebrain.block import BlockManager
 from pagebrain.cache import CacheManager
 from pagebrain.config import PageBrainConfig
-from pagebrain.engine import Engine
-from pagebrain.executor import InFlight, TorchExecutor
+from pagebrain.engine.engine import Engine
+from pagebrain.engine.scheduler import Scheduler
+from pagebrain.engine.sequence import SequenceGroup
 from pagebrain.sampling import Sampler
-from pagebrain.scheduler import Scheduler
-from pagebrain.sequence import SequenceGroup
+from pagebrain.worker.torch_executor import InFlight, TorchExecutor
 from tests.support.models import poison
 
 VOCAB_SIZE = 1009

@@ -13,7 +13,7 @@ import numpy
 import pytest
 import torch
 
-from pagebrain.attention.triton_version import available
+from pagebrain.kernels.version import available
 
 DEVICES = [pytest.param("cpu", id="interpreter"), pytest.param("cuda", id="gpu", marks=pytest.mark.gpu)]
 

@@ -7,8 +7,8 @@ import os
 import time
 from pathlib import Path
 
-from pagebrain.scheduler import Scheduler
-from pagebrain.sequence import Sequence, SequenceGroup
+from pagebrain.engine.scheduler import Scheduler
+from pagebrain.engine.sequence import Sequence, SequenceGroup
 
 STEP_S = 0.02
 """How long a step of :class:`Slow` takes, at least."""

@@ -9,7 +9,7 @@ import sys
 import time
 from multiprocessing.synchronize import Event
 
-from pagebrain.server.spawned import end_with_parent
+from pagebrain.server.link.spawned import end_with_parent
 
 
 def child(how: str, watches: Event) -> None:

@@ -12,7 +12,7 @@ from chapters.course.cli import main
 from chapters.course.commands import ladder_
 from chapters.course.recorded_runs import Record, room_for_all, run_chapter, run_engine
 from pagebrain import LLM, PageBrainConfig
-from pagebrain.trace import StepTrace
+from pagebrain.engine.trace import StepTrace
 
 
 @pytest.fixture(scope="module")

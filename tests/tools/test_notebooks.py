@@ -13,7 +13,7 @@ import pytest
 from chapters.course import load_stage
 from chapters.course.catalog import Chapter, find_chapters
 from pagebrain import viz
-from pagebrain.attention.triton_version import available
+from pagebrain.kernels.version import available
 from tools.notebooks import NOTEBOOKS, SOURCES, differences, notebook_path, source_paths, tags
 
 CHAPTERS = find_chapters()

@@ -25,9 +25,9 @@ from chapters.course.failures import explain
 from chapters.course.recorded_runs import PROMPTS, Record, room_for_all, run_chapter, run_engine
 from chapters.course.workspace import OwnChapters, own_chapters, shown, work_folder, write_file
 from pagebrain import LLM, PageBrainConfig
-from pagebrain.bench.machine import versions
+from pagebrain.bench.machine_facts import versions
 from pagebrain.bench.workload import LengthRange, make_workload
-from pagebrain.loading import load_model, load_tokenizer
+from pagebrain.models.loading import load_model, load_tokenizer
 
 ENGINE = "engine"
 INTERPRETED = ("06",)

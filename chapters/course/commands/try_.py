@@ -18,7 +18,7 @@ from chapters.course.grading import check_file
 from chapters.course.recorded_runs import PROMPTS, Record, run_chapter, run_engine
 from chapters.course.workspace import OwnChapters, load_file, own_chapters, own_file, shown, work_folder
 from pagebrain import LLM, PageBrainConfig
-from pagebrain.loading import load_model
+from pagebrain.models.loading import load_model
 from pagebrain.viz import terminal
 from pagebrain.viz.state import letter
 

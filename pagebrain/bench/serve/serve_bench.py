@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from pagebrain.bench.child import run_in_child
-from pagebrain.bench.machine import versions
+from pagebrain.bench.machine_facts import versions
 from pagebrain.bench.serve.load import DEFAULT_CONCURRENCY, Load, add_serve_arguments, check_options, parse_loads
 from pagebrain.bench.serve.measurements import measure, parse_slo
 from pagebrain.bench.serve.processes import DriveResult, Follow, drive_processes, progress_bar

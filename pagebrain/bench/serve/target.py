@@ -116,8 +116,8 @@ def parse_launch(text: str) -> tuple[list[str], dict[str, Any]]:
 
     Raises ``ConfigError``; the options that only a server has are left to the server to check.
     """
+    from pagebrain.cli.arguments import add_engine_arguments, engine_settings
     from pagebrain.cli.frame import OneLineParser
-    from pagebrain.cli.options import add_engine_arguments, engine_settings
 
     try:
         arguments = shlex.split(text)

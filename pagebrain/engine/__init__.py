@@ -1,0 +1,6 @@
+"""The host's side of a step: which sequences compute what, and what becomes of the tokens.
+
+No module here imports device code (:mod:`pagebrain.worker`, :mod:`pagebrain.attention`, :mod:`pagebrain.models`), so the
+engine runs and is tested without a model. In reading order: :mod:`.requests`, :mod:`.sequence`, :mod:`.scheduler`,
+:mod:`.plan`, :mod:`.engine`, :mod:`.output_processor`, :mod:`.detokenizer`, :mod:`.trace`.
+"""

@@ -1,0 +1,174 @@
+"""From sampled tokens to what a caller sees: stop rules, text, log-probabilities, deltas, and the output at the end.
+
+The :class:`OutputProcessor` knows the requests under way and what has come out of each. It adds tokens to a sequence and
+notes how the sequence ended. Queues and blocks it leaves to the engine.
+"""
+
+from dataclasses import dataclass, field
+
+from pagebrain.engine.detokenizer import Detokenizer, TextStream
+from pagebrain.engine.sequence import Request, Sequence, SequenceStatus
+from pagebrain.outputs import CompletionOutput, OutputDelta, RequestMetrics, RequestOutput, TokenLogprobs
+
+_FINISHED = SequenceStatus.FINISHED  # asked for once for every token
+
+
+@dataclass
+class RequestState:
+    """A request under way: its sequences, their text, and its times. ``stop_ids`` are the tokens that end a sequence."""
+
+    request: Request
+    sequences: list[Sequence]
+    streams: list[TextStream | None]
+    stop_ids: frozenset[int] = frozenset()
+    wants_deltas: bool = True
+    keeps_logprobs: bool = True
+    first_scheduled_s: float | None = None
+    first_token_s: float | None = None
+    finished_s: float | None = None
+    stream_of: dict[int, TextStream | None] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.stream_of = {seq.seq_id: stream for seq, stream in zip(self.sequences, self.streams)}
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether all samples have ended."""
+        return all(seq.is_finished for seq in self.sequences)
+
+    def output(self) -> RequestOutput:
+        """The request as it stands."""
+        first = self.sequences[0]
+        wants_prompt_logprobs = self.keeps_logprobs and self.request.params.prompt_logprobs is not None
+        return RequestOutput(
+            request_id=self.request.request_id,
+            prompt=self.request.prompt,
+            prompt_token_ids=self.request.prompt_token_ids,
+            outputs=tuple(self._completion(seq, stream) for seq, stream in zip(self.sequences, self.streams)),
+            finished=self.is_finished,
+            metrics=RequestMetrics(
+                arrival_s=self.request.arrival_s,
+                first_scheduled_s=self.first_scheduled_s,
+                first_token_s=self.first_token_s,
+                finished_s=self.finished_s,
+                num_preemptions=sum(seq.num_preemptions for seq in self.sequences),
+            ),
+            prompt_logprobs=tuple(first.prompt_logprobs) if wants_prompt_logprobs else None,
+        )
+
+    def _completion(self, seq: Sequence, stream: TextStream | None) -> CompletionOutput:
+        wants_logprobs = self.keeps_logprobs and seq.params.logprobs is not None
+        return CompletionOutput(
+            index=seq.sample_index,
+            text="" if stream is None else stream.text,
+            token_ids=tuple(seq.output_token_ids),
+            finish_reason=seq.finish_reason,
+            stop_reason=seq.stop_reason,
+            cumulative_logprob=sum(entry.logprob for entry in seq.logprobs) if wants_logprobs else None,
+            logprobs=tuple(seq.logprobs) if wants_logprobs else None,
+        )
+
+
+class OutputProcessor:
+    """Gives sequences their tokens and says what is new.
+
+    Args:
+        detokenizer: token ids to text; ``None`` leaves texts empty.
+        eos_token_ids: tokens that end a sequence unless its request ignores them.
+
+    Attributes:
+        requests: those under way, by id.
+    """
+
+    def __init__(self, detokenizer: Detokenizer | None, eos_token_ids: frozenset[int]) -> None:
+        self.detokenizer = detokenizer
+        self.eos_token_ids = eos_token_ids
+        self.requests: dict[str, RequestState] = {}
+        self._deltas: list[OutputDelta] = []
+
+    def add(
+        self, request: Request, sequences: list[Sequence], wants_deltas: bool = True, keeps_logprobs: bool = True
+    ) -> None:
+        """A request whose sequences will get tokens. Without ``wants_deltas`` only the delta that ends it comes out.
+
+        Without ``keeps_logprobs`` log-probabilities are in the deltas alone.
+        """
+        params = request.params
+        streams = [None if self.detokenizer is None else self.detokenizer.stream(params) for _ in sequences]
+        stop_ids = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self.eos_token_ids)
+        if params.prompt_logprobs is not None:  # the samples share their prompt; nothing predicts its first token
+            sequences[0].prompt_logprobs.append(None)
+        self.requests[request.request_id] = RequestState(request, sequences, streams, stop_ids, wants_deltas, keeps_logprobs)
+
+    def append(self, seq: Sequence, token_ids: tuple[int, ...], scores: tuple[TokenLogprobs, ...], now: float) -> bool:
+        """Add sampled tokens up to the one that ends the sequence, and note the delta. Returns whether the sequence ended.
+
+        ``scores`` has an entry for each token, or none at all. ``now`` is when the tokens arrived.
+        """
+        state = self.requests[seq.request.request_id]
+        stream = state.stream_of[seq.seq_id]
+        all_ids = seq.token_ids
+        num_before = len(all_ids)
+        text = ""
+        if seq.params.max_tokens == 0:  # only scored: the token sampled at the end of the prompt is dropped
+            token_ids, scores = (), ()
+            seq.finish("length")
+        for token_id in token_ids:
+            is_stop_token = token_id in state.stop_ids and _may_stop(seq)
+            if stream is not None and (not is_stop_token or seq.params.include_stop_str_in_output):
+                text += stream.append(token_id)
+            all_ids.append(token_id)
+            if is_stop_token:
+                seq.finish("stop", token_id if token_id in seq.params.stop_token_ids else None)
+                break
+            if stream is not None and stream.stopped_by is not None:
+                seq.finish("stop", stream.stopped_by)
+                break
+            if len(all_ids) >= seq.max_num_tokens:
+                seq.finish("length")
+                break
+        has_ended = seq.status is _FINISHED
+        if has_ended:
+            num_kept = len(all_ids) - num_before
+            token_ids, scores = token_ids[:num_kept], scores[:num_kept]
+            text += "" if stream is None else stream.finish()
+        if scores and state.keeps_logprobs:
+            seq.logprobs.extend(scores)
+        if state.first_token_s is None:
+            state.first_token_s = now
+        request_ended = has_ended and state.is_finished
+        if request_ended:
+            state.finished_s = now
+            del self.requests[seq.request.request_id]
+        if state.wants_deltas or request_ended:
+            is_first = num_before == seq.num_prompt_tokens
+            delta = OutputDelta(
+                seq.request.request_id,
+                seq.sample_index,
+                text,
+                token_ids,
+                scores,
+                seq.finish_reason,
+                seq.stop_reason,
+                tuple(seq.prompt_logprobs) if is_first and seq.prompt_logprobs else None,
+                state.output() if request_ended else None,
+            )
+            self._deltas.append(delta)
+        if seq.prompt_logprobs and not state.keeps_logprobs:
+            seq.prompt_logprobs.clear()  # they are in the first delta
+        return has_ended
+
+    def keep_prompt_logprobs(self, seq: Sequence, first_position: int, scores: tuple[TokenLogprobs, ...]) -> None:
+        """Take those not known yet: after a preemption the prompt is computed, and scored, again."""
+        known = len(seq.prompt_logprobs)
+        seq.prompt_logprobs.extend(scores[max(0, known - first_position) :])
+
+    def take_deltas(self) -> list[OutputDelta]:
+        """What has been added since the last call."""
+        deltas, self._deltas = self._deltas, []
+        return deltas
+
+
+def _may_stop(seq: Sequence) -> bool:
+    """Whether the next token of ``seq`` may end it."""
+    return len(seq.token_ids) + 1 - seq.num_prompt_tokens >= seq.params.min_tokens

@@ -1,0 +1,255 @@
+"""The parts that can be swapped, what each must offer, and how one is found by name and checked.
+
+The engine calls nothing of a part beyond its protocol here, so a learner's class that offers as much serves real requests:
+``swap={"scheduler": MyScheduler}`` in Python, ``--swap scheduler=work/my_scheduler.py:Scheduler`` on the command line.
+"""
+
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Iterable
+from collections.abc import Sequence as SequenceOf
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from torch import Tensor
+
+from pagebrain.engine.sequence import Sequence, SequenceGroup
+from pagebrain.errors import PageBrainError, PartError
+
+if TYPE_CHECKING:
+    from pagebrain.sampling import SamplerOutput, SampleRow
+
+FEATURES = frozenset({"batch_rows", "cuda_graph", "lookahead"})
+"""What a part may declare in ``supports``; the engine switches off what any part in use lacks.
+
+``batch_rows`` is for attention backends: they take ``active_rows``, see :class:`pagebrain.attention.ForwardBatch`.
+"""
+
+ATTENTION_FUNCTION = ("query", "key_pool", "value_pool", "block_tables", "context_lens", "query_starts", "scale")
+"""Arguments of an attention part that is a function; see :func:`pagebrain.attention.paged_attention`."""
+
+ATTENTION_BACKEND = {
+    "write": ("layer", "pool", "key", "value", "batch"),
+    "attend": ("layer", "query", "pool", "batch", "scale"),
+}
+"""Methods of one that is a backend, and their arguments; see :class:`pagebrain.attention.AttentionBackend`."""
+
+
+@runtime_checkable
+class BlockManagerPart(Protocol):
+    """Made as ``BlockManager(config)``; see :class:`pagebrain.block.BlockManager`."""
+
+    num_blocks: int
+
+    @property
+    def num_free_blocks(self) -> int: ...
+    @property
+    def free_blocks(self) -> tuple[int, ...]: ...
+    def can_allocate(self, count: int) -> bool: ...
+    def allocate(self, count: int = 1) -> list[int]: ...
+    def free(self, block_ids: Iterable[int]) -> None: ...
+    def ref_count(self, block_id: int) -> int: ...
+
+
+class SchedulerPart(Protocol):
+    """Made as ``Scheduler(config, cache_manager)``; see :class:`pagebrain.engine.scheduler.Scheduler`."""
+
+    @property
+    def waiting(self) -> SequenceOf[Sequence]: ...
+    @property
+    def running(self) -> SequenceOf[Sequence]: ...
+
+    def add(self, seq: Sequence) -> None:
+        """Queue a new sequence."""
+        ...
+
+    def schedule(self) -> SequenceGroup | None:
+        """Plan the next step; ``None`` if nothing can be computed now.
+
+        Before it returns, ``cache_manager.grow`` must cover each entry's ``context_len``. An entry starts at the sequence's
+        ``num_scheduled`` and computes 1 to ``num_unscheduled`` tokens. To preempt a sequence, call its ``preempt`` and then
+        ``cache_manager.retire``. The engine sets all other counts and states.
+        """
+        ...
+
+    def finish(self, seq: Sequence) -> None:
+        """Forget a sequence that ended or was aborted; the engine retires its blocks."""
+        ...
+
+
+class SamplerPart(Protocol):
+    """Made as ``Sampler(config)``; see :class:`pagebrain.sampling.Sampler`."""
+
+    def sample(self, logits: Tensor, rows: "SequenceOf[SampleRow]") -> "SamplerOutput": ...
+
+
+_CONSTRUCTORS: dict[str, tuple[str, ...]] = {
+    "block_manager": ("config",),
+    "scheduler": ("config", "cache_manager"),
+    "sampler": ("config",),
+}
+_PROTOCOLS: dict[str, type] = {
+    "block_manager": BlockManagerPart,
+    "scheduler": SchedulerPart,
+    "sampler": SamplerPart,
+}
+
+
+def find_part(part: str, named: Any, default: Any) -> Any:
+    """The object to use for ``part``: ``default``, an object given in Python, or one named as ``path:Name``.
+
+    Raises ``PartError`` if it cannot be found or if the engine could not call it.
+    """
+    if named is None:
+        return default
+    found = _load(part, named) if isinstance(named, str) else named
+    _check(part, found)
+    return found
+
+
+def parts_without(feature: str, parts: dict[str, Any]) -> list[str]:
+    """Names of the parts that do not declare support for ``feature``."""
+    return [name for name, part in parts.items() if feature not in getattr(part, "supports", frozenset())]
+
+
+def make_part(part: str, factory: Any, *arguments: Any) -> Any:
+    """What the class of a part makes; ``PartError`` if it raises, or if what it makes lacks what the engine reads."""
+    try:
+        built = factory(*arguments)
+    except PageBrainError:
+        raise
+    except Exception as error:
+        raise PartError(f"{part} {_name_of(factory)} could not be made: {type(error).__name__}: {error}") from error
+    protocol = _PROTOCOLS[part]
+    for name in [*getattr(protocol, "__annotations__", {}), *vars(protocol)]:
+        if not name.startswith("_") and not hasattr(built, name):
+            raise PartError(f"{part} {_name_of(type(built))} has no attribute {name!r}")
+    return built
+
+
+def _load(part: str, named: str) -> Any:
+    location, separator, attribute = named.rpartition(":")
+    if not separator or not location or not attribute:
+        raise PartError(f"swap {part}={named!r} must look like path/to/file.py:Name or package.module:Name")
+    _make_importable(Path(location) if location.endswith(".py") else None)
+    try:
+        module = _module_from_file(Path(location)) if location.endswith(".py") else importlib.import_module(location)
+    except PartError:
+        raise
+    except Exception as error:  # whatever a learner's file raises when it is imported
+        raise PartError(
+            f"swap {part}={named!r}: importing {location} failed with {type(error).__name__}: {error}"
+        ) from error
+    if not hasattr(module, attribute):
+        raise PartError(f"swap {part}={named!r}: {location} defines no {attribute!r}")
+    return getattr(module, attribute)
+
+
+def _module_from_file(path: Path) -> Any:
+    if not path.is_file():
+        raise PartError(f"there is no file {path}: give a path from the current folder, {Path.cwd()}")
+    # Two files of one name are two modules, and a file that was edited is a new one: a notebook must not go on with the old.
+    key = (str(path.resolve()), path.stat().st_mtime_ns, path.stat().st_size)
+    name = f"pagebrain_swap_{path.stem}_{abs(hash(key)):x}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise PartError(f"{path} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _make_importable(file: Path | None) -> None:
+    """Let what is loaded import what lies beside it: the current folder, and the folder that holds the file's package.
+
+    The command ``pagebrain`` starts with neither, and a chapter, or a learner's file, imports ``chapters``.
+    """
+    folders = [Path.cwd()]
+    if file is not None:
+        package = file.resolve().parent
+        while (package / "__init__.py").is_file():
+            package = package.parent
+        folders.append(package)
+    for folder in map(str, folders):
+        if folder not in sys.path:
+            sys.path.append(folder)
+
+
+def _check(part: str, found: Any) -> None:
+    """Compare, argument by argument, what the engine will call with what ``found`` takes."""
+    if not callable(found) and not (part == "attention" and hasattr(found, "attend")):
+        kind = "function or an attention backend" if part == "attention" else "class"
+        raise PartError(f"{part} {_name_of(found)} cannot be called: name a {kind}")
+    unknown = frozenset(getattr(found, "supports", frozenset())) - FEATURES
+    if unknown:
+        raise PartError(f"{part} {_name_of(found)} supports {sorted(unknown)}: known are {', '.join(sorted(FEATURES))}")
+    if part == "attention":
+        _check_attention(found)
+        return
+    if not inspect.isclass(found):
+        raise PartError(f"{part} {_name_of(found)} is no class: name one")
+    _check_arguments(f"{part} {_name_of(found)}", found, list(_CONSTRUCTORS[part]))
+    for name, member in vars(_PROTOCOLS[part]).items():
+        if name.startswith("_") or not (callable(member) or isinstance(member, property)):
+            continue
+        if not hasattr(found, name):
+            # A property may also be an attribute that __init__ sets, which a class does not show: the engine checks again.
+            if isinstance(member, property):
+                continue
+            raise PartError(f"{part} {_name_of(found)} has no method {name}{inspect.signature(member)}")
+        if callable(member):
+            wanted = list(inspect.signature(member).parameters)[1:]
+            _check_arguments(f"{part} {_name_of(found)}.{name}", getattr(found, name), wanted, skip_self=True)
+
+
+def _check_attention(found: Any) -> None:
+    """A function, a backend, or the class of one."""
+    name = f"attention {_name_of(found)}"
+    if not (inspect.isclass(found) or hasattr(found, "attend")):
+        _check_arguments(name, found, list(ATTENTION_FUNCTION))
+        return
+    if inspect.isclass(found):
+        _check_arguments(name, found, [])
+    for method, arguments in ATTENTION_BACKEND.items():
+        if not callable(getattr(found, method, None)):
+            raise PartError(f"{name} has no method {method}({', '.join(arguments)})")
+        _check_arguments(f"{name}.{method}", getattr(found, method), list(arguments), skip_self=inspect.isclass(found))
+
+
+def _check_arguments(what: str, function: Callable[..., Any], wanted: list[str], skip_self: bool = False) -> None:
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):
+        return  # a builtin or a compiled function: it does not tell
+    if skip_self and not isinstance(inspect.getattr_static(function, "__self__", None), type):
+        parameters = parameters[1:]
+    kinds = inspect.Parameter
+    positional = [p for p in parameters if p.kind in (kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD)]
+    takes_any = any(p.kind is kinds.VAR_POSITIONAL for p in parameters)
+    for index, name in enumerate(wanted):
+        if index >= len(positional):
+            if takes_any:
+                return
+            raise PartError(f"{what} lacks argument {index + 1}, {name!r}: expected ({', '.join(wanted)})")
+        if positional[index].name != name:
+            raise PartError(
+                f"{what} calls argument {index + 1} {positional[index].name!r} where {name!r} is expected: "
+                f"({', '.join(wanted)})"
+            )
+    extra = positional[len(wanted) :] + [p for p in parameters if p.kind is kinds.KEYWORD_ONLY]
+    for parameter in extra:
+        if parameter.default is kinds.empty:
+            raise PartError(f"{what} wants an argument {parameter.name!r} that the engine does not give: give it a default")
+
+
+def _name_of(part: Any) -> str:
+    return str(getattr(part, "__qualname__", None) or type(part).__qualname__)

@@ -1,0 +1,119 @@
+"""Who computes what in the next step: continuous batching with chunked prefill and preemption by recompute.
+
+Sequences join and leave the batch at every step (Yu et al., "Orca", OSDI 2022). A step has a budget of tokens: every
+running sequence that only needs its next token gets one, and prompts share the rest in chunks, so that a long prompt does
+not hold up those who are writing (Agrawal et al., "Sarathi-Serve", OSDI 2024). All decisions are made from counts, never
+from token values, so a step can be planned before the last one was read.
+"""
+
+from collections import deque
+
+from pagebrain.cache import CacheManager
+from pagebrain.config import PageBrainConfig
+from pagebrain.engine.sequence import ScheduledSequence, Sequence, SequenceGroup
+
+
+class Scheduler:
+    """First come, first served; when blocks run out, the latest arrival gives its own back and starts over later.
+
+    ``running`` is always in order of arrival. So whoever needs blocks takes them from somebody later in the list, the first
+    in the list always gets on, and nobody starves.
+    """
+
+    supports = frozenset({"cuda_graph", "lookahead"})
+
+    def __init__(self, config: PageBrainConfig, cache_manager: CacheManager) -> None:
+        self.config = config
+        self.cache_manager = cache_manager
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []
+        self._preempted: list[Sequence] = []
+
+    def add(self, seq: Sequence) -> None:
+        """Queue a new sequence."""
+        self.waiting.append(seq)
+
+    def finish(self, seq: Sequence) -> None:
+        """Forget a sequence that ended or was aborted, wherever it stands; the caller retires its blocks."""
+        if seq in self.running:
+            self.running.remove(seq)
+        elif seq in self.waiting:
+            self.waiting.remove(seq)
+
+    def schedule(self) -> SequenceGroup | None:
+        """Plan the next step and take the blocks it needs; ``None`` if there is nothing to compute now."""
+        scheduled: list[ScheduledSequence] = []
+        num_preempted_before = len(self._preempted)
+        prefill_budget = self._schedule_running(scheduled)
+        if len(self._preempted) == num_preempted_before:  # nobody joins in the step in which blocks ran out
+            self._admit(scheduled, prefill_budget)
+        if not scheduled:
+            return None
+        preempted, self._preempted = tuple(self._preempted), []
+        return SequenceGroup(tuple(scheduled), preempted)
+
+    def _schedule_running(self, scheduled: list[ScheduledSequence]) -> int:
+        """Give each running sequence its next token, or its next chunk. Returns how many tokens are left for new ones."""
+        unscheduled = [seq.num_unscheduled for seq in self.running]
+        prefill_budget = self.config.max_num_batched_tokens - unscheduled.count(1)
+        running, block_size = self.running, self.config.block_size
+        for index, num_tokens in enumerate(unscheduled):
+            if index >= len(running):  # preemption shortened the list from its end
+                break
+            seq = running[index]
+            if num_tokens == 1 and seq.num_scheduled % block_size:  # its last block has a slot left: the common case
+                scheduled.append(ScheduledSequence(seq, seq.num_scheduled, 1, True))
+                continue
+            is_prefill = num_tokens > 1
+            num_tokens = min(num_tokens, prefill_budget) if is_prefill else num_tokens
+            if num_tokens > 0 and self._make_room(seq, seq.num_scheduled + num_tokens):
+                prefill_budget -= num_tokens if is_prefill else 0
+                scheduled.append(self._take(seq, num_tokens))
+        return prefill_budget
+
+    def _admit(self, scheduled: list[ScheduledSequence], prefill_budget: int) -> None:
+        """Start waiting sequences: there must be a seat, and blocks for all tokens beside what others still need."""
+        promised: int | None = None
+        while prefill_budget > 0 and self.waiting and len(self.running) < self.config.max_num_seqs:
+            seq = self.waiting[0]
+            if promised is None:
+                promised = sum(map(self._num_missing_blocks, self.running))
+            if self._num_missing_blocks(seq) + promised > self.cache_manager.num_free_blocks:
+                return
+            self.running.append(self.waiting.popleft())
+            num_tokens = min(seq.num_unscheduled, prefill_budget)
+            prefill_budget -= num_tokens
+            scheduled.append(self._take(seq, num_tokens))
+            promised += self._num_missing_blocks(seq)  # for its later chunks
+
+    def _num_missing_blocks(self, seq: Sequence) -> int:
+        """Blocks that the sequence still needs for the tokens that it has."""
+        return self.cache_manager.num_missing_blocks(seq.seq_id, seq.num_tokens)
+
+    def _take(self, seq: Sequence, num_tokens: int) -> ScheduledSequence:
+        start, end = seq.num_scheduled, seq.num_scheduled + num_tokens
+        self.cache_manager.grow(seq.seq_id, end)
+        return ScheduledSequence(seq, start, num_tokens, samples=end == seq.num_tokens)
+
+    def _make_room(self, seq: Sequence, num_tokens: int) -> bool:
+        """Preempt later arrivals until ``seq`` can grow to ``num_tokens``; false if it must wait or was the last itself."""
+        while not self.cache_manager.can_grow(seq.seq_id, num_tokens):
+            coming = self.cache_manager.num_free_blocks + self.cache_manager.num_retiring_blocks
+            if self.cache_manager.num_missing_blocks(seq.seq_id, num_tokens) <= coming:
+                return False  # enough blocks come back with the step in flight: no need to take anybody's
+            victim = self.running.pop()
+            self._preempt(victim)
+            if victim is seq:
+                return False
+        return True
+
+    def _preempt(self, seq: Sequence) -> None:
+        """Take a sequence's blocks and let it start over as the first in the queue.
+
+        That is never before its last step was read: nobody is admitted in the step in which blocks ran out, and when the
+        next one is planned, all steps from before it have been read.
+        """
+        seq.preempt()
+        self.waiting.appendleft(seq)
+        self.cache_manager.retire(seq)
+        self._preempted.append(seq)

@@ -1,0 +1,331 @@
+"""Models and tokenizers: found, read, or refused in one clear line.
+
+Weights come through Hugging Face's ``from_pretrained``, from a folder or the hub. ``load_format="dummy"`` draws random ones
+for a known GPT-2 size or a folder's config, without a network, for benchmarks and tests. (The engine's own model reads
+safetensors files past Hugging Face, see :mod:`pagebrain.models.checkpoints`. What is checked before is the same.)
+"""
+
+import dataclasses
+import os
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from huggingface_hub.errors import StrictDataclassFieldValidationError
+from transformers import AutoTokenizer, GenerationConfig, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
+from transformers.activations import ACT2FN
+from transformers.utils.hub import cached_file
+
+from pagebrain.assets import BUNDLED_MODEL
+from pagebrain.config import PageBrainConfig
+from pagebrain.devices import limit_threads
+from pagebrain.engine.detokenizer import Detokenizer
+from pagebrain.errors import ModelLoadError, UnsupportedTokenizerError
+from pagebrain.generation_config import read_settings
+from pagebrain.models.folder import (
+    MODEL_HINT,
+    check_has_config,
+    check_has_weights,
+    check_is_folder,
+    check_tokenizer_files,
+    has_tokenizer,
+    has_vocabulary,
+    names_own_code,
+    read_json,
+)
+
+GPT2_SIZES = {
+    "gpt2": (768, 12, 12),
+    "gpt2-medium": (1024, 24, 16),
+    "gpt2-large": (1280, 36, 20),
+    "gpt2-xl": (1600, 48, 25),
+}
+"""(n_embd, n_layer, n_head) of the published sizes (Radford et al., 2019); all have 1024 positions and 50,257 tokens."""
+
+_MAX_REASON_CHARACTERS = 240
+
+Loaded = TypeVar("Loaded")
+
+
+def resolve_device_and_dtype(config: PageBrainConfig) -> PageBrainConfig:
+    """``config`` with ``auto`` replaced: a GPU if there is one, float32 on a CPU, bfloat16 on a GPU."""
+    device = config.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda":
+        device = f"cuda:{torch.cuda.current_device()}"
+    dtype = config.dtype
+    if dtype == "auto":
+        dtype = "float32" if device == "cpu" else "bfloat16"
+    return dataclasses.replace(config, device=device, dtype=dtype)
+
+
+def load_model(config: PageBrainConfig, notices: list[str] | None = None) -> GPT2LMHeadModel:
+    """The Hugging Face model that ``config`` names, in its dtype and on its device, in eval mode.
+
+    ``notices`` gets a line for what is left out of the checkpoint. No code of the checkpoint's own is ever run.
+
+    Raises ``ModelLoadError`` if there is none, it cannot be read whole, or it is not a GPT-2.
+    """
+    limit_threads()
+    config = resolve_device_and_dtype(config)
+    if config.load_format == "dummy":
+        model: Any = _dummy_model(config)
+        return model.to(config.device, config.torch_dtype).eval()  # type: ignore[no-any-return]
+    notices = [] if notices is None else notices
+    return load_weights_of(find_model(config, notices), config, notices)
+
+
+def load_tokenizer(config: PageBrainConfig) -> PreTrainedTokenizerBase | None:
+    """The tokenizer that ``config`` names, the model's own by default; ``None`` for a dummy model without one.
+
+    Raises ``ModelLoadError`` if the folder or hub entry has none; ``UnsupportedTokenizerError``, which is one, if the
+    model's folder has one that Hugging Face's library cannot load here.
+    """
+    name = _model_name(config) if config.tokenizer is None else os.path.expanduser(config.tokenizer)
+    hint = "name another as the tokenizer, or save the model's own beside it"
+    options: dict[str, Any] = {"trust_remote_code": False}
+    if config.tokenizer is None:
+        if config.load_format == "dummy" and not has_tokenizer(name):
+            return None
+        options["config"] = read_config(config)  # if there is no model, that is what is wrong, and not its tokenizer
+    else:
+        check_is_folder(name, "tokenizer")
+    is_folder = os.path.isdir(name)
+    none_there = ModelLoadError(
+        f"the folder {name} holds no tokenizer (no tokenizer.json, no vocab.json with merges.txt): {hint}"
+    )
+    if is_folder and not has_tokenizer(name):
+        raise none_there
+    check_tokenizer_files(name)
+    try:
+        tokenizer: PreTrainedTokenizerBase = _attempt(
+            f"the tokenizer of {name!r}", hint, lambda: AutoTokenizer.from_pretrained(name, **options)
+        )
+    except ModelLoadError as error:  # its files are sound, but it wants a library or code that is not here
+        if is_folder and not has_vocabulary(name) and not names_own_code(name):
+            raise none_there from error
+        if is_folder and config.tokenizer is None:
+            raise UnsupportedTokenizerError(str(error)) from error
+        raise
+    if is_folder and tokenizer.vocab_size == 0:  # of files that are not there Hugging Face makes an empty one
+        if config.load_format == "dummy" and config.tokenizer is None:
+            return None
+        raise none_there
+    return tokenizer
+
+
+def load_text(
+    config: PageBrainConfig, tokenizer: PreTrainedTokenizerBase | None = None
+) -> tuple[PreTrainedTokenizerBase | None, Detokenizer | None, str | None]:
+    """``tokenizer``, or the one that ``config`` names, its detokenizer, and why there are none although the model has one.
+
+    Raises what :func:`load_tokenizer` raises, but for tokenizers that PageBrain cannot make text with: token ids can be
+    served without.
+    """
+    try:
+        tokenizer = load_tokenizer(config) if tokenizer is None else tokenizer
+        return tokenizer, None if tokenizer is None else Detokenizer(tokenizer), None
+    except UnsupportedTokenizerError as error:
+        return None, None, f"text is off, and token ids are served: {error}"
+
+
+def read_config(config: PageBrainConfig) -> GPT2Config:
+    """Hugging Face's config of the model that ``config`` names; no weights are read.
+
+    Raises ``ModelLoadError`` if there is no such model or it is not a GPT-2.
+    """
+    name = _model_name(config)
+    size = name.removeprefix("openai-community/")
+    if config.load_format == "dummy" and not Path(name, "config.json").is_file():
+        if size not in GPT2_SIZES:
+            known = ", ".join(GPT2_SIZES)
+            raise ModelLoadError(f"load_format dummy knows {known} and folders with a config.json, got {name!r}")
+        n_embd, n_layer, n_head = GPT2_SIZES[size]
+        return GPT2Config(n_embd=n_embd, n_layer=n_layer, n_head=n_head)
+    return _read_config(name)[0]
+
+
+def _model_name(config: PageBrainConfig) -> str:
+    return str(BUNDLED_MODEL) if config.model is None else os.path.expanduser(config.model)
+
+
+@dataclass(frozen=True)
+class FoundModel:
+    """A saved model of which all but the weights was read and checked.
+
+    Attributes:
+        name: a folder, or a hub model.
+        config, generation_config: Hugging Face's. The second is made of what either file says about generating.
+    """
+
+    name: str
+    config: GPT2Config
+    generation_config: GenerationConfig
+
+
+def find_model(config: PageBrainConfig, notices: list[str]) -> FoundModel:
+    """The saved model that ``config`` names. ``notices`` gets a line for what is left out of it.
+
+    Raises ``ModelLoadError`` if there is none, its files are not whole, or it is not a GPT-2.
+    """
+    name = _model_name(config)
+    hf_config, saved = _read_config(name)
+    if not saved.get("transformers_weights"):  # which names a file of its own
+        check_has_weights(name)
+    if "auto_map" in saved or names_own_code(name):
+        notices.append(f"{name!r} names code of its own (auto_map), which is never run: Hugging Face's own classes are used")
+    return FoundModel(name, hf_config, _generation_settings(name, saved, notices))
+
+
+def load_weights_of(found: FoundModel, config: PageBrainConfig, notices: list[str]) -> GPT2LMHeadModel:
+    """A saved model with its weights, read by Hugging Face, in the dtype and on the device of ``config``, in eval mode.
+
+    ``notices`` gets a line for tensors that are left over. Raises ``ModelLoadError`` if one is missing or misshapen.
+    """
+    name = found.name
+    options: dict[str, Any] = {
+        "config": found.config,
+        "generation_config": found.generation_config,
+        "dtype": config.torch_dtype,
+        "attn_implementation": "eager",
+        "ignore_mismatched_sizes": True,  # they are refused below, with their names and sizes
+        "output_loading_info": True,
+        "trust_remote_code": False,
+    }
+    loaded: Any = _attempt(f"the weights of {name!r}", MODEL_HINT, lambda: GPT2LMHeadModel.from_pretrained(name, **options))
+    model, info = loaded
+    _check_all_fit(name, info)
+    left_out = sorted(info.get("unexpected_keys") or ())
+    if left_out:
+        notices.append(
+            f"what the weights of {name!r} hold beyond its config is left out: {_first(left_out)} ({len(left_out)} in all)"
+        )
+    return model.to(config.device, config.torch_dtype).eval()  # type: ignore[no-any-return]
+
+
+def _generation_settings(name: str, saved: dict[str, Any], notices: list[str]) -> GenerationConfig:
+    """What ``generation_config.json`` says; where it is missing or broken, what ``config.json`` says, as in Hugging Face."""
+    try:
+        path = find_file(name, "generation_config.json")
+    except OSError:  # the hub has none
+        path = None
+    settings = saved
+    if path is not None and path.exists():
+        try:
+            settings = read_json(path)
+        except ModelLoadError as error:
+            notices.append(f"{error}; the generation settings of config.json are used instead")
+    return read_settings(settings, saved.get("eos_token_id"), notices)
+
+
+def _check_all_fit(name: str, info: dict[str, Any]) -> None:
+    mismatched = sorted((str(key), tuple(found), tuple(wanted)) for key, found, wanted in info.get("mismatched_keys") or ())
+    if mismatched:
+        key, found, wanted = mismatched[0]
+        axis = next((index for index, sizes in enumerate(zip(found, wanted)) if sizes[0] != sizes[1]), 0)
+        setting = {"transformer.wte.weight": "vocab_size", "transformer.wpe.weight": "n_positions"}.get(key)
+        fix = "correct config.json" if setting is None or axis else f"set {setting} to {found[0]} in config.json"
+        others = f" (and {len(mismatched) - 1} more do not fit)" if len(mismatched) > 1 else ""
+        raise ModelLoadError(
+            f"the weights of {name!r} do not fit its config: {key} is {list(found)} in the weights and {list(wanted)} by "
+            f"config.json{others}: {fix}, or save both anew with save_pretrained"
+        )
+    for problem in ("missing_keys", "error_msgs"):
+        if info.get(problem):
+            lacking, unknown = sorted(map(str, info[problem])), sorted(info.get("unexpected_keys") or ())
+            instead = f"; the weights hold {_first(unknown)} instead" if unknown else ""
+            fix = "correct config.json"
+            if lacking == ["lm_head.weight"]:
+                fix = "set tie_word_embeddings to true in config.json if the embeddings are the head"
+            raise ModelLoadError(
+                f"the weights of {name!r} do not fit its config: {problem} {lacking[:3]} ({len(lacking)} in all){instead}: "
+                f"{fix}, or save both anew with save_pretrained"
+            )
+
+
+def _first(names: list[str]) -> str:
+    return f"{', '.join(names[:2])}{' and others' if len(names) > 2 else ''}"
+
+
+def _read_config(name: str) -> tuple[GPT2Config, dict[str, Any]]:
+    """The config of a folder or hub model, and the JSON that it was made of. Raises ``ModelLoadError``."""
+    check_is_folder(name, "model")
+    check_has_config(name)
+    what = f"the config of {name!r}"
+    saved = read_json(_attempt(what, MODEL_HINT, lambda: find_file(name, "config.json")))
+    _check_is_gpt2(name, saved)
+    plain = dict(saved)
+    if (
+        type(plain.get("eos_token_id", 0)) is not int
+    ):  # Hugging Face's class takes no null in a list; the ids are kept in ``saved``
+        ends = plain.pop("eos_token_id", None)
+        plain["eos_token_id"] = [end for end in ends if type(end) is int] if isinstance(ends, list) else None
+    hf_config: GPT2Config = _attempt(what, MODEL_HINT, lambda: GPT2Config.from_dict(plain))
+    for setting in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head"):
+        if getattr(hf_config, setting) < 1:
+            raise ModelLoadError(f"{what} says {setting}={getattr(hf_config, setting)}, expected at least 1: correct it")
+    if hf_config.n_embd % hf_config.n_head:
+        raise ModelLoadError(
+            f"{what} says n_embd={hf_config.n_embd}, expected a multiple of n_head={hf_config.n_head}: correct it"
+        )
+    if hf_config.activation_function not in ACT2FN:
+        raise ModelLoadError(
+            f"{what} says activation_function={hf_config.activation_function!r}, which is unknown: correct it"
+        )
+    return hf_config, saved
+
+
+def find_file(name: str, file: str) -> Path:
+    """Where a file of a folder or hub model lies; ``OSError`` if the hub has none. In a folder it may not be there."""
+    return Path(name, file) if os.path.isdir(name) else Path(str(cached_file(name, file)))
+
+
+def _check_is_gpt2(name: str, saved: dict[str, Any]) -> None:
+    """Raise ``ModelLoadError`` for a config of another kind. One that names none is read as GPT-2's, as its class does."""
+    kind, classes = saved.get("model_type"), saved.get("architectures")
+    if kind is None and isinstance(classes, list) and classes and not any(str(item).startswith("GPT2") for item in classes):
+        kind = classes[0]
+    if kind not in (None, "gpt2"):
+        code = " with code of its own (auto_map), which PageBrain never runs" if "auto_map" in saved else ""
+        raise ModelLoadError(f"{name!r} is a {kind} model{code}, and PageBrain serves GPT-2 only: {MODEL_HINT}")
+    if saved.get("add_cross_attention"):
+        raise ModelLoadError(
+            f"{name!r} has cross-attention layers, which PageBrain does not serve: use a decoder-only GPT-2"
+        )
+    if saved.get("quantization_config"):
+        raise ModelLoadError(f"{name!r} is quantized, which PageBrain does not serve: name the model that it was made from")
+
+
+def _dummy_model(config: PageBrainConfig) -> GPT2LMHeadModel:
+    hf_config = read_config(config)
+    hf_config._attn_implementation = "eager"
+    where = torch.device(config.device)  # a GPU draws them in a tenth of a second; they are other ones than a CPU's
+    with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []), where:
+        torch.manual_seed(config.seed % 2**63)
+        return GPT2LMHeadModel(hf_config)
+
+
+def _attempt(what: str, hint: str, load: Callable[[], Loaded]) -> Loaded:
+    """Run a loader of Hugging Face's; whatever it raises becomes one line, of which advice for their users is left out."""
+    try:
+        return load()
+    except Exception as error:
+        raise ModelLoadError(f"{what} could not be read: {_reason(error)}; {hint}") from error
+
+
+def _reason(error: Exception) -> str:
+    """What happened, in one line: it stands in an error's first line, and first in that."""
+    if isinstance(error, pickle.UnpicklingError):  # torch's own words advise to run what is in the file
+        return "a file holds more than tensors, or is damaged, and reading it could run code in it"
+    cause = error.__cause__ if isinstance(error, StrictDataclassFieldValidationError) else error
+    reason = " ".join(str(cause).split()) or type(error).__name__
+    if len(reason) > _MAX_REASON_CHARACTERS:
+        reason = " ".join(str(cause).strip().partition("\n")[0].split())
+    if len(reason) > _MAX_REASON_CHARACTERS:
+        sentences = reason[:_MAX_REASON_CHARACTERS].rpartition(". ")[0]
+        return sentences or reason[:_MAX_REASON_CHARACTERS] + " ..."
+    return reason.rstrip(".:")

@@ -1,0 +1,263 @@
+"""What all routes share: the engine's client, what the model is called, and the way a request gets into the engine."""
+
+import ipaddress
+import json
+import time
+import uuid
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from starlette.requests import Request
+
+from pagebrain.outputs import OutputDelta
+from pagebrain.sampling_params import SamplingParams
+from pagebrain.server.api.heavy import encode_json
+from pagebrain.server.api.held import HeldAnswers, Hold, JsonShape, held_bytes, json_bytes, mib
+from pagebrain.server.api.logprob_json import TokenTexts
+from pagebrain.server.api.prompts import PromptReader
+from pagebrain.server.api.protocol import StreamOptions
+from pagebrain.server.api.responses import Usage
+from pagebrain.server.api.sse import DONE
+from pagebrain.server.error_responses import ApiError, bad_request
+from pagebrain.server.link.client import EngineClient
+from pagebrain.server.link.streams import DrainingError, RequestStream
+from pagebrain.server.options import ServerOptions
+
+MAX_ITEMS = 2_000_000
+"""Most tokens and log-probabilities that a request may ask for, streamed or not."""
+
+MAX_SECRET_CHARACTERS = 128
+SECRET_HEADER = "X-PageBrain-Page"
+"""The live page sends a secret of its own with its prompts, and again to stop one of them. It is written down nowhere."""
+
+
+@dataclass
+class Service:
+    """One model, served.
+
+    Attributes:
+        prompts: makes token ids of what requests hold.
+        texts: what single tokens look like.
+        held: the answers in one piece, from their requests until they were sent.
+        started: unix seconds.
+    """
+
+    client: EngineClient
+    options: ServerOptions
+    prompts: PromptReader = field(init=False)
+    texts: TokenTexts = field(init=False)
+    held: HeldAnswers = field(init=False)
+    started: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.prompts = PromptReader(self.client, self.options.chat_template)
+        self.texts = TokenTexts(self.client.detokenizer)
+        self.held = HeldAnswers(self.options.max_held_bytes)
+        self.started = int(time.time())
+
+    @property
+    def model_name(self) -> str:
+        """What clients call the model."""
+        return self.options.served_model_name
+
+    def check_model(self, name: str | None) -> None:
+        """Raise ``ApiError`` with status 404 if ``name`` is given and another model's."""
+        if name is not None and name != self.model_name:
+            raise ApiError(
+                404,
+                f"the model {name[:80]!r} does not exist here; this server has {self.model_name!r}",
+                param="model",
+                code="model_not_found",
+            )
+
+    def submit(
+        self,
+        prompts: Sequence[Sequence[int]],
+        params: SamplingParams,
+        answer_id: str,
+        request: Request,
+        user: str | None = None,
+    ) -> list[RequestStream]:
+        """Hand all prompts to the engine, or none.
+
+        Raises ``ApiError`` if too much is asked for, and what :meth:`EngineClient.submit_all` raises.
+
+        Args:
+            answer_id: names the engine's request; of several prompts each has its number after it.
+            request: the client's, which has arrived when its body had.
+            user: whom it says that it is for.
+        """
+        secret = page_secret(request)
+        self._check_size(prompts, params)
+        ids = [answer_id] if len(prompts) == 1 else [f"{answer_id}-{index}" for index in range(len(prompts))]
+        source = client_of(request) if self.options.fair_queue else None
+        streams = self.client.submit_all([(prompt, params, name) for prompt, name in zip(prompts, ids)], source)
+        for stream in streams:
+            stream.user, stream.secret, stream.arrival_s = user, secret, request.state.arrival_s
+        return streams
+
+    def submit_whole(
+        self,
+        prompts: Sequence[Sequence[int]],
+        params: SamplingParams,
+        answer_id: str,
+        request: Request,
+        user: str | None,
+        shape: JsonShape,
+        echo: bool = False,
+    ) -> tuple[list[RequestStream], Hold]:
+        """:meth:`submit` for an answer in one piece; also returns the room reserved for it, to be closed when it was sent.
+
+        Raises ``ApiError`` besides: 400 if the answer can get longer than the server allows, 503 if there is no room now.
+
+        Args:
+            shape: how the answer writes log-probabilities.
+            echo: the answer begins with the prompt.
+        """
+        self._check_size(prompts, params)
+        lengths = [(len(prompt), self._max_generated(prompt, params)) for prompt in prompts]
+        longest = sum(json_bytes(params, *length, shape, echo) for length in lengths)
+        if longest > self.options.max_answer_bytes:
+            raise bad_request(
+                f"the answer can get as long as {mib(longest)}, about, and in one piece the server sends at most "
+                f"{mib(self.options.max_answer_bytes)}: lower 'n', 'max_tokens' or 'logprobs' (or 'top_logprobs'), split "
+                f"the request, or stream its answer",
+                "n",
+            )
+        hold = self.held.hold(sum(held_bytes(params, *length) for length in lengths))
+        try:
+            hold.use(sum(held_bytes(params, num_tokens, 0) for num_tokens, _ in lengths))
+            return self.submit(prompts, params, answer_id, request, user), hold
+        except BaseException:
+            hold.close()
+            raise
+
+    def _max_generated(self, prompt: Sequence[int], params: SamplingParams) -> int:
+        """Most tokens of all samples together."""
+        max_model_len = self.client.config.max_model_len
+        assert max_model_len is not None
+        room = max(0, max_model_len - len(prompt))
+        limit = room if params.max_tokens is None else params.max_tokens
+        return min(room, limit) * params.n
+
+    def _check_size(self, prompts: Sequence[Sequence[int]], params: SamplingParams) -> None:
+        items = sum(num_items(params, len(prompt), self._max_generated(prompt, params)) for prompt in prompts)
+        if items > MAX_ITEMS:
+            raise bad_request(
+                f"'n', 'max_tokens', 'logprobs' (or 'top_logprobs') and the prompts together ask for up to {items} tokens "
+                f"and log-probabilities, and a request gets at most {MAX_ITEMS}: lower one of them, or split the request",
+                "n",
+            )
+
+    def check_complete(self, answers: list[list[OutputDelta]]) -> None:
+        """Raise if an answer was cut short, by the server's end or because it was stopped: it is no whole one."""
+        if not any(delta.finish_reason == "abort" for deltas in answers for delta in deltas):
+            return
+        if self.client.is_draining:
+            raise DrainingError("the server shut down before the answer was complete")
+        raise ApiError(503, "the request was stopped before its answer was complete", code="request_stopped")
+
+
+def client_of(request: Request) -> str:
+    """The client that a request comes from: its address, and of an IPv6 address the half that names its network.
+
+    There is one API key, so keys tell no clients apart. Of what a client says about itself nothing is believed: whoever made
+    up a name for each request would have every turn.
+    """
+    host = "" if request.client is None else request.client.host
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:  # a socket of the file system; what a proxy says
+        return host
+    if address.version == 4:
+        return host
+    return str(address.ipv4_mapped or ipaddress.ip_network((int(address), 64), strict=False))
+
+
+def page_secret(request: Request) -> str | None:
+    """What the page that sends the request has made up, so that nobody else can stop it. Raises ``ApiError``."""
+    secret = request.headers.get(SECRET_HEADER)
+    if secret is not None and not 0 < len(secret) <= MAX_SECRET_CHARACTERS:
+        raise bad_request(f"the header {SECRET_HEADER} must have 1 to {MAX_SECRET_CHARACTERS} characters, got {len(secret)}")
+    return secret
+
+
+def num_items(params: SamplingParams, num_prompt_tokens: int, num_generated: int) -> int:
+    """Tokens and log-probabilities in the answers to one prompt: each sample repeats the prompt's, if they are asked for."""
+    items = num_generated * (1 + (params.logprobs or 0))
+    if params.prompt_logprobs is not None:
+        items += params.n * num_prompt_tokens * (1 + params.prompt_logprobs)
+    return items
+
+
+@dataclass(frozen=True)
+class Heading:
+    """What stands at the top of an answer, and of every event of a streamed one."""
+
+    id: str
+    created: int
+    model: str
+
+    @classmethod
+    def new(cls, prefix: str, model: str, request_id: str | None = None) -> "Heading":
+        """For an answer that begins now; its id is the client's, if that has given one."""
+        return cls(f"{prefix}-{request_id or uuid.uuid4().hex}", int(time.time()), model)
+
+    def answer_start(self, kind: str) -> str:
+        """An answer in one piece up to the first of its ``choices``."""
+        fields = {"id": self.id, "object": kind, "created": self.created, "model": self.model}
+        return f'{encode_json(fields)[:-1]},"choices":['
+
+    def event_start(self, kind: str) -> str:
+        """An event up to the value of ``choices``, made once for a stream."""
+        fields = {"id": self.id, "object": kind, "created": self.created, "model": self.model}
+        return f"data: {json.dumps(fields)[:-1]}, " + '"choices": '
+
+
+def usage(streams: Sequence[RequestStream]) -> Usage:
+    """The tokens of a request's prompts, and of the answers to them."""
+    return _usage(sum(stream.num_prompt_tokens for stream in streams), sum(stream.num_generated for stream in streams))
+
+
+def _usage(prompt_tokens: int, completion_tokens: int) -> Usage:
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+    }
+
+
+class StreamUsage:
+    """What the events of a stream say of the tokens that were used.
+
+    With ``include_usage`` a last event has the sum over all answers, and ``usage`` is ``null`` in those before. With
+    ``continuous_usage_stats`` each of these counts the prompt, and what has come so far, of the answer that it is about.
+
+    Args:
+        streams: of the request.
+        options: what the client wants.
+    """
+
+    def __init__(self, streams: Sequence[RequestStream], options: StreamOptions) -> None:
+        self._streams = streams
+        self._has_last = bool(options.include_usage)
+        self.is_continuous = bool(options.continuous_usage_stats)
+        self._num_generated: Counter[tuple[int, int]] = Counter()
+        self.plain_end = ', "usage": null}\n\n' if self._has_last else "}\n\n"
+
+    def count(self, prompt_index: int, delta: OutputDelta) -> None:
+        """Tokens came."""
+        self._num_generated[prompt_index, delta.index] += len(delta.token_ids)
+
+    def end(self, prompt_index: int, sample_index: int) -> str:
+        """The end of an event about this sample of that prompt, from behind its choices."""
+        if not self.is_continuous:
+            return self.plain_end
+        prompt_tokens = self._streams[prompt_index].num_prompt_tokens
+        counted = _usage(prompt_tokens, self._num_generated[prompt_index, sample_index])
+        return f', "usage": {json.dumps(counted)}}}\n\n'
+
+    def ending(self, event_start: str) -> str:
+        """The last event, if it was asked for, and the end of the stream."""
+        return (f'{event_start}[], "usage": {json.dumps(usage(self._streams))}}}\n\n' if self._has_last else "") + DONE
