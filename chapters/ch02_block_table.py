@@ -42,7 +42,7 @@ from pagebrain.model_config import attention_scale
 class BlockManager:
     """Hands out the physical blocks ``0 .. num_blocks - 1`` and takes them back. It knows numbers, no tensors."""
 
-    supports = frozenset({"lookahead"})
+    supports = frozenset({"async_scheduling"})
 
     def __init__(self, config: PageBrainConfig) -> None:
         assert config.num_blocks is not None

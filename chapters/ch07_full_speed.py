@@ -277,7 +277,7 @@ class LateRetirement:
 class Scheduler(ch04_scheduler.Scheduler):
     """Chapter 04's, for blocks that come late. It decides from counts alone, so it can plan before tokens are read."""
 
-    supports = frozenset({"lookahead"})
+    supports = frozenset({"async_scheduling"})
 
     def __init__(self, config: PageBrainConfig, cache: ch04_scheduler.FreeAtOnce, retirement: LateRetirement) -> None:
         super().__init__(config, cache)
@@ -305,7 +305,7 @@ class Scheduler(ch04_scheduler.Scheduler):
 
 
 class Engine(ch04_scheduler.Engine):
-    """The loop with steps in flight: with ``config.lookahead`` one while the next is planned (depth 1), else none."""
+    """The loop with steps in flight: with ``config.async_scheduling`` one while the next is planned (depth 1), else none."""
 
     def __init__(
         self,
@@ -323,7 +323,7 @@ class Engine(ch04_scheduler.Engine):
         self.executor = Executor(model, config, self.cache, use_graphs, keep_logits=on_logits is not None)
         self.retirement: LateRetirement = LateRetirement(self.cache, self.executor.rows)
         self.scheduler = Scheduler(config, self.cache, self.retirement)
-        self.depth = 1 if config.lookahead else 0
+        self.depth = 1 if config.async_scheduling else 0
         self.in_flight: deque[InFlight] = deque()
 
     def check_request(self, prompt: Sequence[int], max_new_tokens: int) -> None:
@@ -420,7 +420,7 @@ def generate(
         # Block tables, and what is gathered through them, are as wide as the longest text needs.
         longest = max(map(len, prompts), default=1) + max_new_tokens
         config = half_the_room(model, prompts, max_new_tokens)
-        config = dataclasses.replace(config, lookahead=True, max_model_len=longest)
+        config = dataclasses.replace(config, async_scheduling=True, max_model_len=longest)
     engine = Engine(model, config, on_logits, on_step=on_step, use_graphs=use_graphs)
     sequences = [engine.add_request(prompt, max_new_tokens) for prompt in prompts]
     while engine.step() is not None:

@@ -20,7 +20,7 @@ class BlockManager:
     :meth:`free` once. Blocks are reused in the order in which they were freed, oldest first.
     """
 
-    supports = frozenset({"cuda_graph", "lookahead"})
+    supports = frozenset({"cuda_graph", "async_scheduling"})
 
     def __init__(self, config: PageBrainConfig) -> None:
         if config.num_blocks is None:

@@ -66,7 +66,7 @@ def build_engine(
     may lay its weights out anew for speed.
     """
     limit_threads()
-    parts = {name: find_part(name, config.swap.get(name), own) for name, own in _OWN_PARTS.items()}
+    parts = {name: find_part(name, config.parts.get(name), own) for name, own in _OWN_PARTS.items()}
     if config.device != "cpu" and torch.cuda.is_available():
         gc.collect()  # an engine that was dropped is garbage in cycles, and its pools lie on the GPU until it is collected
         torch.cuda.empty_cache()
@@ -201,7 +201,10 @@ def _without_unsupported(
     config: PageBrainConfig, parts: dict[str, Any], without_rows: list[str], on_gpu: bool, notices: list[str]
 ) -> PageBrainConfig:
     """``config`` without the features that a part lacks; ``notices`` gets a line for each that would be on."""
-    features = (("lookahead", "lookahead", "launching ahead is"), ("cuda_graphs", "cuda_graph", "CUDA graphs are"))
+    features = (
+        ("async_scheduling", "async_scheduling", "launching ahead is"),
+        ("cuda_graphs", "cuda_graph", "CUDA graphs are"),
+    )
     for setting, feature, what in features:
         lacking = parts_without(feature, parts)
         is_on = on_gpu if getattr(config, setting) is None else getattr(config, setting)

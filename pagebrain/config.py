@@ -8,7 +8,7 @@ resolved config and trust it.
 import dataclasses
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -29,7 +29,7 @@ DTYPES: dict[str, torch.dtype] = {
 """Supported dtypes of weights, activations and K/V by name."""
 
 PARTS = ("block_manager", "attention", "scheduler", "sampler")
-"""Names of the parts that ``swap`` can replace."""
+"""Names of the parts that can be replaced."""
 
 MAX_BLOCK_SIZE = 1024
 
@@ -52,13 +52,16 @@ class PageBrainConfig:
         max_num_batched_tokens: most tokens in one step, longer prompts are computed in chunks; ``None`` is 512 on a CPU,
             16,384 on a GPU.
         max_model_len: most tokens of prompt and output; ``None`` is what positions and blocks allow.
-        lookahead: launch the next step before the last one is read (depth 1); ``None``: on a GPU.
+        async_scheduling: launch the next step before the last one is read (depth 1); ``None``: on a GPU.
         cuda_graphs: replay decode steps as CUDA graphs; ``None``: on a GPU.
         seed: engine seed; requests without a seed of their own derive theirs from it and their arrival number.
         check_integrity: verify the bookkeeping of all blocks after every step (slow; for tests and debugging).
-        swap: part name -> object or ``path:Name`` that replaces the engine's own part.
+        parts: part name -> object or ``path:Name`` that replaces the engine's own part.
         num_layers, num_heads, head_dim, vocab_size: the model's, set by :meth:`for_model`.
         eos_token_ids: the tokens that end a text, by the model's config or its generation config; set there too.
+
+    Two of vLLM's names are taken as well: ``gpu_memory_utilization`` for ``memory_fraction``, and ``enforce_eager=True`` for
+    ``cuda_graphs=False``.
 
     Raises:
         ConfigError: naming the setting, what was got and what to do.
@@ -75,18 +78,21 @@ class PageBrainConfig:
     max_num_seqs: int = None  # type: ignore[assignment]  # a number once __post_init__ has run, like the next one
     max_num_batched_tokens: int = None  # type: ignore[assignment]
     max_model_len: int | None = None
-    lookahead: bool | None = None
+    async_scheduling: bool | None = None
     cuda_graphs: bool | None = None
     seed: int = 0
     check_integrity: bool = False
-    swap: Mapping[str, Any] = field(default_factory=dict)
+    parts: Mapping[str, Any] = field(default_factory=dict)
     num_layers: int | None = None
     num_heads: int | None = None
     head_dim: int | None = None
     vocab_size: int | None = None
     eos_token_ids: tuple[int, ...] = ()
+    gpu_memory_utilization: InitVar[float | None] = None
+    enforce_eager: InitVar[bool | None] = None
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, gpu_memory_utilization: float | None, enforce_eager: bool | None) -> None:
+        self._take_names_of_vllm(gpu_memory_utilization, enforce_eager)
         object.__setattr__(self, "device", _checked_device(self.device))
         self._fill_in_sizes()
         for name in ("block_size", "max_num_seqs", "max_num_batched_tokens"):
@@ -99,7 +105,7 @@ class PageBrainConfig:
         if self.max_model_len is not None:
             _check_int("max_model_len", self.max_model_len, 2)
         _check_int("seed", self.seed, None)
-        for name, allowed in (("lookahead", None), ("cuda_graphs", None), ("check_integrity", False)):
+        for name, allowed in (("async_scheduling", None), ("cuda_graphs", None), ("check_integrity", False)):
             value = getattr(self, name)
             if not isinstance(value, bool) and (value is not None or allowed is not None):
                 raise ConfigError(f"{name} must be True or False, got {value!r}")
@@ -116,10 +122,26 @@ class PageBrainConfig:
         fraction = self.memory_fraction
         if fraction is not None and not (isinstance(fraction, (int, float)) and 0 < fraction <= 1):
             raise ConfigError(f"memory_fraction must be greater than 0 and at most 1, got {fraction!r}")
-        for part in self.swap:
-            _check_choice("swap", part, PARTS)
+        for part in self.parts:
+            _check_choice("parts", part, PARTS)
         if self.num_blocks is not None and self.max_model_len is not None:
             self._check_blocks_hold_a_sequence(self.num_blocks, self.max_model_len)
+
+    def _take_names_of_vllm(self, gpu_memory_utilization: float | None, enforce_eager: bool | None) -> None:
+        if gpu_memory_utilization is not None:
+            if self.memory_fraction is not None:
+                raise ConfigError(
+                    "gpu_memory_utilization and memory_fraction are two names of one setting: give one of them"
+                )
+            object.__setattr__(self, "memory_fraction", gpu_memory_utilization)
+        if enforce_eager is None:
+            return
+        if not isinstance(enforce_eager, bool):
+            raise ConfigError(f"enforce_eager must be True or False, got {enforce_eager!r}")
+        if enforce_eager and self.cuda_graphs:
+            raise ConfigError("enforce_eager=True switches CUDA graphs off, and cuda_graphs=True switches them on: give one")
+        if enforce_eager:
+            object.__setattr__(self, "cuda_graphs", False)
 
     def _fill_in_sizes(self) -> None:
         """The batch that suits the device: a GPU computes hundreds of sequences in little more time than one."""
@@ -164,8 +186,8 @@ class PageBrainConfig:
                     f"{name}={asked!r} was asked for, but the model has {value!r}: convert it, or leave this out"
                 )
         on_gpu = device.type == "cuda"
-        if self.lookahead is None:
-            of_model["lookahead"] = on_gpu
+        if self.async_scheduling is None:
+            of_model["async_scheduling"] = on_gpu
         if self.cuda_graphs is None:
             of_model["cuda_graphs"] = on_gpu
         max_model_len = self.max_model_len

@@ -32,7 +32,7 @@ class UnsupportedTokenizerError(ModelLoadError):
 
 
 class PartError(PageBrainError):
-    """A swapped part does not exist or does not have the signature that the engine calls."""
+    """A part that was named does not exist or does not have the signature that the engine calls."""
 
 
 class KernelError(PageBrainError, ValueError):
@@ -52,7 +52,7 @@ class BlockTableError(PageBrainError):
 
 
 class IntegrityError(PageBrainError):
-    """The bookkeeping of blocks contradicts itself: a bug in the engine or in a swapped part."""
+    """The bookkeeping of blocks contradicts itself: a bug in the engine or in a part of the user's own."""
 
 
 class StepError(PageBrainError):

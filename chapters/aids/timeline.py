@@ -144,7 +144,7 @@ def _record_run(model: GPT2LMHeadModel, batch_size: int, way: str) -> tuple[dict
         max_num_seqs=batch_size,
         max_num_batched_tokens=batch_size * PROMPT_LEN,
         max_model_len=MAX_LEN,
-        lookahead=way == "ahead",
+        async_scheduling=way == "ahead",
     )
     engine = Watched(model, settings, keep_history=False, use_graphs=way != "eager")
     prompts = [[(7 * index + 3 * place) % 50000 for place in range(PROMPT_LEN)] for index in range(batch_size)]

@@ -101,7 +101,7 @@ def room_for_all(model: GPT2LMHeadModel, prompts: Sequence[Sequence[int]], max_n
         max_num_seqs=min(len(prompts), usual.max_num_seqs),
         max_num_batched_tokens=usual.max_num_batched_tokens,
         max_model_len=max(lengths),
-        lookahead=True,
+        async_scheduling=True,
     )
 
 

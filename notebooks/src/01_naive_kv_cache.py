@@ -131,7 +131,7 @@ viz.show_source(ch01.forward)
 # It needs each row's *position*, which comes with the row. Whose position it is does not matter.
 # </details>
 #
-# Only attention does. That is why one argument, `attend`, is enough to swap the whole memory system of this engine, twice in
+# Only attention does. That is why one argument, `attend`, is enough to replace the whole memory system of this engine, twice in
 # the next two chapters.
 #
 # ## Run it, and compare

@@ -670,14 +670,14 @@ for rate, waits, starts_at_once in zip(
 # lets it serve one prompt:
 #
 # ```
-# pagebrain generate "One morning" --swap scheduler=work/ch04_scheduler.py:Scheduler
+# pagebrain generate "One morning" --part scheduler=work/ch04_scheduler.py:Scheduler
 # ```
 #
 # To watch it decide, let it serve, open http://127.0.0.1:8000/live, send eight prompts at once, pause, and go on step by step. In a
 # pool this small somebody is preempted soon:
 #
 # ```
-# pagebrain serve --swap scheduler=work/ch04_scheduler.py:Scheduler --live-control --num-blocks 48 --block-size 8
+# pagebrain serve --part scheduler=work/ch04_scheduler.py:Scheduler --live-control --num-blocks 48 --block-size 8
 # ```
 #
 # ### Exercise 4.1: share out the budget (12 points)

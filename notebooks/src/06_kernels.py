@@ -448,13 +448,13 @@ with torch.no_grad():
 
 # %% [markdown]
 # And it serves. The engine takes an attention from outside, chapter 03's, this one, or yours: `python -m chapters try 06`,
-# or on the command line `pagebrain serve --swap attention=work/ch06_kernels.py:paged_attention`.
+# or on the command line `pagebrain serve --part attention=work/ch06_kernels.py:paged_attention`.
 
 # %% tags=["nbval-check-output"]
 params = SamplingParams(temperature=0, max_tokens=8)
 served = [
-    LLM(model, num_blocks=32, **swap).generate([prompts[1]], params, use_tqdm=False)
-    for swap in ({}, {"swap": {"attention": ch06.paged_attention}})
+    LLM(model, num_blocks=32, **parts).generate([prompts[1]], params, use_tqdm=False)
+    for parts in ({}, {"parts": {"attention": ch06.paged_attention}})
 ]
 tokens = [outputs[0].outputs[0].token_ids for outputs in served]
 assert tokens[0] == tokens[1]

@@ -412,9 +412,9 @@ else:
 # The loop has one more line of state than before, the steps *in flight* (launched, and not read yet), and works at both depths:
 
 # %% tags=["nbval-check-output"]
-for lookahead in (False, True):
+for async_scheduling in (False, True):
     engine = ch07.Engine(
-        tiny, PageBrainConfig.for_model(tiny, **settings, lookahead=lookahead)
+        tiny, PageBrainConfig.for_model(tiny, **settings, async_scheduling=async_scheduling)
     )
     seq, order = engine.add_request([1, 2, 3], 4), []
 
@@ -456,7 +456,7 @@ stories = [tokenizer.encode("One morning Mia"), tokenizer.encode("The fox and th
 free_run = ch07.generate(exact, stories[:1], 12)[0]
 exact.config.eos_token_id = free_run[5]  # as if the sixth token ended a text
 room = {"block_size": 4, "num_blocks": 12, "max_num_seqs": 2, "max_model_len": 40}
-engine = ch07.Engine(exact, PageBrainConfig.for_model(exact, **room, lookahead=True))
+engine = ch07.Engine(exact, PageBrainConfig.for_model(exact, **room, async_scheduling=True))
 seqs = [engine.add_request(prompt, 12) for prompt in stories]
 print("call   in flight after it   tokens of A   A            free blocks")
 for call in range(10):
@@ -488,12 +488,12 @@ prompts.append(tokenizer.encode("In the garden, a little bird sat in a tree and 
 tight = {"block_size": 4, "num_blocks": 20, "max_num_seqs": 4, "max_num_batched_tokens": 8}
 answers = set()
 for use_graphs in (False, True):
-    for lookahead in (False, True):
+    for async_scheduling in (False, True):
         mine = {}
         engine = ch07.Engine(
             exact,
             PageBrainConfig.for_model(
-                exact, **tight, max_model_len=48, lookahead=lookahead
+                exact, **tight, max_model_len=48, async_scheduling=async_scheduling
             ),
             lambda number, scores, mine=mine: mine.setdefault(number, []).append(scores),
             use_graphs=use_graphs,

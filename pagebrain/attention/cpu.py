@@ -66,7 +66,7 @@ def paged_attention(
     return out
 
 
-paged_attention.supports = frozenset({"lookahead"})  # type: ignore[attr-defined]
+paged_attention.supports = frozenset({"async_scheduling"})  # type: ignore[attr-defined]
 
 
 def write_kv(key: Tensor, value: Tensor, key_pool: Tensor, value_pool: Tensor, slot_mapping: Tensor) -> None:

@@ -15,7 +15,7 @@ class TritonBackend:
     Raises ``ConfigError`` if there is no Triton that is new enough.
     """
 
-    supports = frozenset({"batch_rows", "cuda_graph", "lookahead"})
+    supports = frozenset({"batch_rows", "cuda_graph", "async_scheduling"})
 
     def __init__(self) -> None:
         from pagebrain.kernels import paged

@@ -21,7 +21,7 @@ from pagebrain.bench.engine_loop import LoopRun, Totals, run_loop
 from pagebrain.bench.serve.load import Load
 from pagebrain.bench.workload import BenchRequest, Sampling
 
-_CONFIGURATION = ("block_size", "num_blocks", "max_num_seqs", "max_num_batched_tokens", "lookahead", "cuda_graphs")
+_CONFIGURATION = ("block_size", "num_blocks", "max_num_seqs", "max_num_batched_tokens", "async_scheduling", "cuda_graphs")
 
 
 class PageBrainRunner:

@@ -2,7 +2,7 @@
 
 Options without a command, as in ``pagebrain --model openai-community/gpt2``, are those of ``serve``.
 
-The exit status is 2 for a mistake in the input, 1 for a step that failed (in a swapped part, say), 130 when interrupted.
+The exit status is 2 for a mistake in the input, 1 for a step that failed, 130 when interrupted.
 Nothing here imports torch before a command needs it.
 """
 

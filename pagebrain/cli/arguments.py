@@ -24,7 +24,7 @@ _ENGINE_FIELDS = (
     "max_num_seqs",
     "max_num_batched_tokens",
     "max_model_len",
-    "lookahead",
+    "async_scheduling",
     "cuda_graphs",
     "check_integrity",
 )
@@ -82,22 +82,29 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("engine", argument_default=argparse.SUPPRESS)
     group.add_argument("--block-size", type=int, metavar="N", help="token slots in a block of the cache (default: 16)")
     group.add_argument("--num-blocks", type=int, metavar="N", help="blocks of the cache (default: what the memory allows)")
-    group.add_argument("--memory-fraction", type=float, metavar="X", help="share of the free memory that the cache may take")
+    group.add_argument(
+        *("--memory-fraction", "--gpu-memory-utilization"),
+        type=float,
+        metavar="X",
+        help="share of the free memory that the cache may take",
+    )
     group.add_argument("--max-num-seqs", type=int, metavar="N", help="most sequences in one step")
     group.add_argument("--max-num-batched-tokens", type=int, metavar="N", help="most tokens in one step")
     group.add_argument("--max-model-len", type=int, metavar="N", help="most tokens of prompt and output together")
     on_or_off = argparse.BooleanOptionalAction
     group.add_argument(
-        "--lookahead", action=on_or_off, help="launch each step before the last one is read (default: on a GPU)"
+        "--async-scheduling", action=on_or_off, help="launch each step before the last one is read (default: on a GPU)"
     )
     group.add_argument("--cuda-graphs", action=on_or_off, help="replay decode steps as CUDA graphs (default: on a GPU)")
+    group.add_argument("--enforce-eager", action="store_false", dest="cuda_graphs", help="the same as --no-cuda-graphs")
     group.add_argument("--engine-seed", type=int, metavar="N", help="requests without a --seed derive theirs from this")
     group.add_argument(
         "--check-integrity", action="store_true", help="verify the bookkeeping of blocks after every step (slow)"
     )
     group.add_argument(
-        "--swap",
+        "--part",
         action="append",
+        dest="parts",
         metavar="PART=path:Name",
         help="use your own block_manager, attention, scheduler or sampler; repeatable",
     )
@@ -116,12 +123,12 @@ def sampling_params(args: argparse.Namespace) -> SamplingParams:
 
 
 def engine_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """Keyword arguments for ``LLM``. Raises ``ConfigError`` for a ``--swap`` that cannot be read."""
+    """Keyword arguments for ``LLM``. Raises ``ConfigError`` for a ``--part`` that cannot be read."""
     given = {name: value for name, value in vars(args).items() if name in _ENGINE_FIELDS}
     if "engine_seed" in args:
         given["seed"] = args.engine_seed
-    if "swap" in args:
-        given["swap"] = _swap(args.swap)
+    if "parts" in args:
+        given["parts"] = _parts(args.parts)
     return given
 
 
@@ -144,13 +151,13 @@ def _logit_bias(items: list[str]) -> dict[int, float]:
     return bias
 
 
-def _swap(items: list[str]) -> dict[str, str]:
-    swap: dict[str, str] = {}
+def _parts(items: list[str]) -> dict[str, str]:
+    parts: dict[str, str] = {}
     for item in items:
         part, equals, named = item.partition("=")
         if not equals or not part or not named:
-            raise ConfigError(f"--swap must look like PART=path/to/file.py:Name, got {item!r}")
-        if part in swap:
-            raise ConfigError(f"--swap names {part} twice: {swap[part]!r} and {named!r}")
-        swap[part] = named
-    return swap
+            raise ConfigError(f"--part must look like PART=path/to/file.py:Name, got {item!r}")
+        if part in parts:
+            raise ConfigError(f"--part names {part} twice: {parts[part]!r} and {named!r}")
+        parts[part] = named
+    return parts

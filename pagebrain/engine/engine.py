@@ -2,8 +2,8 @@
 
 :class:`Engine` owns the loop and nothing else. The scheduler decides, the cache manager finds room, the executor computes,
 the output processor makes text and deltas of the tokens; the engine launches steps, reads them, retires sequences that ended
-and tells observers. The loop is written once: with ``lookahead`` off each step is read before the next is planned (depth 0),
-with it on the next is launched first (depth 1).
+and tells observers. The loop is written once. Without ``async_scheduling`` each step is read before the next is planned
+(depth 0); with it the next is launched first (depth 1).
 """
 
 import dataclasses
@@ -70,7 +70,7 @@ class Engine:
         self.outputs = OutputProcessor(detokenizer, frozenset(config.eos_token_ids))
         self.scheduler = scheduler
         self.observers: list[Observer] = []
-        self.depth = 1 if config.lookahead else 0
+        self.depth = 1 if config.async_scheduling else 0
         self._in_flight: deque[_Launched] = deque()
         self._counter = StepCounter()
         # The engine's own scheduler is held to this by tests; asking it at every step costs as much as its planning.

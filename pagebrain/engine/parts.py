@@ -1,7 +1,7 @@
-"""The parts that can be swapped, what each must offer, and how one is found by name and checked.
+"""The parts that can be replaced, what each must offer, and how one is found by name and checked.
 
 The engine calls nothing of a part beyond its protocol here, so a learner's class that offers as much serves real requests:
-``swap={"scheduler": MyScheduler}`` in Python, ``--swap scheduler=work/my_scheduler.py:Scheduler`` on the command line.
+``parts={"scheduler": MyScheduler}`` in Python, ``--part scheduler=work/my_scheduler.py:Scheduler`` on the command line.
 """
 
 import importlib
@@ -21,7 +21,7 @@ from pagebrain.errors import PageBrainError, PartError
 if TYPE_CHECKING:
     from pagebrain.sampling import SamplerOutput, SampleRow
 
-FEATURES = frozenset({"batch_rows", "cuda_graph", "lookahead"})
+FEATURES = frozenset({"batch_rows", "cuda_graph", "async_scheduling"})
 """What a part may declare in ``supports``; the engine switches off what any part in use lacks.
 
 ``batch_rows`` is for attention backends: they take ``active_rows``, see :class:`pagebrain.attention.ForwardBatch`.
@@ -132,7 +132,7 @@ def make_part(part: str, factory: Any, *arguments: Any) -> Any:
 def _load(part: str, named: str) -> Any:
     location, separator, attribute = named.rpartition(":")
     if not separator or not location or not attribute:
-        raise PartError(f"swap {part}={named!r} must look like path/to/file.py:Name or package.module:Name")
+        raise PartError(f"part {part}={named!r} must look like path/to/file.py:Name or package.module:Name")
     _make_importable(Path(location) if location.endswith(".py") else None)
     try:
         module = _module_from_file(Path(location)) if location.endswith(".py") else importlib.import_module(location)
@@ -140,10 +140,10 @@ def _load(part: str, named: str) -> Any:
         raise
     except Exception as error:  # whatever a learner's file raises when it is imported
         raise PartError(
-            f"swap {part}={named!r}: importing {location} failed with {type(error).__name__}: {error}"
+            f"part {part}={named!r}: importing {location} failed with {type(error).__name__}: {error}"
         ) from error
     if not hasattr(module, attribute):
-        raise PartError(f"swap {part}={named!r}: {location} defines no {attribute!r}")
+        raise PartError(f"part {part}={named!r}: {location} defines no {attribute!r}")
     return getattr(module, attribute)
 
 
@@ -152,7 +152,7 @@ def _module_from_file(path: Path) -> Any:
         raise PartError(f"there is no file {path}: give a path from the current folder, {Path.cwd()}")
     # Two files of one name are two modules, and a file that was edited is a new one: a notebook must not go on with the old.
     key = (str(path.resolve()), path.stat().st_mtime_ns, path.stat().st_size)
-    name = f"pagebrain_swap_{path.stem}_{abs(hash(key)):x}"
+    name = f"pagebrain_part_{path.stem}_{abs(hash(key)):x}"
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)

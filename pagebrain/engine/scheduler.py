@@ -20,7 +20,7 @@ class Scheduler:
     in the list always gets on, and nobody starves.
     """
 
-    supports = frozenset({"cuda_graph", "lookahead"})
+    supports = frozenset({"cuda_graph", "async_scheduling"})
 
     def __init__(self, config: PageBrainConfig, cache_manager: CacheManager) -> None:
         self.config = config

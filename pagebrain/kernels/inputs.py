@@ -45,7 +45,7 @@ def check_pools(key_pool: Tensor, value_pool: Tensor) -> None:
         raise mismatch("pools", f"strides {strides}", "a contiguous last dimension")
     reason = unsupported(key_pool.dtype, shape[3])
     if reason is not None:
-        raise KernelError(f"{reason}: use swap attention=pagebrain.attention:paged_attention, which is torch operations")
+        raise KernelError(f"{reason}: use the part attention=pagebrain.attention:paged_attention, which is torch operations")
 
 
 def check_attention(

@@ -58,4 +58,4 @@ def paged_attention(
     return out
 
 
-paged_attention.supports = frozenset({"lookahead"})  # type: ignore[attr-defined]
+paged_attention.supports = frozenset({"async_scheduling"})  # type: ignore[attr-defined]

@@ -46,7 +46,7 @@ class Sampler:
     """
 
     # In a CUDA graph its work is done by the sampling kernels, where they can; see pagebrain.worker.cuda_executor.
-    supports = frozenset({"cuda_graph", "lookahead"})
+    supports = frozenset({"cuda_graph", "async_scheduling"})
 
     def __init__(self, config: "PageBrainConfig") -> None:
         if config.vocab_size is None:

@@ -124,8 +124,8 @@ class _Prepared:
 class TorchExecutor:
     """Runs steps with torch on the model's device, one after the other.
 
-    With ``lookahead`` the work is done by a thread of its own, so that the engine plans and detokenizes meanwhile; without,
-    it is done when it is waited for.
+    With ``async_scheduling`` a thread of its own does the work, so that the engine plans and detokenizes meanwhile. Without,
+    the work is done when it is waited for.
     """
 
     def __init__(self, model: nn.Module, pool: KVPool, sampler: SamplerPart, config: PageBrainConfig) -> None:
@@ -137,7 +137,9 @@ class TorchExecutor:
         self.config = config
         # Twice the seats: one that ended keeps its row until the last step with it was read, while another takes its seat.
         self.rows = TokenRows(2 * config.max_num_seqs, config.max_model_len, config.block_size, config.device)
-        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="pagebrain-step") if config.lookahead else None
+        self._worker = (
+            ThreadPoolExecutor(max_workers=1, thread_name_prefix="pagebrain-step") if config.async_scheduling else None
+        )
 
     def launch(self, group: SequenceGroup) -> InFlight:
         """Start computing a step; errors of the computation itself surface in ``wait``."""

@@ -622,13 +622,13 @@ class Launches:
 class Loop:
     """An engine of the chapter's, whose executor is :class:`Launches` and whose blocks come back as they should."""
 
-    def __init__(self, chapter: Any, monkeypatch: pytest.MonkeyPatch, lookahead: bool, **limits: int) -> None:
+    def __init__(self, chapter: Any, monkeypatch: pytest.MonkeyPatch, async_scheduling: bool, **limits: int) -> None:
         monkeypatch.setattr(chapter, "Executor", type("Executor", (Launches,), {"in_flight_class": chapter.InFlight}))
         monkeypatch.setattr(chapter.LateRetirement, "collect", collect)
         monkeypatch.setattr(chapter.Scheduler, "make_room", make_room)
         self.model = random_gpt2(seed=5)
         settings = {"block_size": 4, "num_blocks": 60, "max_num_seqs": 4, "max_num_batched_tokens": 8} | limits
-        config = PageBrainConfig.for_model(self.model, lookahead=lookahead, **settings)
+        config = PageBrainConfig.for_model(self.model, async_scheduling=async_scheduling, **settings)
         self.scores: dict[int, list[int]] = {}
         self.engine = chapter.Engine(self.model, config, lambda number, scores: self.note(number, scores))
         self.executor = self.engine.executor
@@ -795,7 +795,7 @@ def make_room(self: Any, seq: Sequence, num_tokens: int) -> bool:
     "back the counts of all of the group, give by the order of step.sampling, pass step.logits on.",
 )
 def test_at_depth_0_each_step_is_read_before_the_next_is_launched(chapter: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    loop = Loop(chapter, monkeypatch, lookahead=False)
+    loop = Loop(chapter, monkeypatch, async_scheduling=False)
     loop.add([1, 2, 3], 4)
     loop.run()
     order = [(kind, number) for number in range(4) for kind in ("launch", "wait")]
@@ -809,7 +809,7 @@ def test_at_depth_0_each_step_is_read_before_the_next_is_launched(chapter: Any, 
     "read returned. Nothing read: an empty group. None only if nothing is in flight.",
 )
 def test_at_depth_1_a_step_is_launched_before_the_last_one_is_read(chapter: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    loop = Loop(chapter, monkeypatch, lookahead=True)
+    loop = Loop(chapter, monkeypatch, async_scheduling=True)
     loop.add([1, 2, 3], 4)
     loop.run()
     order = [("launch", 0)] + [event for number in range(1, 4) for event in (("launch", number), ("wait", number - 1))]
@@ -827,9 +827,9 @@ def test_at_depth_1_a_step_is_launched_before_the_last_one_is_read(chapter: Any,
     hint="Counts are of all of step.group: a step less, and a token less if it samples. Chunks are returned too. Tokens and "
     "logits are in the order of step.sampling.",
 )
-@pytest.mark.parametrize("lookahead", [False, True], ids=["depth 0", "depth 1"])
-def test_chunks_and_decodes_side_by_side(chapter: Any, monkeypatch: pytest.MonkeyPatch, lookahead: bool) -> None:
-    loop = Loop(chapter, monkeypatch, lookahead)
+@pytest.mark.parametrize("async_scheduling", [False, True], ids=["depth 0", "depth 1"])
+def test_chunks_and_decodes_side_by_side(chapter: Any, monkeypatch: pytest.MonkeyPatch, async_scheduling: bool) -> None:
+    loop = Loop(chapter, monkeypatch, async_scheduling)
     loop.add([1, 2, 3], 9)
     loop.add(list(range(20)), 5)
     loop.add([7] * 11, 1)
@@ -843,18 +843,20 @@ def test_chunks_and_decodes_side_by_side(chapter: Any, monkeypatch: pytest.Monke
     hint="Tokens and logits are those of step.sampling, in its order, which is not that of the group. Who had ended before "
     "gets nothing.",
 )
-@pytest.mark.parametrize("lookahead", [False, True], ids=["depth 0", "depth 1"])
-def test_each_sequence_gets_its_own_token_and_scores(chapter: Any, monkeypatch: pytest.MonkeyPatch, lookahead: bool) -> None:
-    loop = Loop(chapter, monkeypatch, lookahead, max_num_batched_tokens=64)
+@pytest.mark.parametrize("async_scheduling", [False, True], ids=["depth 0", "depth 1"])
+def test_each_sequence_gets_its_own_token_and_scores(
+    chapter: Any, monkeypatch: pytest.MonkeyPatch, async_scheduling: bool
+) -> None:
+    loop = Loop(chapter, monkeypatch, async_scheduling, max_num_batched_tokens=64)
     for number in range(4):
         loop.add([number, number + 1], 4 + number)
     loop.run()
     loop.check_answers()
 
 
-def with_an_end(chapter: Any, monkeypatch: pytest.MonkeyPatch, lookahead: bool, seed: int) -> Loop:
+def with_an_end(chapter: Any, monkeypatch: pytest.MonkeyPatch, async_scheduling: bool, seed: int) -> Loop:
     """Four sequences, of which the model's end token ends one in the middle while the others go on."""
-    loop = Loop(chapter, monkeypatch, lookahead, max_num_batched_tokens=64)
+    loop = Loop(chapter, monkeypatch, async_scheduling, max_num_batched_tokens=64)
     choose = random.Random(seed)
     for _ in range(50):
         prompts = [[choose.randrange(97) for _ in range(3)] for _ in range(4)]
@@ -881,36 +883,38 @@ def hashed(prompt: list[int], count: int) -> list[int]:
 @pytest.mark.task(
     "7.4", hint="Past the end: gives nothing. Ask whether it had ended before you give; counts go down all the same."
 )
-@pytest.mark.parametrize("lookahead", [False, True], ids=["depth 0", "depth 1"])
+@pytest.mark.parametrize("async_scheduling", [False, True], ids=["depth 0", "depth 1"])
 def test_a_token_past_the_end_is_discarded(
-    chapter: Any, monkeypatch: pytest.MonkeyPatch, seed: int, lookahead: bool
+    chapter: Any, monkeypatch: pytest.MonkeyPatch, seed: int, async_scheduling: bool
 ) -> None:
-    loop = with_an_end(chapter, monkeypatch, lookahead, seed)
+    loop = with_an_end(chapter, monkeypatch, async_scheduling, seed)
     loop.run()
     answers = [(seq.seq_id, seq.output_token_ids) for seq in loop.seqs]
     for seq_id, answer in answers:
         assert_same_tokens(answer, loop.expected(loop.seqs[seq_id]), what=f"the answer of sequence {seq_id}")
     assert len(loop.seqs[1].output_token_ids) < 12
     last = max(number for number, group in enumerate(loop.executor.groups) if loop.seqs[1] in [e.seq for e in group])
-    assert last == len(loop.seqs[1].output_token_ids) - (0 if lookahead else 1), "no step was in flight when it ended"
+    assert last == len(loop.seqs[1].output_token_ids) - (0 if async_scheduling else 1), "no step was in flight when it ended"
 
 
 @pytest.mark.task(
     "7.4", hint="Returned is who had not ended before: ask that before you give out anything. Chunks belong to it."
 )
-@pytest.mark.parametrize("lookahead", [False, True], ids=["depth 0", "depth 1"])
+@pytest.mark.parametrize("async_scheduling", [False, True], ids=["depth 0", "depth 1"])
 def test_returned_are_those_who_got_something(
-    chapter: Any, monkeypatch: pytest.MonkeyPatch, seed: int, lookahead: bool
+    chapter: Any, monkeypatch: pytest.MonkeyPatch, seed: int, async_scheduling: bool
 ) -> None:
-    loop = with_an_end(chapter, monkeypatch, lookahead, seed)
+    loop = with_an_end(chapter, monkeypatch, async_scheduling, seed)
     loop.run()
     loop.check_answers()
 
 
 @pytest.mark.task("7.4", hint="A preempted sequence is not finished: give it its token, and return it with the others.")
-@pytest.mark.parametrize("lookahead", [False, True], ids=["depth 0", "depth 1"])
-def test_who_was_preempted_in_flight_keeps_the_token(chapter: Any, monkeypatch: pytest.MonkeyPatch, lookahead: bool) -> None:
-    loop = Loop(chapter, monkeypatch, lookahead, num_blocks=9)
+@pytest.mark.parametrize("async_scheduling", [False, True], ids=["depth 0", "depth 1"])
+def test_who_was_preempted_in_flight_keeps_the_token(
+    chapter: Any, monkeypatch: pytest.MonkeyPatch, async_scheduling: bool
+) -> None:
+    loop = Loop(chapter, monkeypatch, async_scheduling, num_blocks=9)
     for number in range(4):
         loop.add([number + 1] * (3 + number), 12)
     loop.run()
@@ -923,11 +927,11 @@ def test_who_was_preempted_in_flight_keeps_the_token(chapter: Any, monkeypatch: 
     hint="While something is in flight all is not done, even if nothing can be planned: read the oldest, one in each call, "
     "and return what read returned.",
 )
-@pytest.mark.parametrize("lookahead", [False, True], ids=["depth 0", "depth 1"])
+@pytest.mark.parametrize("async_scheduling", [False, True], ids=["depth 0", "depth 1"])
 def test_the_last_step_is_read_and_whoever_waits_is_served(
-    chapter: Any, monkeypatch: pytest.MonkeyPatch, lookahead: bool
+    chapter: Any, monkeypatch: pytest.MonkeyPatch, async_scheduling: bool
 ) -> None:
-    loop = Loop(chapter, monkeypatch, lookahead, max_num_seqs=1)
+    loop = Loop(chapter, monkeypatch, async_scheduling, max_num_seqs=1)
     for number in range(3):
         loop.add([number, 5, 6], 2)
     loop.run()
@@ -942,7 +946,7 @@ def test_the_last_step_is_read_and_whoever_waits_is_served(
 @pytest.mark.task("7.4", hint="Without on_logits there are no logits, and step.logits is None.")
 def test_without_logits_nobody_is_told_any(chapter: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     loop = Loop(chapter, monkeypatch, True)
-    engine = chapter.Engine(loop.model, PageBrainConfig.for_model(loop.model, num_blocks=8, lookahead=True))
+    engine = chapter.Engine(loop.model, PageBrainConfig.for_model(loop.model, num_blocks=8, async_scheduling=True))
     seq = engine.add_request([1, 2, 3], 4)
     for _ in range(20):
         if engine.step() is None:
@@ -1193,15 +1197,15 @@ class GuardedCache(ch04_scheduler.FreeAtOnce):
 
 @pytest.mark.task("7.5", hint="Each part may be right alone: follow the first sequence that is wrong in engine.history.")
 @pytest.mark.parametrize("use_graphs", [False, True], ids=["eager", "graphs"])
-@pytest.mark.parametrize("lookahead", [False, True], ids=["depth 0", "depth 1"])
+@pytest.mark.parametrize("async_scheduling", [False, True], ids=["depth 0", "depth 1"])
 def test_the_engine_gives_what_hugging_face_gives(
-    chapter: Any, seed: int, monkeypatch: pytest.MonkeyPatch, lookahead: bool, use_graphs: bool
+    chapter: Any, seed: int, monkeypatch: pytest.MonkeyPatch, async_scheduling: bool, use_graphs: bool
 ) -> None:
     monkeypatch.setattr("chapters.ch04_scheduler.FreeAtOnce", GuardedCache)
     model, prompts = random_gpt2(seed=seed), [[1, 2, 3], [7] * 17, [40, 41, 42], list(range(30)), [95]]
     logits: dict[int, list[Tensor]] = {number: [] for number in range(len(prompts))}
     settings = {"block_size": 4, "num_blocks": 14, "max_num_seqs": 4, "max_num_batched_tokens": 8}
-    config = PageBrainConfig.for_model(model, lookahead=lookahead, **settings)
+    config = PageBrainConfig.for_model(model, async_scheduling=async_scheduling, **settings)
     engine = chapter.Engine(model, config, lambda number, scores: logits[number].append(scores), use_graphs=use_graphs)
     seqs = [engine.add_request(prompt, 20) for prompt in prompts]
     most = 0
@@ -1225,7 +1229,9 @@ def test_the_engine_gives_what_hugging_face_gives(
     assert len(engine.executor.rows.free) == 8, f"{8 - len(engine.executor.rows.free)} batch rows are still held at the end"
     assert sum(seq.num_preemptions for seq in seqs) > 0, "blocks ran out, but nobody was preempted"
     assert any({row.phase for row in trace.rows} == {"prefill", "decode"} for trace in engine.history)
-    assert most == int(lookahead), f"{most} steps were in flight between two calls of step, expected {int(lookahead)}"
+    assert most == int(async_scheduling), (
+        f"{most} steps were in flight between two calls of step, expected {int(async_scheduling)}"
+    )
 
 
 @pytest.mark.task("7.5", hint="Many small loads with few blocks, at both depths; the text depends on every slot.")
@@ -1239,7 +1245,7 @@ def test_random_loads_are_served_exactly(chapter: Any, seed: int) -> None:
         block_size, seats = choose.choice([1, 2, 4]), choose.randint(2, 4)
         limits = {"block_size": block_size, "num_blocks": 20 // block_size}
         limits["max_num_batched_tokens"] = choose.randint(seats, 9)
-        config = PageBrainConfig.for_model(model, max_num_seqs=seats, lookahead=load % 4 != 0, **limits)
+        config = PageBrainConfig.for_model(model, max_num_seqs=seats, async_scheduling=load % 4 != 0, **limits)
         engine = chapter.Engine(model, config)
         seqs = []
         for _ in range(7):

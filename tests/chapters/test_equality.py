@@ -112,8 +112,8 @@ PARTS = {
 @pytest.mark.parametrize("parts", [[name] for name in PARTS] + [list(PARTS)], ids=[*PARTS, "all"])
 def test_a_chapters_part_serves_in_the_engine(parts: list[str]) -> None:
     base = random_gpt2(seed=5)
-    swap = {part: f"{FOLDER}/{PARTS[part]}" for part in parts}
-    llm = LLM(base, block_size=4, num_blocks=16, swap=swap, check_integrity=True)
+    named = {part: f"{FOLDER}/{PARTS[part]}" for part in parts}
+    llm = LLM(base, block_size=4, num_blocks=16, parts=named, check_integrity=True)
     params = SamplingParams(temperature=0, max_tokens=20)
     outputs = llm.generate(PROMPTS, params, use_tqdm=False)
     assert [list(out.outputs[0].token_ids) for out in outputs] == [hf_greedy(base, prompt, 20, 96) for prompt in PROMPTS]
@@ -126,9 +126,9 @@ def test_the_kernels_serve_in_the_engine() -> None:
     require_kernels("cpu")
     base = random_gpt2(torch.float32, seed=5)
     prompts = [[1, 2, 3], [7] * 9, [95]]
-    swap = {"attention": f"{FOLDER}/ch06_kernels.py:paged_attention"}
+    named = {"attention": f"{FOLDER}/ch06_kernels.py:paged_attention"}
     settings: dict[str, Any] = {"block_size": 4, "num_blocks": 5, "max_num_batched_tokens": 8, "check_integrity": True}
-    llm = LLM(base, swap=swap, **settings)
+    llm = LLM(base, parts=named, **settings)
     traces: list[Any] = []
     llm.engine.observers.append(traces.append)
     outputs = llm.generate(prompts, SamplingParams(temperature=0, max_tokens=7), use_tqdm=False)
@@ -153,7 +153,7 @@ def test_the_command_serves_with_a_chapters_parts_and_with_a_learners_file(tmp_p
     own.parent.mkdir()
     own.write_text((FOLDER / "ch04_scheduler.py").read_text(encoding="utf-8"), encoding="utf-8")
     parts = {**{part: f"chapters/{name}" for part, name in PARTS.items()}, "scheduler": f"{own}:Scheduler"}
-    swap = [word for part, name in parts.items() for word in ("--swap", f"{part}={name}")]
+    named = [word for part, name in parts.items() for word in ("--part", f"{part}={name}")]
     command = ["generate", "One morning", "--temperature", "0", "--max-tokens", "8", "--check-integrity"]
     script = (
         f"import sys; sys.path[:] = [p for p in sys.path if p not in ('', {str(root)!r})] + [{str(tmp_path / 'lib')!r}]\n"
@@ -166,7 +166,7 @@ def test_the_command_serves_with_a_chapters_parts_and_with_a_learners_file(tmp_p
         subprocess.run(
             [sys.executable, "-c", script, *command, *more], cwd=root, env=environment, capture_output=True, text=True
         )
-        for more in (swap, [])
+        for more in (named, [])
     ]
     assert [answer.returncode for answer in answers] == [0, 0], answers[0].stderr
     assert answers[0].stdout == answers[1].stdout != ""

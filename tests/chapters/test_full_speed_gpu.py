@@ -20,9 +20,9 @@ DEVICES = [torch.device("cpu"), pytest.param(torch.device("cuda"), marks=pytest.
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("lookahead", [False, True], ids=["depth 0", "depth 1"])
+@pytest.mark.parametrize("async_scheduling", [False, True], ids=["depth 0", "depth 1"])
 @pytest.mark.parametrize("use_graphs", [False, True], ids=["eager", "graphs"])
-def test_logits_and_tokens_on_a_gpu_equal_hugging_face_under_preemption(lookahead: bool, use_graphs: bool) -> None:
+def test_logits_and_tokens_on_a_gpu_equal_hugging_face_under_preemption(async_scheduling: bool, use_graphs: bool) -> None:
     base: Any = random_gpt2(seed=5)
     expected = [hf_greedy(base, prompt, 20, 96) for prompt in PROMPTS]
     expected_logits = [
@@ -30,7 +30,7 @@ def test_logits_and_tokens_on_a_gpu_equal_hugging_face_under_preemption(lookahea
     ]
     base.cuda()
     settings = {"block_size": 4, "num_blocks": 14, "max_num_seqs": 4, "max_num_batched_tokens": 8}
-    config = PageBrainConfig.for_model(base, lookahead=lookahead, **settings)
+    config = PageBrainConfig.for_model(base, async_scheduling=async_scheduling, **settings)
     logits: dict[int, list[Tensor]] = {}
     engine = ch07_full_speed.Engine(
         base, config, lambda index, scores: logits.setdefault(index, []).append(scores), use_graphs=use_graphs
@@ -45,7 +45,7 @@ def test_logits_and_tokens_on_a_gpu_equal_hugging_face_under_preemption(lookahea
         torch.testing.assert_close(torch.stack(logits[index]).cpu(), theirs, atol=1e-9, rtol=0)
     assert sum(seq.num_preemptions for seq in sequences) > 0
     assert any({row.phase for row in trace.rows} == {"prefill", "decode"} for trace in engine.history)
-    assert most_in_flight == int(lookahead)
+    assert most_in_flight == int(async_scheduling)
     assert engine.cache.num_free_blocks == 14
     assert len(engine.executor.rows.free) == 8
 
@@ -54,7 +54,7 @@ def test_logits_and_tokens_on_a_gpu_equal_hugging_face_under_preemption(lookahea
 def test_nothing_waits_for_the_gpu_but_whoever_reads_a_token() -> None:
     base: Any = random_gpt2(seed=5)
     base.cuda()
-    config = PageBrainConfig.for_model(base, block_size=4, num_blocks=60, max_num_seqs=4, lookahead=True)
+    config = PageBrainConfig.for_model(base, block_size=4, num_blocks=60, max_num_seqs=4, async_scheduling=True)
     engine = ch07_full_speed.Engine(base, config)
     for prompt in PROMPTS[:3]:
         engine.add_request(prompt, 20)
@@ -76,7 +76,9 @@ def test_chapter_05_serves_with_this_engine(monkeypatch: pytest.MonkeyPatch) -> 
     base = random_gpt2(seed=5)
     base.config.eos_token_id = hf_greedy(base, PROMPTS[1], 6)[-1]
     settings = {"block_size": 4, "num_blocks": 14, "max_num_seqs": 4, "max_num_batched_tokens": 8}
-    answers = ch05_server.generate(base, PROMPTS, 20, config=PageBrainConfig.for_model(base, lookahead=True, **settings))
+    answers = ch05_server.generate(
+        base, PROMPTS, 20, config=PageBrainConfig.for_model(base, async_scheduling=True, **settings)
+    )
     assert answers == [hf_greedy(base, prompt, 20, base.config.eos_token_id) for prompt in PROMPTS]
     assert any(len(answer) < 20 for answer in answers)
 

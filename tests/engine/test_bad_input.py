@@ -144,13 +144,17 @@ BAD_CONFIGS: list[tuple[dict[str, Any], str]] = [
     ({"max_num_seqs": 100, "max_num_batched_tokens": 50}, "must be at least max_num_seqs"),
     ({"memory_fraction": 0.0}, "memory_fraction must be greater than 0"),
     ({"memory_fraction": 1.5}, "memory_fraction must be"),
+    ({"gpu_memory_utilization": 1.5}, "memory_fraction must be"),
+    ({"gpu_memory_utilization": 0.5, "memory_fraction": 0.5}, "two names of one setting"),
+    ({"enforce_eager": 1}, "enforce_eager must be True or False, got 1"),
+    ({"enforce_eager": True, "cuda_graphs": True}, "enforce_eager=True switches CUDA graphs off"),
     ({"dtype": "float8"}, "dtype must be one of auto, float64"),
     ({"device": "tpu"}, "device must be auto, cpu, cuda"),
     ({"device": "meta"}, "device must be auto, cpu, cuda"),
     ({"load_format": "magic"}, "load_format must be one of"),
-    ({"lookahead": "yes"}, "lookahead must be True or False"),
+    ({"async_scheduling": "yes"}, "async_scheduling must be True or False"),
     ({"seed": 1.5}, "seed must be an integer"),
-    ({"swap": {"sheduler": object}}, "swap must be one of block_manager, attention"),
+    ({"parts": {"sheduler": object}}, "parts must be one of block_manager, attention"),
 ]
 
 
@@ -348,11 +352,11 @@ BAD_PARTS: list[tuple[str, Any, str]] = [
 )
 def test_a_part_that_does_not_exist_or_fit_is_refused_at_start(part: str, named: Any, message: str) -> None:
     with pytest.raises(PartError, match=message) as caught:
-        LLM(random_gpt2(), num_blocks=8, swap={part: named})
+        LLM(random_gpt2(), num_blocks=8, parts={part: named})
     one_line(caught.value)
 
 
 def test_a_part_whose_file_fails_to_import_says_why(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("import nothing_of_this_name\n")
     with pytest.raises(PartError, match="ModuleNotFoundError: No module named 'nothing_of_this_name'"):
-        LLM(random_gpt2(), swap={"scheduler": f"{tmp_path}/mine.py:Scheduler"})
+        LLM(random_gpt2(), parts={"scheduler": f"{tmp_path}/mine.py:Scheduler"})

@@ -38,7 +38,7 @@ def stories(base: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase) -> list[l
 TIGHT = {"num_blocks": 70, "max_num_batched_tokens": 7, "max_num_seqs": 4}
 
 
-@pytest.mark.parametrize("settings", [{}, {"lookahead": True}, TIGHT], ids=["plain", "ahead", "tight"])
+@pytest.mark.parametrize("settings", [{}, {"async_scheduling": True}, TIGHT], ids=["plain", "ahead", "tight"])
 def test_stories_are_those_of_hugging_face_and_end(
     settings: dict[str, Any], base: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerBase, stories: list[list[int]]
 ) -> None:

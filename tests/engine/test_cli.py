@@ -141,16 +141,16 @@ def test_engine_options_reach_the_config(run: Run, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(LLM, "__init__", watched)
     options = (
         "--load-format auto --dtype float64 --device cpu --block-size 4 --num-blocks 50 --memory-fraction 0.1 "
-        "--max-num-seqs 3 --max-num-batched-tokens 9 --max-model-len 60 --lookahead --engine-seed 5 --check-integrity "
-        "--max-tokens 4 --swap block_manager=pagebrain.block:BlockManager"
+        "--max-num-seqs 3 --max-num-batched-tokens 9 --max-model-len 60 --async-scheduling --engine-seed 5 "
+        "--check-integrity --max-tokens 4 --part block_manager=pagebrain.block:BlockManager"
     )
     folders = ("--model", str(BUNDLED_MODEL), "--tokenizer", str(BUNDLED_MODEL))
     assert run("generate", PROMPT, *folders, *options.split())[0] == 0
     assert seen == {
         "model": str(BUNDLED_MODEL), "tokenizer": str(BUNDLED_MODEL), "load_format": "auto", "dtype": "float64",
         "device": "cpu", "block_size": 4, "num_blocks": 50, "memory_fraction": 0.1, "max_num_seqs": 3,
-        "max_num_batched_tokens": 9, "max_model_len": 60, "lookahead": True, "seed": 5, "check_integrity": True,
-        "swap": {"block_manager": "pagebrain.block:BlockManager"},
+        "max_num_batched_tokens": 9, "max_model_len": 60, "async_scheduling": True, "seed": 5, "check_integrity": True,
+        "parts": {"block_manager": "pagebrain.block:BlockManager"},
     }  # fmt: skip
 
 
@@ -175,7 +175,7 @@ def test_a_model_without_a_tokenizer_takes_and_prints_token_ids(run: Run, model_
     assert len([int(token_id) for token_id in out.split(" ")]) == 5
 
 
-def test_a_swapped_part_is_used_and_what_it_lacks_is_said_on_stderr(run: Run, tmp_path: Path, expected: str) -> None:
+def test_a_part_of_ones_own_is_used_and_what_it_lacks_is_said_on_stderr(run: Run, tmp_path: Path, expected: str) -> None:
     part = tmp_path / "mine.py"
     part.write_text(
         "from pagebrain.engine.scheduler import Scheduler\n"
@@ -186,11 +186,11 @@ def test_a_swapped_part_is_used_and_what_it_lacks_is_said_on_stderr(run: Run, tm
         "        return super().schedule()\n"
     )
     status, out, err = run(
-        "generate", PROMPT, "--swap", f"scheduler={part}:Mine", "--lookahead", "--max-tokens", "24", *GREEDY
+        "generate", PROMPT, "--part", f"scheduler={part}:Mine", "--async-scheduling", "--max-tokens", "24", *GREEDY
     )
     assert status == 0
     assert "mine" in out and out.replace("mine", "") == expected.rstrip("\n") + "\n"
-    assert err.startswith("pagebrain: ") and "lookahead" in err and err.count("\n") == 1
+    assert err.startswith("pagebrain: ") and "async_scheduling" in err and err.count("\n") == 1
 
 
 def test_version(run: Run) -> None:
@@ -303,11 +303,11 @@ def assert_one_line_and_status_2(result: tuple[int, str, str], *words: str) -> N
         ([PROMPT, "--max-model-len", "100000"], "max_model_len"),
         ([PROMPT, "--dtype", "int8"], "dtype"),
         ([PROMPT, "--device", "abacus"], "device"),
-        ([PROMPT, "--swap", "scheduler"], "PART="),
-        ([PROMPT, "--swap", "engine=here.py:Engine"], "swap"),
-        ([PROMPT, "--swap", "scheduler=no_such_file.py:Scheduler"], "no_such_file.py"),
-        ([PROMPT, "--swap", "scheduler=pagebrain.engine.scheduler:Nothing"], "Nothing"),
-        ([PROMPT, "--swap", "sampler=pagebrain.sampling:Sampler", "--swap", "sampler=a.py:B"], "twice"),
+        ([PROMPT, "--part", "scheduler"], "PART="),
+        ([PROMPT, "--part", "engine=here.py:Engine"], "parts"),
+        ([PROMPT, "--part", "scheduler=no_such_file.py:Scheduler"], "no_such_file.py"),
+        ([PROMPT, "--part", "scheduler=pagebrain.engine.scheduler:Nothing"], "Nothing"),
+        ([PROMPT, "--part", "sampler=pagebrain.sampling:Sampler", "--part", "sampler=a.py:B"], "twice"),
         ([PROMPT, "--no-such-option"], "--no-such-option"),
     ],
     ids=lambda value: None if isinstance(value, str) else " ".join(value)[-60:].replace("/", " "),
@@ -366,7 +366,7 @@ def test_a_text_prompt_for_a_model_without_a_tokenizer_is_refused(run: Run) -> N
 def test_a_part_that_does_not_fit_is_refused(run: Run, tmp_path: Path, part: str, source: str, word: str) -> None:
     file = tmp_path / "mine.py"
     file.write_text(source)
-    assert_one_line_and_status_2(run("generate", PROMPT, "--swap", f"{part}={file}:Mine"), word)
+    assert_one_line_and_status_2(run("generate", PROMPT, "--part", f"{part}={file}:Mine"), word)
 
 
 def test_a_person_who_may_wait_for_a_download_is_told(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """How a configuration is resolved against a model and a machine."""
 
+import argparse
 import dataclasses
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 from pagebrain import LLM, PageBrainConfig, SamplingParams, machine
+from pagebrain.cli.arguments import add_engine_arguments, engine_settings
 from pagebrain.errors import ConfigError
 from pagebrain.machine import MemoryLimit
 from tests.support.machine import GB, Tree
@@ -25,6 +27,18 @@ def test_for_model_takes_shape_dtype_and_device_from_the_model() -> None:
 def test_a_config_cannot_be_changed_after_it_was_checked() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         PageBrainConfig().block_size = 3  # type: ignore[misc]
+
+
+def test_two_settings_also_have_the_names_that_vllm_gives_them() -> None:
+    config = PageBrainConfig(gpu_memory_utilization=0.25, enforce_eager=True)
+    assert (config.memory_fraction, config.cuda_graphs) == (0.25, False)
+    assert PageBrainConfig(enforce_eager=False).cuda_graphs is None
+    again = dataclasses.replace(config, block_size=8)
+    assert (again.memory_fraction, again.cuda_graphs) == (0.25, False)
+    args = argparse.ArgumentParser()
+    add_engine_arguments(args)
+    given = engine_settings(args.parse_args(["--gpu-memory-utilization", "0.25", "--enforce-eager"]))
+    assert given == {"memory_fraction": 0.25, "cuda_graphs": False}
 
 
 def test_num_blocks_follows_the_memory_fraction_up_to_what_all_seats_can_use(monkeypatch: pytest.MonkeyPatch) -> None:

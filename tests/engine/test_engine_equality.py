@@ -28,8 +28,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "small chunks": {"num_blocks": 128, "max_num_seqs": 4, "max_num_batched_tokens": 5},
     "one at a time": {"num_blocks": 64, "max_num_seqs": 1},
     "preemption": {"num_blocks": 16},
-    "launching ahead": {"num_blocks": 64, "lookahead": True, "max_num_batched_tokens": 16},
-    "ahead with preemption": {"num_blocks": 16, "lookahead": True, "max_num_batched_tokens": 16},
+    "launching ahead": {"num_blocks": 64, "async_scheduling": True, "max_num_batched_tokens": 16},
+    "ahead with preemption": {"num_blocks": 16, "async_scheduling": True, "max_num_batched_tokens": 16},
 }
 
 
@@ -79,7 +79,7 @@ def test_output_does_not_depend_on(name: str, params: SamplingParams, base: GPT2
 
 def test_launching_ahead_really_launches_before_reading(base: GPT2LMHeadModel) -> None:
     _, plain = run(base, GREEDY, num_blocks=64)
-    _, ahead = run(base, GREEDY, num_blocks=64, lookahead=True)
+    _, ahead = run(base, GREEDY, num_blocks=64, async_scheduling=True)
     assert all(later.launched_s > earlier.read_s for earlier, later in zip(plain, plain[1:], strict=False))
     overlapping = [later.launched_s < earlier.read_s for earlier, later in zip(ahead, ahead[1:], strict=False)]
     assert sum(overlapping) >= len(overlapping) - 1
@@ -89,8 +89,8 @@ def test_a_stop_in_mid_flight_discards_what_was_launched_past_it(base: GPT2LMHea
     full = hf_greedy(base, PROMPTS[0], 24)
     params = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True, stop_token_ids=[full[5]])
     expected = full[: full.index(full[5]) + 1]
-    for lookahead in (False, True):
-        llm = LLM(base, block_size=4, num_blocks=64, lookahead=lookahead, check_integrity=True)
+    for async_scheduling in (False, True):
+        llm = LLM(base, block_size=4, num_blocks=64, async_scheduling=async_scheduling, check_integrity=True)
         sample = llm.generate([PROMPTS[0]], params, use_tqdm=False)[0].outputs[0]
         assert list(sample.token_ids) == expected
         assert (sample.finish_reason, sample.stop_reason) == ("stop", full[5])
@@ -98,8 +98,8 @@ def test_a_stop_in_mid_flight_discards_what_was_launched_past_it(base: GPT2LMHea
 
 
 def test_nothing_is_launched_past_max_tokens_or_the_last_position(base: GPT2LMHeadModel) -> None:
-    for lookahead in (False, True):
-        llm = LLM(base, block_size=4, num_blocks=64, lookahead=lookahead)
+    for async_scheduling in (False, True):
+        llm = LLM(base, block_size=4, num_blocks=64, async_scheduling=async_scheduling)
         traces: list[StepTrace] = []
         llm.engine.observers.append(traces.append)
         few = SamplingParams(temperature=0, max_tokens=3, ignore_eos=True)
@@ -128,7 +128,7 @@ def test_end_of_sequence_ends_the_sample_and_ignore_eos_does_not() -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"max_num_seqs": 3, "max_num_batched_tokens": 4}, {"num_blocks": 16}, {"lookahead": True}]
+    "settings", [{}, {"max_num_seqs": 3, "max_num_batched_tokens": 4}, {"num_blocks": 16}, {"async_scheduling": True}]
 )
 def test_logprobs_of_prompt_and_output_equal_hugging_face(settings: dict[str, Any], base: GPT2LMHeadModel) -> None:
     params = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True, logprobs=3, prompt_logprobs=2)

@@ -17,7 +17,7 @@ seen: dict[str, int] = {}
 class EngineLife(RuleBasedStateMachine):
     """Requests come, steps pass, some are aborted; the pool is so small that preemption is common."""
 
-    lookahead = False
+    async_scheduling = False
 
     @initialize(
         block_size=st.sampled_from([1, 2, 4]), num_blocks=st.integers(6, 14), seats=st.integers(1, 5), data=st.data()
@@ -30,7 +30,7 @@ class EngineLife(RuleBasedStateMachine):
             max_model_len=block_size * num_blocks,
             max_num_seqs=seats,
             max_num_batched_tokens=budget,
-            lookahead=self.lookahead,
+            async_scheduling=self.async_scheduling,
         )
         self.engine.observers.append(self.observe)
         self.expected: dict[str, list[list[int]]] = {}
@@ -105,7 +105,7 @@ class EngineLife(RuleBasedStateMachine):
 class EngineLifeAhead(EngineLife):
     """The same with each step launched before the last one is read."""
 
-    lookahead = True
+    async_scheduling = True
 
 
 def live(machine: type[EngineLife], num_lives: int) -> None:

@@ -14,7 +14,7 @@ GREEDY = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
 @pytest.fixture(params=[False, True], ids=["depth 0", "depth 1"])
 def llm(request: pytest.FixtureRequest) -> LLM:
     base = random_gpt2(vocab_size=VOCAB_SIZE, eos_token_id=256, bos_token_id=256)
-    return LLM(base, byte_tokenizer(), num_blocks=32, block_size=4, lookahead=request.param, check_integrity=True)
+    return LLM(base, byte_tokenizer(), num_blocks=32, block_size=4, async_scheduling=request.param, check_integrity=True)
 
 
 def test_prompts_may_be_texts_or_token_ids_one_or_many(llm: LLM) -> None:

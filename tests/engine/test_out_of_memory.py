@@ -86,12 +86,12 @@ def test_too_little_memory_elsewhere_is_one_line_too(
     assert error.startswith("pagebrain: error: not enough memory: ") and error.count("\n") == 1
 
 
-@pytest.mark.parametrize("lookahead", [False, True])
-def test_too_little_memory_in_a_step_is_told_and_nothing_is_lost(lookahead: bool) -> None:
+@pytest.mark.parametrize("async_scheduling", [False, True])
+def test_too_little_memory_in_a_step_is_told_and_nothing_is_lost(async_scheduling: bool) -> None:
     base = random_gpt2()
     prompts = [[1, 2, 3], [4], [5] * 20]
     expected = LLM(base, num_blocks=16).generate(prompts, GREEDY, use_tqdm=False)
-    engine = LLM(base, num_blocks=16, lookahead=lookahead).engine
+    engine = LLM(base, num_blocks=16, async_scheduling=async_scheduling).engine
     model: Any = engine.executor.model  # type: ignore[attr-defined]
     forward, calls = model.forward_tokens, 0
 

@@ -17,9 +17,9 @@ def greedy(max_tokens: int) -> SamplingParams:
     return SamplingParams(temperature=0, max_tokens=max_tokens)
 
 
-@pytest.mark.parametrize("lookahead", [False, True])
-def test_a_prompt_of_one_token_is_a_prefill_and_so_is_a_chunk_of_one(lookahead: bool) -> None:
-    engine = hash_engine(lookahead=lookahead, max_num_batched_tokens=4, max_num_seqs=2)
+@pytest.mark.parametrize("async_scheduling", [False, True])
+def test_a_prompt_of_one_token_is_a_prefill_and_so_is_a_chunk_of_one(async_scheduling: bool) -> None:
+    engine = hash_engine(async_scheduling=async_scheduling, max_num_batched_tokens=4, max_num_seqs=2)
     traces: list[StepTrace] = []
     engine.observers.append(traces.append)
     engine.add_request([1], greedy(3), "one token")
@@ -35,9 +35,9 @@ def test_a_prompt_of_one_token_is_a_prefill_and_so_is_a_chunk_of_one(lookahead: 
     assert (stats.num_prefill_tokens, stats.num_decode_tokens) == (1 + 4, 2 + 2)
 
 
-@pytest.mark.parametrize("lookahead", [False, True])
-def test_after_a_preemption_a_sequence_prefills_until_it_has_caught_up(lookahead: bool) -> None:
-    engine = hash_engine(lookahead=lookahead, num_blocks=8, block_size=2, max_model_len=16, max_num_seqs=4)
+@pytest.mark.parametrize("async_scheduling", [False, True])
+def test_after_a_preemption_a_sequence_prefills_until_it_has_caught_up(async_scheduling: bool) -> None:
+    engine = hash_engine(async_scheduling=async_scheduling, num_blocks=8, block_size=2, max_model_len=16, max_num_seqs=4)
     traces: list[StepTrace] = []
     engine.observers.append(traces.append)
     for index in range(4):

@@ -29,12 +29,12 @@ TIGHT: dict[str, Any] = {"block_size": 4, "num_blocks": 9, "max_num_seqs": 4, "m
 KERNELS = {"attention": "pagebrain.attention.triton_backend:TritonBackend"}
 
 
-def make(kernels: bool, lookahead: bool) -> LLM:
+def make(kernels: bool, async_scheduling: bool) -> LLM:
     base: GPT2LMHeadModel
     if kernels:  # in the interpreter, which takes its time
         base = random_gpt2(torch.float32, seed=5, n_layer=1, n_head=1, n_embd=16)
-        return LLM(base, lookahead=lookahead, swap=KERNELS, **(TIGHT | {"num_blocks": 5, "max_num_seqs": 2}))
-    return LLM(random_gpt2(seed=5), lookahead=lookahead, **TIGHT)
+        return LLM(base, async_scheduling=async_scheduling, parts=KERNELS, **(TIGHT | {"num_blocks": 5, "max_num_seqs": 2}))
+    return LLM(random_gpt2(seed=5), async_scheduling=async_scheduling, **TIGHT)
 
 
 def record(llm: LLM) -> tuple[list[bytes], list[Any], list[SequenceGroup]]:
@@ -67,17 +67,17 @@ def record(llm: LLM) -> tuple[list[bytes], list[Any], list[SequenceGroup]]:
 
 
 @pytest.mark.parametrize(
-    ("kernels", "lookahead"),
+    ("kernels", "async_scheduling"),
     [(False, False), (False, True), (True, True)],
     ids=["torch", "torch, ahead", "batch rows, ahead"],
 )
-def test_a_replay_of_packed_plans_brings_the_same_tokens(kernels: bool, lookahead: bool) -> None:
+def test_a_replay_of_packed_plans_brings_the_same_tokens(kernels: bool, async_scheduling: bool) -> None:
     if kernels and (reason := why_no_kernels("cpu")) is not None:
         pytest.skip(reason)
-    plans, results, groups = record(make(kernels, lookahead))
+    plans, results, groups = record(make(kernels, async_scheduling))
     assert any(group.released for group in groups) and all(result is not None for result in results)
 
-    second: Any = make(kernels, lookahead=False).engine.executor
+    second: Any = make(kernels, async_scheduling=False).engine.executor
     unpacker = PlanUnpacker()
     for plan, result in zip(plans, results, strict=True):
         replayed = second.launch(unpacker.unpack(pickle.loads(plan))).wait()
@@ -86,7 +86,7 @@ def test_a_replay_of_packed_plans_brings_the_same_tokens(kernels: bool, lookahea
 
 def test_a_plan_is_small() -> None:
     """What is the same in every step is not sent again: a decode takes a few bytes a sequence."""
-    plans, _, groups = record(make(kernels=False, lookahead=False))
+    plans, _, groups = record(make(kernels=False, async_scheduling=False))
     decodes = [
         len(plan)
         for plan, group in zip(plans, groups, strict=True)
@@ -116,10 +116,10 @@ def test_new_blocks_are_told_once_and_by_column() -> None:
     assert groups[6].released == (0,)
 
 
-@pytest.mark.parametrize("lookahead", [False, True])
-def test_after_a_plan_of_which_half_was_applied_the_next_tells_all_anew(lookahead: bool) -> None:
+@pytest.mark.parametrize("async_scheduling", [False, True])
+def test_after_a_plan_of_which_half_was_applied_the_next_tells_all_anew(async_scheduling: bool) -> None:
     """Interrupted while it applies a plan, an executor may know some of it; it drops what it has and takes all again."""
-    engine = hash_engine(lookahead=lookahead, block_size=2, num_blocks=12, max_model_len=20)
+    engine = hash_engine(async_scheduling=async_scheduling, block_size=2, num_blocks=12, max_model_len=20)
     executor: Any = engine.executor
     apply, calls = executor.rows.apply, 0
 

@@ -77,7 +77,7 @@ def plain(**settings: Any) -> Callable[[], LLM]:
 
 
 def kernels(**settings: Any) -> Callable[[], LLM]:
-    return lambda: LLM(small(torch.float32, n_embd=16, n_head=1, n_layer=1), byte_tokenizer(), swap=KERNELS, **settings)
+    return lambda: LLM(small(torch.float32, n_embd=16, n_head=1, n_layer=1), byte_tokenizer(), parts=KERNELS, **settings)
 
 
 def scaled_by_layer() -> LLM:
@@ -89,14 +89,14 @@ SCENES: dict[str, tuple[Callable[[], LLM], list[dict[str, Any]]]] = {
     "roomy": (plain(**ROOMY), PARAMS),
     "chunks": (plain(**CHUNKS), PARAMS),
     "preemption": (plain(**TIGHT), PARAMS),
-    "ahead": (plain(lookahead=True, **ROOMY), PARAMS),
-    "ahead in chunks": (plain(lookahead=True, **CHUNKS), PARAMS),
-    "ahead with preemption": (plain(lookahead=True, **TIGHT), PARAMS),
+    "ahead": (plain(async_scheduling=True, **ROOMY), PARAMS),
+    "ahead in chunks": (plain(async_scheduling=True, **CHUNKS), PARAMS),
+    "ahead with preemption": (plain(async_scheduling=True, **TIGHT), PARAMS),
     "scaled by layer": (scaled_by_layer, PARAMS),
     "bundled model": (lambda: LLM(device="cpu", num_blocks=64, block_size=8), PARAMS[:12]),
     "kernels": (kernels(**FEW_SEATS), FOR_KERNELS),
     "kernels ahead with preemption": (
-        kernels(lookahead=True, **(FEW_SEATS | {"num_blocks": 5, "block_size": 4})),
+        kernels(async_scheduling=True, **(FEW_SEATS | {"num_blocks": 5, "block_size": 4})),
         FOR_KERNELS,
     ),
 }

@@ -28,10 +28,10 @@ def state(engine: Engine) -> dict[str, Any]:
     return {"counts": counts, "unfinished": engine.num_unfinished_requests}
 
 
-@pytest.mark.parametrize("lookahead", [False, True])
+@pytest.mark.parametrize("async_scheduling", [False, True])
 @pytest.mark.parametrize("failing", range(1, 12))
-def test_a_failed_step_is_rolled_back_and_can_be_tried_again(failing: int, lookahead: bool) -> None:
-    engine = hash_engine(lookahead=lookahead, num_blocks=10, block_size=2, max_model_len=20)
+def test_a_failed_step_is_rolled_back_and_can_be_tried_again(failing: int, async_scheduling: bool) -> None:
+    engine = hash_engine(async_scheduling=async_scheduling, num_blocks=10, block_size=2, max_model_len=20)
     model: Any = engine.executor.model  # type: ignore[attr-defined]
     forward, calls = model.forward_tokens, 0
 
@@ -93,7 +93,7 @@ def test_generate_that_fails_leaves_nothing_behind() -> None:
 
         return paged_attention(query, key_pool, value_pool, block_tables, context_lens, query_starts, scale)
 
-    llm = LLM(base, num_blocks=16, swap={"attention": attention})
+    llm = LLM(base, num_blocks=16, parts={"attention": attention})
     with pytest.raises(StepError, match="not written yet"):
         llm.generate([[1, 2], [3]], GREEDY, use_tqdm=False)
     assert not llm.engine.has_unfinished_requests and llm.engine.cache_manager.num_free_blocks == 16
@@ -117,7 +117,7 @@ def test_an_observer_that_fails_is_dropped_and_no_token_with_it() -> None:
 
 def test_blocks_returned_while_a_step_reads_them_are_noticed() -> None:
     """Blocks are freed late for this reason; if they are not, the integrity check has to see it."""
-    engine = hash_engine(lookahead=True)
+    engine = hash_engine(async_scheduling=True)
 
     def at_once(seq: Sequence) -> None:
         engine.cache_manager.free(seq.seq_id)
@@ -138,9 +138,9 @@ def test_a_scheduler_that_finds_nothing_to_do_is_an_error_and_not_an_endless_loo
         engine.step()
 
 
-@pytest.mark.parametrize("lookahead", [False, True])
-def test_an_interrupt_while_a_step_is_read_loses_nothing(lookahead: bool) -> None:
-    engine = hash_engine(lookahead=lookahead)
+@pytest.mark.parametrize("async_scheduling", [False, True])
+def test_an_interrupt_while_a_step_is_read_loses_nothing(async_scheduling: bool) -> None:
+    engine = hash_engine(async_scheduling=async_scheduling)
     model: Any = engine.executor.model  # type: ignore[attr-defined]
     forward = model.forward_tokens
 
@@ -185,11 +185,11 @@ FAULTS: dict[str, tuple[Callable[[SequenceGroup], Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("lookahead", [False, True])
+@pytest.mark.parametrize("async_scheduling", [False, True])
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_plan_that_makes_no_sense_is_refused_and_the_next_one_goes_on(name: str, lookahead: bool) -> None:
+def test_a_plan_that_makes_no_sense_is_refused_and_the_next_one_goes_on(name: str, async_scheduling: bool) -> None:
     fault, message = FAULTS[name]
-    engine = hash_engine(make_scheduler=BrokenScheduler, lookahead=lookahead)
+    engine = hash_engine(make_scheduler=BrokenScheduler, async_scheduling=async_scheduling)
     scheduler: Any = engine.scheduler
     engine.add_request([1, 2, 3], GREEDY)
     for _ in range(3):
@@ -203,7 +203,7 @@ def test_a_plan_that_makes_no_sense_is_refused_and_the_next_one_goes_on(name: st
 
 
 def test_after_an_interrupted_read_no_more_steps_are_in_flight_than_before() -> None:
-    engine = hash_engine(lookahead=True)
+    engine = hash_engine(async_scheduling=True)
     for _ in range(3):
         engine.add_request([1, 2, 3], SamplingParams(temperature=0, max_tokens=12, ignore_eos=True))
     engine.step()
@@ -226,10 +226,10 @@ def test_after_an_interrupted_read_no_more_steps_are_in_flight_than_before() -> 
         assert len(engine._in_flight) <= 1
 
 
-@pytest.mark.parametrize("lookahead", [False, True])
-def test_a_failure_while_tokens_are_handed_out_loses_no_token(lookahead: bool) -> None:
+@pytest.mark.parametrize("async_scheduling", [False, True])
+def test_a_failure_while_tokens_are_handed_out_loses_no_token(async_scheduling: bool) -> None:
     """The first sequence has got its token when the second one's fails: each gets its own, once."""
-    engine = hash_engine(lookahead=lookahead)
+    engine = hash_engine(async_scheduling=async_scheduling)
     append, calls = engine.outputs.append, 0
 
     def sometimes(seq: Sequence, *args: Any) -> Any:
@@ -272,7 +272,7 @@ def test_a_sampler_that_answers_nonsense_is_named(answer: list[int]) -> None:
 def test_the_thread_that_computes_ahead_reports_its_failures_too() -> None:
     """The same with the executor that users get, whose steps run in a thread of their own."""
     base = random_gpt2()
-    llm = LLM(base, num_blocks=16, lookahead=True)
+    llm = LLM(base, num_blocks=16, async_scheduling=True)
     model: Any = llm.engine.executor.model  # type: ignore[attr-defined]
     forward, calls = model.forward_tokens, 0
 

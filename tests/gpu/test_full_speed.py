@@ -41,9 +41,9 @@ def on_gpu(base: GPT2LMHeadModel) -> GPT2LMHeadModel:
 
 
 @pytest.mark.parametrize("settings", [ROOMY, TIGHT], ids=["roomy", "tight"])
-@pytest.mark.parametrize("lookahead", [False, True], ids=["depth 0", "depth 1"])
+@pytest.mark.parametrize("async_scheduling", [False, True], ids=["depth 0", "depth 1"])
 @pytest.mark.parametrize("cuda_graphs", [False, True], ids=["launches", "graphs"])
-def test_logits_and_tokens_equal_hugging_face(settings: dict[str, Any], lookahead: bool, cuda_graphs: bool) -> None:
+def test_logits_and_tokens_equal_hugging_face(settings: dict[str, Any], async_scheduling: bool, cuda_graphs: bool) -> None:
     from tests.support.full_speed import FullSpeed, num_preemptions, token_lists
 
     oracle = random_gpt2(torch.float32, seed=3, **SHAPE)
@@ -51,7 +51,7 @@ def test_logits_and_tokens_equal_hugging_face(settings: dict[str, Any], lookahea
         on_gpu(random_gpt2(torch.float32, seed=3, **SHAPE)),
         watched=True,
         cuda_graphs=cuda_graphs,
-        lookahead=lookahead,
+        async_scheduling=async_scheduling,
         **settings,
     )
     outputs = engine.generate(PROMPTS, GREEDY)
@@ -74,7 +74,7 @@ def test_logits_and_tokens_equal_hugging_face(settings: dict[str, Any], lookahea
     assert engine.num_mixed > 0 and (engine.num_chunk_graphs > 0) == cuda_graphs
     pairs = list(zip(engine.traces, engine.traces[1:], strict=False))
     ahead = sum(later.launched_s < earlier.read_s for earlier, later in pairs)
-    assert ahead > len(pairs) // 2 if lookahead else ahead == 0
+    assert ahead > len(pairs) // 2 if async_scheduling else ahead == 0
 
 
 def assert_tokens_equal(oracle: GPT2LMHeadModel, prompt: list[int], tokens: list[int]) -> None:
@@ -95,7 +95,7 @@ def test_half_precision_is_no_further_from_the_truth_than_hugging_face(dtype: to
     exact = random_gpt2(torch.float64, seed=3, **SHAPE)
     exact.load_state_dict({name: value.double() for name, value in half.state_dict().items()})
     exact = on_gpu(exact)
-    engine = FullSpeed(half, watched=True, lookahead=True, **ROOMY)
+    engine = FullSpeed(half, watched=True, async_scheduling=True, **ROOMY)
     outputs = engine.generate(PROMPTS, GREEDY)
     ours, theirs = [], []
     for seq_id, (prompt, tokens) in enumerate(zip(PROMPTS, token_lists(outputs), strict=True)):
@@ -124,7 +124,7 @@ def test_full_size_gpt2_in_float32_equals_hugging_face() -> None:
     oracle: GPT2LMHeadModel = load_model(config)
     oracle.set_attn_implementation("eager")
     prompts = [[int(i * 7919 % 50257) for i in range(length)] for length in (700, 3, 130)]
-    engine = FullSpeed(base, watched=True, lookahead=True, max_num_seqs=4, num_blocks=200)
+    engine = FullSpeed(base, watched=True, async_scheduling=True, max_num_seqs=4, num_blocks=200)
     outputs = engine.generate(prompts, SamplingParams(temperature=0, max_tokens=20, ignore_eos=True))
     compared = 0
     for seq_id, (prompt, tokens) in enumerate(zip(prompts, token_lists(outputs), strict=True)):
@@ -151,7 +151,7 @@ def test_a_seed_gives_the_same_tokens_in_any_batch_with_and_without_graphs() -> 
     for settings in (ROOMY, TIGHT):
         for graphs in (False, True):
             engine = FullSpeed(
-                on_gpu(random_gpt2(torch.float32, seed=3, **SHAPE)), cuda_graphs=graphs, lookahead=True, **settings
+                on_gpu(random_gpt2(torch.float32, seed=3, **SHAPE)), cuda_graphs=graphs, async_scheduling=True, **settings
             )
             outputs = engine.generate(PROMPTS, params)
             assert token_lists(outputs) == expected
@@ -189,7 +189,7 @@ def test_the_engine_says_what_it_found_and_takes_the_share_of_memory_it_was_give
     base = on_gpu(random_gpt2(torch.bfloat16, **SHAPE))
     _, total = torch.cuda.mem_get_info()
     llm = LLM(base, memory_fraction=0.01, max_num_seqs=512, max_num_batched_tokens=1024)
-    assert llm.config.lookahead and llm.config.cuda_graphs and llm.engine.depth == 1
+    assert llm.config.async_scheduling and llm.config.cuda_graphs and llm.engine.depth == 1
     [line] = llm.notices
     assert torch.cuda.get_device_name() in line and "CUDA graphs: recorded in" in line
     taken = (llm.config.num_blocks or 0) * llm.config.block_bytes
@@ -227,7 +227,7 @@ def test_an_engine_may_be_on_another_gpu_than_the_first() -> None:
     from tests.support.full_speed import FullSpeed, token_lists
 
     base: GPT2LMHeadModel = random_gpt2(torch.float32, seed=3, **SHAPE).to("cuda:1")  # type: ignore[arg-type]
-    engine = FullSpeed(base, lookahead=True, **ROOMY)
+    engine = FullSpeed(base, async_scheduling=True, **ROOMY)
     assert engine.executor.rows.token_ids.device == torch.device("cuda:1") and torch.cuda.current_device() == 0
     for prompt, tokens in zip(PROMPTS, token_lists(engine.generate(PROMPTS, GREEDY)), strict=True):
         assert_tokens_equal(random_gpt2(torch.float32, seed=3, **SHAPE), prompt, tokens)

@@ -118,7 +118,7 @@ def test_dtypes_and_heads_that_the_kernels_lack_are_refused(
     from pagebrain.kernels.paged import paged_attention
 
     scene = Scene([1], [3], head_dim=head_dim, dtype=dtype)
-    with pytest.raises(KernelError, match=f"{said}.*use swap attention=pagebrain.attention:paged_attention"):
+    with pytest.raises(KernelError, match=f"{said}.*use the part attention=pagebrain.attention:paged_attention"):
         scene.run(paged_attention, device)
 
 
@@ -143,7 +143,7 @@ def test_compiled_kernels_refuse_tensors_on_the_cpu() -> None:
         check_device(True, pool, query=torch.zeros(1, device="meta"))
 
 
-def test_without_triton_the_swap_says_what_to_install() -> None:
+def test_without_triton_the_error_says_what_to_install() -> None:
     """In a process of its own, where importing Triton fails."""
     code = (
         "import sys; sys.modules['triton'] = None\n"

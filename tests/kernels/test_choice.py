@@ -48,10 +48,10 @@ def test_a_function_is_wrapped_and_a_backend_is_taken_as_it_is() -> None:
     def function(*inputs: Any) -> Any:
         return inputs
 
-    function.supports = frozenset({"lookahead", "batch_rows"})  # type: ignore[attr-defined]
+    function.supports = frozenset({"async_scheduling", "batch_rows"})  # type: ignore[attr-defined]
     backend, _ = choose_backend(function, CPU, torch.float32, 64)
     # Rows that are not active would be read as sequences by a function that is not told which are.
-    assert type(backend) is FunctionBackend and backend.supports == {"lookahead"}
+    assert type(backend) is FunctionBackend and backend.supports == {"async_scheduling"}
     assert type(choose_backend(Own, CPU, torch.float32, 64)[0]) is Own
     made = Own()
     assert choose_backend(made, CPU, torch.float32, 64) == (made, None)

@@ -13,8 +13,8 @@ PROMPTS = [[1, 2, 3, 4, 5], [7] * 7, [40]]
 GREEDY = SamplingParams(temperature=0, max_tokens=7, ignore_eos=True)
 
 
-@pytest.mark.parametrize("lookahead", [False, True])
-def test_tokens_are_those_of_hugging_face(lookahead: bool, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("async_scheduling", [False, True])
+def test_tokens_are_those_of_hugging_face(async_scheduling: bool, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """In float32, with chunks small enough that prefills and decodes meet in one step, and after a preemption."""
     from pagebrain.kernels import paged
 
@@ -24,10 +24,10 @@ def test_tokens_are_those_of_hugging_face(lookahead: bool, device: str, monkeypa
 
     base: Any = random_gpt2(torch.float32, seed=3)
     expected = [hf_greedy(base, prompt, 7) for prompt in PROMPTS]
-    swap = {"attention": "pagebrain.attention.triton_backend:TritonBackend"}
+    parts = {"attention": "pagebrain.attention.triton_backend:TritonBackend"}
     settings: dict[str, Any] = {"block_size": 8, "num_blocks": 3, "max_num_seqs": 3, "max_num_batched_tokens": 6}
-    llm = LLM(base.to(device), swap=swap, lookahead=lookahead, check_integrity=True, **settings)
-    assert llm.config.lookahead == lookahead
+    llm = LLM(base.to(device), parts=parts, async_scheduling=async_scheduling, check_integrity=True, **settings)
+    assert llm.config.async_scheduling == async_scheduling
     poison(llm.engine.cache_manager.pool)
     traces: list[Any] = []
     llm.engine.observers.append(traces.append)
@@ -53,7 +53,7 @@ def test_the_kernels_are_told_how_many_sequences_decode(device: str) -> None:
             return super().attend(layer, query, pool, batch, scale)
 
     base: Any = random_gpt2(torch.float32, n_layer=1)
-    llm = LLM(base.to(device), num_blocks=8, block_size=16, swap={"attention": Watched})
+    llm = LLM(base.to(device), num_blocks=8, block_size=16, parts={"attention": Watched})
     llm.generate(PROMPTS, SamplingParams(temperature=0, max_tokens=2, ignore_eos=True), use_tqdm=False)
     assert told and all(said == counted for said, counted in told)
     assert {said for said, _ in told} >= {1, 3}

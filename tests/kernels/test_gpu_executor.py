@@ -46,16 +46,16 @@ def small(device: str) -> GPT2LMHeadModel:
     return moved
 
 
-@pytest.mark.parametrize("lookahead", [False, True])
+@pytest.mark.parametrize("async_scheduling", [False, True])
 @pytest.mark.parametrize("params", [SAMPLED, SPECIAL], ids=["sampled", "special"])
-def test_sampled_tokens_are_those_of_the_sampler(params: list[SamplingParams], lookahead: bool, device: str) -> None:
+def test_sampled_tokens_are_those_of_the_sampler(params: list[SamplingParams], async_scheduling: bool, device: str) -> None:
     """Greedy, sampled and special requests beside each other, against the engine in torch operations on the CPU."""
     from tests.support.full_speed import num_preemptions, token_lists
 
     plain = LLM(small("cpu"), num_blocks=32, block_size=8)
     expected = plain.generate(PROMPTS, params, use_tqdm=False)
     for settings in (ROOMY, TIGHT):
-        engine = full_speed(device, lookahead=lookahead, **settings)
+        engine = full_speed(device, async_scheduling=async_scheduling, **settings)
         outputs = engine.generate(PROMPTS, params)
         assert token_lists(outputs) == token_lists(expected)
         assert engine.num_mixed > 0 and (num_preemptions(outputs) > 0) == (settings is TIGHT)
@@ -126,10 +126,10 @@ def test_padding_touches_nobodys_blocks(device: str, monkeypatch: pytest.MonkeyP
     assert all(changed)  # the padding went somewhere
 
 
-@pytest.mark.parametrize("lookahead", [False, True])
+@pytest.mark.parametrize("async_scheduling", [False, True])
 @pytest.mark.parametrize("settings", [ROOMY, TIGHT], ids=["roomy", "tight"])
 def test_chunks_that_are_padded_for_a_graph_bring_the_same_tokens(
-    settings: dict[str, Any], lookahead: bool, device: str, monkeypatch: pytest.MonkeyPatch
+    settings: dict[str, Any], async_scheduling: bool, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Padding reads and writes nothing but the dummy's, and what a graph cannot compute goes its own way."""
     from pagebrain.worker.graphs import ChunkGraphs
@@ -146,7 +146,7 @@ def test_chunks_that_are_padded_for_a_graph_bring_the_same_tokens(
 
     monkeypatch.setattr(ChunkGraphs, "run", noted)
     for params in ([GREEDY] * len(PROMPTS), SAMPLED, SPECIAL):
-        engine = full_speed(device, lookahead=lookahead, **settings)
+        engine = full_speed(device, async_scheduling=async_scheduling, **settings)
         engine.executor.rows._free.reverse()  # so that padding which goes to row 0 instead of the dummy's hits somebody
         sizes.clear()
         outputs = engine.generate(PROMPTS, params)
@@ -182,11 +182,11 @@ def test_chunk_sizes_fit_the_largest_step() -> None:
     assert chunk_sizes(300) == (64, 128, 256) and chunk_sizes(7) == (8,) and chunk_sizes(6) == (6,)
 
 
-@pytest.mark.parametrize("lookahead", [False, True])
-def test_a_step_that_cannot_be_launched_is_tried_again(lookahead: bool, device: str) -> None:
+@pytest.mark.parametrize("async_scheduling", [False, True])
+def test_a_step_that_cannot_be_launched_is_tried_again(async_scheduling: bool, device: str) -> None:
     from tests.support.full_speed import token_lists
 
-    engine = full_speed(device, lookahead=lookahead, **TIGHT)
+    engine = full_speed(device, async_scheduling=async_scheduling, **TIGHT)
     base = small("cpu")
     model, chunks, calls = engine.executor.model, engine.executor.chunks, 0
 
@@ -242,7 +242,7 @@ def test_nothing_of_a_request_is_compiled_late(device: str, monkeypatch: pytest.
         monkeypatch.setattr(decode, "num_multiprocessors", lambda device: 1)
         monkeypatch.setattr(decode, "choose_num_splits", lambda contexts, *rest: max(1, 16 // contexts))
     with noted_launches(monkeypatch) as before:
-        engine = full_speed(device, lookahead=True, **ROOMY)
+        engine = full_speed(device, async_scheduling=True, **ROOMY)
     with noted_launches(monkeypatch) as after:
         engine.generate(PROMPTS, SAMPLED)
         engine.generate(PROMPTS, SPECIAL)
@@ -260,14 +260,14 @@ def test_a_sequence_may_fit_into_one_block(device: str) -> None:
     assert token_lists(engine.generate(PROMPTS, GREEDY)) == [hf_greedy(small("cpu"), prompt, 7) for prompt in PROMPTS]
 
 
-@pytest.mark.parametrize("lookahead", [False, True])
-def test_an_interrupt_while_a_step_is_launched_costs_nobody_a_token(lookahead: bool, device: str) -> None:
+@pytest.mark.parametrize("async_scheduling", [False, True])
+def test_an_interrupt_while_a_step_is_launched_costs_nobody_a_token(async_scheduling: bool, device: str) -> None:
     """The device has taken the step, the engine has not: whoever goes on must not skip a token."""
     params = SamplingParams(temperature=2.0, seed=5, max_tokens=12, ignore_eos=True)
     alone = LLM(small("cpu"), num_blocks=32, block_size=8).generate([PROMPTS[3]], params, use_tqdm=False)
     expected = list(alone[0].outputs[0].token_ids)
     assert len(set(expected)) > 6
-    engine = full_speed(device, lookahead=lookahead, block_size=8, num_blocks=32, max_num_seqs=2)
+    engine = full_speed(device, async_scheduling=async_scheduling, block_size=8, num_blocks=32, max_num_seqs=2)
     dropped, kept = engine.llm.stream(PROMPTS[0], params), engine.llm.stream(PROMPTS[3], params)
     tokens: list[int] = []
     for _ in range(3):
@@ -293,7 +293,7 @@ def test_a_sequence_that_ended_keeps_its_row_while_another_takes_its_seat(device
     """So there are twice as many rows as seats: with every token an end, each sequence ends in mid-flight."""
     from tests.support.full_speed import token_lists
 
-    engine = full_speed(device, lookahead=True, block_size=8, num_blocks=32, max_num_seqs=1, max_num_batched_tokens=8)
+    engine = full_speed(device, async_scheduling=True, block_size=8, num_blocks=32, max_num_seqs=1, max_num_batched_tokens=8)
     ends = SamplingParams(temperature=0, max_tokens=9, stop_token_ids=tuple(range(96)))
     tokens = token_lists(engine.generate(PROMPTS, ends))
     assert [len(each) for each in tokens] == [1] * len(PROMPTS)
@@ -307,7 +307,7 @@ def test_kernels_that_are_named_where_they_cannot_run_are_refused_in_one_line(mo
 
     monkeypatch.setattr(common, "is_interpreted", lambda: False)
     with pytest.raises(ConfigError, match="compiled for a GPU: use device='cuda', or set TRITON_INTERPRET=1"):
-        LLM(small("cpu"), num_blocks=8, swap=KERNELS)
+        LLM(small("cpu"), num_blocks=8, parts=KERNELS)
 
 
 def test_more_sequences_than_a_launch_takes_are_refused_in_one_line(device: str) -> None:
@@ -315,7 +315,7 @@ def test_more_sequences_than_a_launch_takes_are_refused_in_one_line(device: str)
     from tests.support.full_speed import KERNELS
 
     with pytest.raises(ConfigError, match="max_num_seqs must be at most 65535 with the Triton kernels, got 65536"):
-        LLM(small(device), num_blocks=8, max_num_seqs=65_536, swap=KERNELS)
+        LLM(small(device), num_blocks=8, max_num_seqs=65_536, parts=KERNELS)
 
 
 def test_rows_are_used_again(device: str) -> None:

@@ -67,13 +67,13 @@ def is_running(pid: int) -> bool:
 
 
 def test_the_server_is_told_its_settings_and_all_of_it_is_gone_afterwards(tmp_path: Path) -> None:
-    with launched(["normal", "--lookahead"], api_key="key", threads=3, command=command(tmp_path)) as url:
+    with launched(["normal", "--async-scheduling"], api_key="key", threads=3, command=command(tmp_path)) as url:
         assert url == "http://127.0.0.1:4321"
         running = pids(tmp_path)
         wait_for(tmp_path / "not-blocked")
         assert all(is_running(pid) for pid in running)
     assert_gone(running)
-    assert (tmp_path / "seen").read_text() == "--lookahead --port 0 3 key"
+    assert (tmp_path / "seen").read_text() == "--async-scheduling --port 0 3 key"
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, ValueError])
@@ -120,17 +120,17 @@ def test_the_server_is_asked_to_end_when_the_bench_is_killed(tmp_path: Path) -> 
 
 
 def test_engine_settings_are_read_out_of_the_servers_arguments() -> None:
-    arguments, engine = parse_launch("--model gpt2 --served-model-name 'my model' --max-num-seqs=8 --swap scheduler=a.py:B")
+    arguments, engine = parse_launch("--model gpt2 --served-model-name 'my model' --max-num-seqs=8 --part scheduler=a.py:B")
     assert arguments == [
         "--model",
         "gpt2",
         "--served-model-name",
         "my model",
         "--max-num-seqs=8",
-        "--swap",
+        "--part",
         "scheduler=a.py:B",
     ]
-    assert engine == {"model": "gpt2", "max_num_seqs": 8, "swap": {"scheduler": "a.py:B"}}
+    assert engine == {"model": "gpt2", "max_num_seqs": 8, "parts": {"scheduler": "a.py:B"}}
     assert parse_launch("") == ([], {})
     for given in ("--port=8000", "--port 8000", "--api-key=k"):
         with pytest.raises(ConfigError, match="--launch must not have --"):

@@ -364,7 +364,7 @@ def test_a_step_that_keeps_failing_ends_the_engine_with_its_reason(tmp_path: Pat
     part = tmp_path / "failing.py"
     part.write_text(FAILING_STEP)
     with LoopThread() as loop:
-        engine = start(loop, swap={"scheduler": f"{part}:Failing"})
+        engine = start(loop, parts={"scheduler": f"{part}:Failing"})
 
         async def scenario() -> None:
             stream = engine.client.submit([50, 60], SamplingParams(ignore_eos=True), "a")

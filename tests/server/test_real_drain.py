@@ -17,8 +17,8 @@ from tests.support.served_parts import HOLD
 from tests.support.slow_client import SlowClient
 
 POOL = ("--num-blocks", "64", "--max-num-seqs", "8")
-SLOW = ("--swap", "scheduler=tests.support.served_parts:Slow")
-HELD = ("--swap", "scheduler=tests.support.served_parts:Held")
+SLOW = ("--part", "scheduler=tests.support.served_parts:Slow")
+HELD = ("--part", "scheduler=tests.support.served_parts:Held")
 ENDLESS = {"prompt": "Once upon a time", "max_tokens": 900, "ignore_eos": True, "temperature": 0, "stream": True}
 LARGE = {"prompt": "Once upon a time", "max_tokens": 60, "ignore_eos": True, "logprobs": 20}
 """Some eight hundred bytes for each token."""

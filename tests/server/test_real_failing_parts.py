@@ -9,7 +9,7 @@ import httpx
 from tests.support.served import Served, choices, events
 from tests.support.served_parts import FATAL, REFUSED
 
-POOL = ("--num-blocks", "64", "--max-num-seqs", "8", "--swap", "scheduler=tests.support.served_parts:Failing")
+POOL = ("--num-blocks", "64", "--max-num-seqs", "8", "--part", "scheduler=tests.support.served_parts:Failing")
 SECRET = [1711, 1722, 1733]
 """Tokens of both prompts that the part fails over. No port, line number or count in what a server says is near them."""
 

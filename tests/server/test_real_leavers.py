@@ -18,7 +18,7 @@ MAX_STEPS = 10
 """From a hang-up to free blocks: the engine may have launched one step and have begun another when it hears of it."""
 
 POOL = (f"--num-blocks={NUM_BLOCKS}", "--max-num-seqs=8", "--max-num-batched-tokens=512")
-SLOW = ("--swap", "scheduler=tests.support.served_parts:Slow")
+SLOW = ("--part", "scheduler=tests.support.served_parts:Slow")
 LONG = {"prompt": "Once upon a time", "max_tokens": 900, "ignore_eos": True, "temperature": 0}
 WIDE = LONG | {"prompt": [300] * 150, "n": 4}
 """Takes forty blocks at once."""

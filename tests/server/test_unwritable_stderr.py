@@ -105,7 +105,7 @@ def test_a_log_that_is_not_read_holds_up_neither_server_nor_engine_nor_their_end
     reading, writing = os.pipe()
     fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)
     part = "scheduler=tests.support.served_parts:Failing"
-    with os.fdopen(reading, "rb") as log, server("--log-requests", "--swap", part, stderr=writing) as (url, process):
+    with os.fdopen(reading, "rb") as log, server("--log-requests", "--part", part, stderr=writing) as (url, process):
         os.close(writing)
         with httpx.Client(base_url=url, timeout=60) as client:
             for _ in range(40):  # each makes the engine and the server write a line

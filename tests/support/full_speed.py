@@ -43,7 +43,7 @@ class FullSpeed:
 
     def __init__(self, base: GPT2LMHeadModel, watched: bool = False, **settings: Any) -> None:
         graphs = settings.pop("cuda_graphs", base.transformer.wte.weight.is_cuda)
-        self.llm = LLM(base, swap=KERNELS, cuda_graphs=False, check_integrity=True, **settings)
+        self.llm = LLM(base, parts=KERNELS, cuda_graphs=False, check_integrity=True, **settings)
         executor = self.llm.engine.executor
         assert isinstance(executor, GpuExecutor)
         self.executor = executor

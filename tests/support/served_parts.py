@@ -1,4 +1,4 @@
-"""Schedulers for servers under test, named on their command lines: ``--swap scheduler=tests.support.served_parts:Slow``.
+"""Schedulers for servers under test, named on their command lines: ``--part scheduler=tests.support.served_parts:Slow``.
 
 With them a test decides how long an answer takes, when the engine stands still, and what fails, instead of racing it.
 """

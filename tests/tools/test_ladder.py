@@ -161,7 +161,7 @@ def test_every_chapter_that_takes_a_config_gets_room_for_all_requests(model_fold
     model = GPT2LMHeadModel(GPT2Config.from_pretrained(model_folder))
     prompts = [[1] * 30, [2] * 3, [3]]
     config = room_for_all(model, prompts, 20)
-    assert (config.max_num_seqs, config.num_blocks, config.max_model_len) == (3, 4 + 2 + 2, 50) and config.lookahead
+    assert (config.max_num_seqs, config.num_blocks, config.max_model_len) == (3, 4 + 2 + 2, 50) and config.async_scheduling
     given: list[PageBrainConfig | None] = []
 
     def taking(*args: Any, config: PageBrainConfig) -> list[list[int]]:

@@ -20,9 +20,9 @@ def report() -> Any:
     return json.loads(RECORD.read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("lookahead", [False, True], ids=["depth 0", "depth 1"])
-def test_the_parts_of_a_step_follow_each_other(lookahead: bool) -> None:
-    config = PageBrainConfig.for_model(random_gpt2(), num_blocks=8, max_num_seqs=2, lookahead=lookahead)
+@pytest.mark.parametrize("async_scheduling", [False, True], ids=["depth 0", "depth 1"])
+def test_the_parts_of_a_step_follow_each_other(async_scheduling: bool) -> None:
+    config = PageBrainConfig.for_model(random_gpt2(), num_blocks=8, max_num_seqs=2, async_scheduling=async_scheduling)
     engine = timeline.Watched(random_gpt2(), config, keep_history=False)
     engine.add_request([1, 2, 3], 12)
     while engine.step() is not None:

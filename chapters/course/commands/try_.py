@@ -80,7 +80,7 @@ def _run(chapter: Chapter, module: ModuleType, prompts: list[list[int]], max_new
         part, name = PARTS[chapter.number]
         if not hasattr(module, name):
             raise CourseError(f"the file has no {name}")
-        return run_engine(LLM(swap={part: getattr(module, name)}, **SETTINGS), prompts, max_new_tokens)
+        return run_engine(LLM(parts={part: getattr(module, name)}, **SETTINGS), prompts, max_new_tokens)
     return run_chapter(module.generate, load_model(PageBrainConfig()), prompts, max_new_tokens)
 
 

@@ -129,7 +129,9 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
     where = group.add_mutually_exclusive_group()
     where.add_argument("--url", default=DEFAULT_URL, metavar="URL", help=f"its root (default: {DEFAULT_URL})")
     where.add_argument(
-        "--launch", metavar="ARGS", help="start pagebrain serve ARGS for the run and stop it after: --launch='--lookahead'"
+        "--launch",
+        metavar="ARGS",
+        help="start pagebrain serve ARGS for the run and stop it after: --launch='--async-scheduling'",
     )
     group.add_argument("--api-key", metavar="KEY", help="default: what PAGEBRAIN_API_KEY holds, if it is set")
     group.add_argument("--model", metavar="NAME", help="what the server calls it (default: the first it lists)")

@@ -107,9 +107,9 @@ def kind_and_place(error: BaseException) -> str:
 
 
 def _picklable(built: BuiltEngine) -> PageBrainConfig:
-    """The config without swapped parts that are objects: they stay in this process."""
-    names = {part: named for part, named in built.config.swap.items() if isinstance(named, str)}
-    return dataclasses.replace(built.config, swap=names)
+    """The config without parts that are objects: they stay in this process."""
+    names = {part: named for part, named in built.config.parts.items() if isinstance(named, str)}
+    return dataclasses.replace(built.config, parts=names)
 
 
 class Worker:

@@ -54,9 +54,9 @@ def test_every_part_can_be_replaced_by_an_object_of_ones_own() -> None:
         )
 
     base = random_gpt2()
-    swap = {"block_manager": MyBlockManager, "scheduler": MyScheduler, "sampler": MySampler, "attention": my_attention}
-    assert tokens(LLM(base, num_blocks=16, swap=swap)) == expected(base)
-    assert used == set(swap)
+    parts = {"block_manager": MyBlockManager, "scheduler": MyScheduler, "sampler": MySampler, "attention": my_attention}
+    assert tokens(LLM(base, num_blocks=16, parts=parts)) == expected(base)
+    assert used == set(parts)
 
 
 def test_a_backend_of_ones_own_may_keep_k_and_v_in_another_form(tmp_path: Path) -> None:
@@ -64,7 +64,7 @@ def test_a_backend_of_ones_own_may_keep_k_and_v_in_another_form(tmp_path: Path) 
     page = (Path(__file__).parents[2] / "docs" / "api" / "parts.md").read_text(encoding="utf-8")
     (tmp_path / "negated.py").write_text(page.partition("```python\n")[2].partition("```")[0])
     base = random_gpt2(seed=2)
-    llm = LLM(base, num_blocks=16, swap={"attention": f"{tmp_path}/negated.py:Negated"})
+    llm = LLM(base, num_blocks=16, parts={"attention": f"{tmp_path}/negated.py:Negated"})
     assert tokens(llm) == expected(base)
     pool = llm.engine.cache_manager.pool
     plain = LLM(base, num_blocks=16)
@@ -88,26 +88,26 @@ def test_a_part_named_by_path_is_loaded_from_that_file(tmp_path: Path) -> None:
             f"    return theirs(query, key_pool, value_pool, block_tables, context_lens, query_starts, scale) * {factor}\n"
         )
     base = random_gpt2(seed=2)
-    assert tokens(LLM(base, num_blocks=16, swap={"attention": f"{tmp_path}/right/mine.py:mine"})) == expected(base)
-    assert tokens(LLM(base, num_blocks=16, swap={"attention": f"{tmp_path}/wrong/mine.py:mine"})) != expected(base)
+    assert tokens(LLM(base, num_blocks=16, parts={"attention": f"{tmp_path}/right/mine.py:mine"})) == expected(base)
+    assert tokens(LLM(base, num_blocks=16, parts={"attention": f"{tmp_path}/wrong/mine.py:mine"})) != expected(base)
 
 
-def test_a_part_that_does_not_declare_lookahead_switches_it_off_and_says_so() -> None:
+def test_a_part_that_does_not_declare_async_scheduling_switches_it_off_and_says_so() -> None:
     class Modest(Scheduler):
         supports = frozenset()
 
     base = random_gpt2()
-    llm = LLM(base, num_blocks=16, lookahead=True, swap={"scheduler": Modest})
-    assert not llm.config.lookahead and llm.engine.depth == 0
-    assert llm.notices == ("launching ahead is off: scheduler does not declare support for lookahead",)
+    llm = LLM(base, num_blocks=16, async_scheduling=True, parts={"scheduler": Modest})
+    assert not llm.config.async_scheduling and llm.engine.depth == 0
+    assert llm.notices == ("launching ahead is off: scheduler does not declare support for async_scheduling",)
     assert tokens(llm) == expected(base)
-    assert LLM(base, num_blocks=16, lookahead=True, swap={"scheduler": Scheduler}).notices == ()
+    assert LLM(base, num_blocks=16, async_scheduling=True, parts={"scheduler": Scheduler}).notices == ()
 
 
 def test_parts_of_the_engine_named_from_outside_support_what_they_did() -> None:
-    swap = {"attention": "pagebrain.attention:paged_attention", "scheduler": "pagebrain.engine.scheduler:Scheduler"}
-    llm = LLM(random_gpt2(), num_blocks=16, lookahead=True, swap=swap)
-    assert llm.config.lookahead and llm.notices == ()
+    parts = {"attention": "pagebrain.attention:paged_attention", "scheduler": "pagebrain.engine.scheduler:Scheduler"}
+    llm = LLM(random_gpt2(), num_blocks=16, async_scheduling=True, parts=parts)
+    assert llm.config.async_scheduling and llm.notices == ()
 
 
 def test_a_file_that_was_edited_is_read_again(tmp_path: Path) -> None:
@@ -121,10 +121,10 @@ def test_a_file_that_was_edited_is_read_again(tmp_path: Path) -> None:
             f"    return theirs(query, key_pool, value_pool, block_tables, context_lens, query_starts, scale) * {factor}\n"
         )
         os.utime(file, ns=(1, 10**9 if right else 10**9 + 1))
-        assert (tokens(LLM(base, num_blocks=16, swap={"attention": f"{file}:mine"})) == expected(base)) == right
+        assert (tokens(LLM(base, num_blocks=16, parts={"attention": f"{file}:mine"})) == expected(base)) == right
 
 
 def test_a_part_given_by_module_path() -> None:
     base = random_gpt2(torch.float64)
-    llm = LLM(base, num_blocks=16, swap={"scheduler": "pagebrain.engine.scheduler:Scheduler"})
+    llm = LLM(base, num_blocks=16, parts={"scheduler": "pagebrain.engine.scheduler:Scheduler"})
     assert tokens(llm) == expected(base)
