@@ -66,8 +66,8 @@ class OutputDelta(NamedTuple):
     """What one step added to one sample of one request. (A named tuple, for one is made for every token.)
 
     ``text`` may be empty while a character is incomplete or a stop string may be beginning. ``prompt_logprobs`` come with
-    the first delta of sample 0, if they were asked for. With the last delta of a request's last sample comes ``finished``,
-    the whole request.
+    the first delta of sample 0, if they were asked for. With the last delta of a request's last sample come its ``metrics``
+    and ``finished``, the whole request. Between processes ``finished`` is left out, and log-probabilities are packed.
     """
 
     request_id: str
@@ -78,4 +78,5 @@ class OutputDelta(NamedTuple):
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
     prompt_logprobs: Sequence[TokenLogprobs | None] | None = None
+    metrics: RequestMetrics | None = None
     finished: RequestOutput | None = None

@@ -142,6 +142,7 @@ class OutputProcessor:
             del self.requests[seq.request.request_id]
         if state.wants_deltas or request_ended:
             is_first = num_before == seq.num_prompt_tokens
+            output = state.output() if request_ended else None
             delta = OutputDelta(
                 seq.request.request_id,
                 seq.sample_index,
@@ -151,7 +152,8 @@ class OutputProcessor:
                 seq.finish_reason,
                 seq.stop_reason,
                 tuple(seq.prompt_logprobs) if is_first and seq.prompt_logprobs else None,
-                state.output() if request_ended else None,
+                None if output is None else output.metrics,
+                output,
             )
             self._deltas.append(delta)
         if seq.prompt_logprobs and not state.keeps_logprobs:

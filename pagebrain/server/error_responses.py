@@ -21,7 +21,8 @@ from typing_extensions import TypedDict
 from pagebrain.errors import InvalidRequestError, PageBrainError
 from pagebrain.server.api.defaults import DEFAULTS
 from pagebrain.server.link.admission import QueueFullError
-from pagebrain.server.link.streams import DrainingError, EngineDeadError, RequestFailedError, SlowReaderError
+from pagebrain.server.link.handle import EngineDeadError
+from pagebrain.server.link.streams import DrainingError, RequestFailedError, SlowReaderError
 
 logger = logging.getLogger(__name__)
 

@@ -21,10 +21,12 @@ from pagebrain.cli.standard_streams import queue_output
 from pagebrain.config import PageBrainConfig
 from pagebrain.errors import ConfigError
 from pagebrain.server.api.app import create_app
+from pagebrain.server.api.templates import own_template
 from pagebrain.server.guards.connections import HttpConnection
 from pagebrain.server.link.client import EngineClient
+from pagebrain.server.link.handle import EngineDeadError
 from pagebrain.server.link.messages import settle_memory
-from pagebrain.server.link.streams import EngineDeadError
+from pagebrain.server.link.process import EngineProcess
 from pagebrain.server.logs import configure_logging
 from pagebrain.server.options import ServerOptions
 
@@ -126,7 +128,7 @@ class _Life:
         self.options = options
         self.listener = listener
         self.parent = parent
-        self.client = EngineClient(config, options)
+        self.client = EngineClient(EngineProcess(config, options.log_level), options)
         self.server: _Server | None = None
         self.status = 0
         self._starting: asyncio.Task[None] | None = None
@@ -158,7 +160,7 @@ class _Life:
         return self.status
 
     def _make_server(self) -> _Server:
-        self.client.on_dead = self._engine_died
+        self.client.on_failure = self._engine_died
         return _Server(
             uvicorn.Config(
                 create_app(self.client, self.options),
@@ -175,8 +177,11 @@ class _Life:
 
     def _announce(self) -> None:
         config, client = self.client.config, self.client
-        for notice in client.notices:
+        for notice in client.handle.notices:
             _say(notice)
+        _, why_no_chats = own_template(client.tokenizer)
+        if why_no_chats is not None and self.options.chat_template is None:
+            _say(f"chats are refused: {why_no_chats}; name a template with --chat-template")
         if self.options.api_key is None and not is_loopback(self.listener):
             _say("warning: everybody who can reach this machine may use the server: set --api-key or PAGEBRAIN_API_KEY")
         _say(

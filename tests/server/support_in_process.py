@@ -1,7 +1,7 @@
 """The server without a second process: an engine that steps on the event loop, behind uvicorn in a thread.
 
 Quick to start, so that tests of the HTTP API need not wait for processes. Everything between HTTP and the pipe is the real
-code; only the pipe and what lies behind it are played by :class:`InProcessClient`.
+code; the engine is reached through an :class:`InProcessHandle` instead of a process.
 """
 
 import asyncio
@@ -14,36 +14,41 @@ import httpx
 import uvicorn
 
 from pagebrain import LLM
+from pagebrain.engine.trace import EngineStats
+from pagebrain.outputs import OutputDelta
 from pagebrain.server.api.app import create_app
 from pagebrain.server.guards.connections import HttpConnection
 from pagebrain.server.link.client import EngineClient
-from pagebrain.server.link.messages import Abort, Ended, Ready, Stepped, Submit, pack_delta
+from pagebrain.server.link.handle import EngineListener
+from pagebrain.server.link.messages import ControlAction, Submit, pack_delta
 from pagebrain.server.options import ServerOptions
 
 SETTINGS: dict[str, Any] = {"dtype": "float64", "num_blocks": 256, "max_num_seqs": 16, "max_num_batched_tokens": 256}
 
 
-class InProcessClient(EngineClient):
-    """The client of an engine in this process.
+class InProcessHandle:
+    """An :class:`~pagebrain.server.link.handle.EngineHandle` to an engine that steps on the event loop.
 
     Attributes:
         engine: may be looked at from the event loop's thread only.
         step_s: how long to wait between two steps.
+        unread: what :meth:`poll` tells the listener.
     """
 
-    def __init__(self, llm: LLM, options: ServerOptions) -> None:
-        super().__init__(llm.config, options)
+    def __init__(self, llm: LLM) -> None:
         self.engine = llm.engine
-        self.tokenizer = llm.tokenizer
-        self.detokenizer = llm.engine.detokenizer
+        self.config = llm.config
+        self.notices: tuple[str, ...] = ()
+        self.stats = EngineStats()
+        self.paused = False
+        self.heard_s = time.monotonic()
+        self.pid = None
         self.step_s = 0.0
-        self._engine = self  # type: ignore[assignment]
+        self.unread: list[list[OutputDelta]] = []
 
-    async def start(self) -> None:
+    async def start(self, listener: EngineListener) -> None:
         """Begin to step."""
-        self._loop = asyncio.get_running_loop()
-        self._ready = self._loop.create_future()
-        self._ready.set_result(Ready(self.config, ()))
+        self._listener = listener
         self._news = asyncio.Event()
         self._stepping = asyncio.create_task(self._step())
 
@@ -52,28 +57,66 @@ class InProcessClient(EngineClient):
         self._stepping.cancel()
         await asyncio.gather(self._stepping, return_exceptions=True)
 
-    def send(self, message: object) -> None:
-        """What would go through the pipe."""
-        if isinstance(message, Submit):
-            self.engine.add_request(message.prompt_token_ids, message.params, message.request_id)
-            self._news.set()
-        elif isinstance(message, Abort):
-            self.engine.abort(message.request_id)
-            self._act_on(Ended(message.request_id))
+    def submit(self, request: Submit) -> None:
+        """Add a request to the engine."""
+        self.engine.add_request(request.prompt_token_ids, request.params, request.request_id)
+        self._news.set()
+
+    def abort(self, request_id: str) -> None:
+        """End a request."""
+        self.engine.abort(request_id)
+        self._listener.on_ended(request_id)
+
+    def watch(self, on: bool) -> None:
+        """There is no live view here."""
+
+    def control(self, action: ControlAction) -> "asyncio.Future[bool]":
+        """It cannot be paused."""
+        done = asyncio.get_running_loop().create_future()
+        done.set_result(False)
+        return done
+
+    def poll(self) -> None:
+        """Tell what is unread."""
+        while self.unread:
+            self._tell(self.unread.pop(0))
 
     def die(self, reason: str) -> None:
         """As if the engine's process had ended."""
         self._stepping.cancel()
-        self._die(reason)
+        self._listener.on_dead(reason)
+
+    def step(self) -> list[OutputDelta]:
+        """Compute a step; its deltas, as they come out of a pipe."""
+        return [OutputDelta._make(pack_delta(delta)) for delta in self.engine.step()]
+
+    def _tell(self, deltas: list[OutputDelta]) -> None:
+        self.stats, self.heard_s = self.engine.stats(), time.monotonic()
+        self._listener.on_step(deltas, self.stats)
 
     async def _step(self) -> None:
         while True:
             self._news.clear()
             while self.engine.has_unfinished_requests:
-                deltas = tuple(pack_delta(delta) for delta in self.engine.step())
-                self._act_on(Stepped(deltas, self.engine.stats()))
+                self._tell(self.step())
                 await asyncio.sleep(self.step_s)
             await self._news.wait()
+
+
+class InProcessClient(EngineClient):
+    """The client of an engine in this process. ``engine`` may be looked at from the event loop's thread only."""
+
+    handle: InProcessHandle
+
+    def __init__(self, llm: LLM, options: ServerOptions) -> None:
+        super().__init__(InProcessHandle(llm), options)
+        self.engine = llm.engine
+        self.tokenizer = llm.tokenizer
+        self.detokenizer = llm.engine.detokenizer
+
+    async def start(self) -> None:
+        """Begin to step; text is there already."""
+        await self.handle.start(self)
 
 
 class ServerThread:

@@ -8,7 +8,6 @@ import pytest
 
 from pagebrain import LLM, SamplingParams
 from pagebrain.server.link.admission import MAX_RETRY_AFTER_S, UNKNOWN_RETRY_AFTER_S, Admission, QueueFullError
-from pagebrain.server.link.messages import Stepped, pack_delta
 from pagebrain.server.options import ServerOptions
 from tests.server.support_in_process import SETTINGS, InProcessClient
 
@@ -157,8 +156,7 @@ def test_what_the_engine_has_said_is_heard_before_a_request_is_refused() -> None
         client.submit([50, 60], params, "a")
         with pytest.raises(QueueFullError):
             client.submit([50, 60], params, "b")
-        deltas = tuple(pack_delta(delta) for delta in client.engine.step())
-        client._receive([Stepped(deltas, client.engine.stats())])  # called in a thread of the channel's
+        client.handle.unread.append(client.handle.step())
         client.submit([50, 60], params, "b")
         await client.stop()
 

@@ -155,19 +155,19 @@ def test_an_engine_that_says_nothing_for_long_is_not_healthy(monkeypatch: pytest
     with ServerThread() as server:
         time.sleep(0.3)
         assert server.get("/health").status_code == 200, "it had nothing to say"
-        server.client.step_s = 0.02
+        server.client.handle.step_s = 0.02
         with httpx.stream("POST", f"{server.url}/generate", json={"prompt": "Once", "max_new_tokens": 900}) as response:
             lines, until = response.iter_lines(), time.monotonic() + 0.5
             while time.monotonic() < until:
                 next(lines)
             assert server.get("/health").status_code == 200, "it speaks all the time"
-            server.client.step_s = 3600
+            server.client.handle.step_s = 3600
             time.sleep(0.5)
             answer = server.get("/health")
             assert answer.status_code == 503 and answer.json()["error"]["code"] == "engine_silent"
-            server.client.paused = True
+            server.client.handle.paused = True
             assert server.get("/health").status_code == 200, "it has been told to stand still"
-        server.client.paused = False
+        server.client.handle.paused = False
         server.wait_until_idle()
         assert server.get("/health").status_code == 200
 

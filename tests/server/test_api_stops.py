@@ -35,7 +35,7 @@ class Ended:
 def server() -> Iterator[ServerThread]:
     """One that takes its time."""
     with ServerThread(log_requests=True) as server:
-        server.client.step_s = 0.01
+        server.client.handle.step_s = 0.01
         yield server
 
 

@@ -13,7 +13,6 @@ import pytest
 from pagebrain import SamplingParams
 from pagebrain.outputs import OutputDelta
 from pagebrain.server.api.sse import EventStream
-from pagebrain.server.link.messages import Delta
 from pagebrain.server.link.streams import RequestStream
 from tests.server.support_in_process import ServerThread
 
@@ -81,7 +80,7 @@ def _openai(body: dict[str, Any]) -> dict[str, Any]:
 
 def test_a_dead_engine_fails_streams_answers_and_health_at_once() -> None:
     with ServerThread() as server:
-        server.client.step_s = 0.02
+        server.client.handle.step_s = 0.02
         with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
             stream = client.completions.create(model="storyteller", stream=True, **_openai(LONG))
             first = next(stream)
@@ -90,7 +89,7 @@ def test_a_dead_engine_fails_streams_answers_and_health_at_once() -> None:
             waiting.start()
             while server.call(lambda: server.client.num_streams) < 2:
                 pass
-            server.call(lambda: server.client.die("out of memory"))
+            server.call(lambda: server.client.handle.die("out of memory"))
             with pytest.raises(openai.APIError) as broken:
                 list(stream)
             assert first.choices and "out of memory" in broken.value.message
@@ -108,11 +107,11 @@ def test_a_dead_engine_fails_streams_answers_and_health_at_once() -> None:
 @pytest.mark.parametrize(("path", "body"), [("/v1/completions", LONG | {"stream": True}), ("/generate", {"prompt": "x"})])
 def test_a_failing_stream_ends_with_an_error_event_and_nothing_after_it(path: str, body: dict[str, Any]) -> None:
     with ServerThread() as server:
-        server.client.step_s = 0.02
+        server.client.handle.step_s = 0.02
         with httpx.stream("POST", server.url + path, json=body, timeout=30) as answer:
             chunks = answer.iter_text()
             text = next(chunks)
-            server.call(lambda: server.client.die("gone"))
+            server.call(lambda: server.client.handle.die("gone"))
             text += "".join(chunks)
     *_, last = [line for line in text.split("\n\n") if line]
     assert set(json.loads(last.removeprefix("data: "))["error"]) == {"message", "type", "param", "code"}
@@ -121,7 +120,7 @@ def test_a_failing_stream_ends_with_an_error_event_and_nothing_after_it(path: st
 
 def test_a_draining_server_takes_nothing_new_and_finishes_what_it_has() -> None:
     with ServerThread() as server:
-        server.client.step_s = 0.005
+        server.client.handle.step_s = 0.005
         body = LONG | {"max_tokens": 40, "stream": True}
         with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=30) as answer:
             chunks = answer.iter_text()
@@ -137,7 +136,7 @@ def test_a_draining_server_takes_nothing_new_and_finishes_what_it_has() -> None:
 def test_what_a_drain_cuts_short_is_not_taken_for_an_answer(path: str) -> None:
     body = LONG if path == "/v1/completions" else {"messages": [{"role": "user", "content": "x"}], "ignore_eos": True}
     with ServerThread(chat_template="{{ messages[0].content }}") as server:
-        server.client.step_s = 0.02
+        server.client.handle.step_s = 0.02
         whole: list[httpx.Response] = []
         waiting = threading.Thread(target=lambda: whole.append(server.post(path, body)))
         waiting.start()
@@ -195,7 +194,7 @@ class _Exchange:
 
     def put(self, text: str, reason: Any = None, index: int = 0) -> None:
         stream = self.streams[index]
-        stream.put(Delta(stream.request_id, 0, text, (5,), (), reason), 0.0)
+        stream.put(OutputDelta(stream.request_id, 0, text, (5,), (), reason), 0.0)
 
     @property
     def text(self) -> str:

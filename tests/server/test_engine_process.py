@@ -14,7 +14,9 @@ from pagebrain.errors import ConfigError, InvalidRequestError, ModelLoadError, P
 from pagebrain.server.link import streams
 from pagebrain.server.link.admission import QueueFullError
 from pagebrain.server.link.client import EngineClient
-from pagebrain.server.link.streams import DrainingError, EngineDeadError, RequestStream, SlowReaderError
+from pagebrain.server.link.handle import EngineDeadError
+from pagebrain.server.link.process import EngineProcess
+from pagebrain.server.link.streams import DrainingError, RequestStream, SlowReaderError
 from pagebrain.server.options import ServerOptions
 from tests.support.event_loop import LoopThread
 
@@ -83,7 +85,7 @@ class Engine:
 
 
 def start(loop: LoopThread, options: ServerOptions | None = None, **settings: object) -> Engine:
-    client = EngineClient(PageBrainConfig(**(SETTINGS | settings)), options or ServerOptions())  # type: ignore[arg-type]
+    client = EngineClient(EngineProcess(PageBrainConfig(**(SETTINGS | settings))), options or ServerOptions())  # type: ignore[arg-type]
     loop.run(client.start())
     return Engine(loop, client)
 
@@ -337,7 +339,7 @@ def test_aborting_all_ends_every_stream_with_that_reason(doomed: Engine) -> None
 
 def test_when_the_engine_is_killed_everybody_is_told_at_once(doomed: Engine) -> None:
     told: list[bool] = []
-    doomed.client.on_dead = lambda: told.append(True)
+    doomed.client.on_failure = lambda: told.append(True)
 
     async def scenario() -> None:
         streams = [doomed.client.submit([50, 60], SamplingParams(ignore_eos=True), f"r{i}") for i in range(6)]

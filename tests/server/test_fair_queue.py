@@ -10,9 +10,10 @@ import pytest
 from starlette.requests import Request
 
 from pagebrain import LLM, PageBrainConfig, SamplingParams
+from pagebrain.outputs import OutputDelta
 from pagebrain.server.api.service import client_of
-from pagebrain.server.link.engine_main import Worker
-from pagebrain.server.link.messages import Abort, Control, Delta, Ended, Stepped, Submit
+from pagebrain.server.link.engine_main import EngineLoop
+from pagebrain.server.link.messages import Abort, Control, Ended, Stepped, Submit
 from pagebrain.server.options import ServerOptions
 from pagebrain.server.run import _Life, listen
 from tests.server.support_in_process import ServerThread
@@ -32,30 +33,30 @@ class Running:
     def __init__(self, **settings: Any) -> None:
         self.llm = LLM(**(SETTINGS | settings))
         self.said: list[Any] = []
-        self.worker = Worker(self.llm.engine, cast(Any, SimpleNamespace(send=self.said.append)), queue.SimpleQueue())
+        self.loop = EngineLoop(self.llm.engine, cast(Any, SimpleNamespace(send=self.said.append)), queue.SimpleQueue())
         self.started: list[str] = []
         self.tokens: dict[tuple[str, int], list[int]] = {}
 
     def submit(self, name: str, source: str | None, **params: Any) -> None:
         params = {"max_tokens": 3, "temperature": 0.0, "ignore_eos": True} | params
-        self.worker._act_on(Submit(name, (50, 60), SamplingParams(**params), source))
+        self.loop._act_on(Submit(name, (50, 60), SamplingParams(**params), source))
 
     def step(self) -> None:
         """Compute one step and note what came."""
         del self.said[:]
-        self.worker._step()
+        self.loop._step()
         for message in self.said:
             for packed in message.deltas if isinstance(message, Stepped) else ():
-                delta = Delta._make(packed)
+                delta = OutputDelta._make(packed)
                 if delta.request_id not in self.started:
                     self.started.append(delta.request_id)
-                self.tokens.setdefault((delta.request_id, delta.sample_index), []).extend(delta.token_ids)
+                self.tokens.setdefault((delta.request_id, delta.index), []).extend(delta.token_ids)
 
     def finish(self) -> None:
         """Step until nothing is left."""
-        while self.worker._may_step:
+        while self.loop._may_step:
             self.step()
-        assert not self.worker.queue and self.worker.queue.num_sequences == 0
+        assert not self.loop.queue and self.loop.queue.num_sequences == 0
 
 
 @pytest.fixture(scope="module")
@@ -93,17 +94,17 @@ def test_clients_take_turns_whatever_each_has_waiting(running: Running) -> None:
 
 
 def test_what_waits_for_its_turn_counts_as_waiting_and_can_be_aborted(running: Running) -> None:
-    running.worker._act_on(Control("pause"))
+    running.loop._act_on(Control("pause"))
     for number in range(10):
         running.submit(f"r{number}", "a", n=2)
     (*_, stepped) = running.said
     assert isinstance(stepped, Stepped) and stepped.stats.num_waiting == 20
     assert len(running.llm.engine.scheduler.waiting) == SEATS, "the engine has more than its next step can start"
     for number in range(9, 0, -1):  # the engine has the first two
-        running.worker._act_on(Abort(f"r{number}"))
+        running.loop._act_on(Abort(f"r{number}"))
         assert Ended(f"r{number}") in running.said
-    assert running.worker.queue.num_sequences == 0
-    running.worker._act_on(Control("resume"))
+    assert running.loop.queue.num_sequences == 0
+    running.loop._act_on(Control("resume"))
     running.finish()
     assert running.started == ["r0"]
 
@@ -128,7 +129,7 @@ def test_answers_are_those_without_turns_under_preemption_and_the_preempted_resu
             sampled = {"temperature": 0.9, "seed": None if number % 2 else number}  # without a seed: by its arrival
             source = f"client-{number // 4}" if is_fair else None  # so turns are not the order of arrival
             running.submit(f"r{number}", source, max_tokens=40, n=1 + number % 2, **sampled)
-        while running.worker._may_step:
+        while running.loop._may_step:
             running.step()
             preempted = [seq.num_tokens > 2 for seq in waiting]
             assert preempted == sorted(preempted, reverse=True), "a new request stands before a preempted one"
@@ -155,16 +156,16 @@ def test_a_client_is_its_address_and_not_what_it_says() -> None:
 @pytest.mark.parametrize("is_fair", [True, False])
 def test_the_api_names_the_client_if_the_queue_is_fair(running: Running, is_fair: bool) -> None:
     with ServerThread(running.llm, fair_queue=is_fair) as server:
-        sent: list[Any] = []
-        send = server.client.send
+        sent: list[Submit] = []
+        submit = server.client.handle.submit
 
-        def spy(message: object) -> None:
-            sent.append(message)
-            send(message)
+        def spy(request: Submit) -> None:
+            sent.append(request)
+            submit(request)
 
-        server.client.send = spy  # type: ignore[method-assign]
+        server.client.handle.submit = spy  # type: ignore[method-assign]
         assert server.post("/v1/completions", {"prompt": [[50], [60]], "max_tokens": 1}).status_code == 200
-        assert [message.source for message in sent if isinstance(message, Submit)] == ["127.0.0.1" if is_fair else None] * 2
+        assert [request.source for request in sent] == ["127.0.0.1" if is_fair else None] * 2
 
 
 @pytest.mark.parametrize(("believed", "seen"), [((), "127.0.0.1"), (("127.0.0.0/8",), "203.0.113.7")])

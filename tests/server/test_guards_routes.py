@@ -8,12 +8,15 @@ import pytest
 from pagebrain.config import PageBrainConfig
 from pagebrain.server.api.app import create_app
 from pagebrain.server.link.client import EngineClient
+from pagebrain.server.link.process import EngineProcess
 from pagebrain.server.live.routes import ASSETS
 from pagebrain.server.options import ServerOptions
 
 OPEN = {"/health", "/live"}
 OPTIONS = ServerOptions(api_key="sk-1", max_body_bytes=2048)
-APP = create_app(EngineClient(PageBrainConfig(), OPTIONS), OPTIONS)  # not started: nothing here may reach the engine
+APP = create_app(
+    EngineClient(EngineProcess(PageBrainConfig()), OPTIONS), OPTIONS
+)  # not started: nothing here may reach the engine
 
 HIDDEN = [("GET", "/live/feed"), ("POST", "/live/control"), ("GET", "/live/nothing.js"), ("GET", "/openapi.json")]
 """Routes that the API's own description leaves out."""

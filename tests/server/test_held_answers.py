@@ -15,7 +15,6 @@ from pagebrain.server.api.held import CHAT, COMPLETION, HeldAnswers, held_bytes,
 from pagebrain.server.api.logprob_json import CompletionScorer, ScoredPrompt, TokenTexts
 from pagebrain.server.api.service import Heading
 from pagebrain.server.error_responses import ApiError
-from pagebrain.server.link.messages import Delta, Stepped
 from pagebrain.server.link.scores import Scores
 from pagebrain.server.link.streams import RequestStream
 from pagebrain.server.options import ServerOptions
@@ -161,12 +160,12 @@ def test_a_slow_reader_keeps_its_room_and_others_are_told_to_come_back_while_str
 
 
 def _leave(server: ServerThread) -> None:
-    server.client.step_s = 0.02
+    server.client.handle.step_s = 0.02
     try:
         with httpx.Client(timeout=0.3) as client, pytest.raises(httpx.ReadTimeout):
             client.post(server.url + "/v1/completions", json=SHORT | {"max_tokens": 900, "ignore_eos": True})
     finally:
-        server.client.step_s = 0.0
+        server.client.handle.step_s = 0.0
 
 
 def _is_refused_by_the_queue(server: ServerThread) -> None:
@@ -225,11 +224,11 @@ def test_what_an_answer_takes_is_counted_as_it_comes() -> None:
         used: list[int] = []
         reading = asyncio.ensure_future(stream.read_all(used.append))
         for index, text in ((0, "abc"), (1, "é")):
-            stream.put(Delta("r", index, text, (5,)), 0.0)
+            stream.put(OutputDelta("r", index, text, (5,)), 0.0)
             await asyncio.sleep(0)
             await asyncio.sleep(0)
         for index in (0, 1):
-            stream.put(Delta("r", index, "", (6,), finish_reason="length"), 0.0)
+            stream.put(OutputDelta("r", index, "", (6,), finish_reason="length"), 0.0)
         assert [answer.text for answer in await reading] == ["abc", "é"]
         assert used == [7, 6, 8]
 
@@ -262,16 +261,16 @@ def test_a_long_answer_is_written_without_ever_being_there_as_a_whole() -> None:
 def test_streams_share_a_bound_and_the_one_with_most_waiting_ends(offline: LLM) -> None:
     async def scenario() -> None:
         client = InProcessClient(offline, ServerOptions(max_held_bytes=2**20))
-        client._engine = None  # requests go nowhere: what comes of them is made here
+        client.handle.submit = client.handle.abort = lambda _: None  # type: ignore[method-assign,assignment]
         params = SamplingParams(n=4, logprobs=20)
         slow, quick = (client.submit([5, 6], params, name) for name in ("slow", "quick"))
         top = tuple((token_id, -1.0) for token_id in range(20))
-        delta = Delta("slow", 0, "a", (5,), Scores.pack([TokenLogprobs(5, -1.0, 1, top)]))
+        delta = OutputDelta("slow", 0, "a", (5,), Scores.pack([TokenLogprobs(5, -1.0, 1, top)]))
         quick.put(delta._replace(request_id="quick"), 0.0)
         num_put = 0
         while not slow.is_broken:
             assert num_put < 4000, "the bound of a single stream came first"
-            client._deliver(_stepped(client, [delta] * 16))
+            client.on_step([delta] * 16, client.stats)
             num_put += 16
         assert num_put * 656 > 2**20 and client.num_streams == 1 and not quick.is_broken
         with pytest.raises(Exception, match="bytes were waiting"):
@@ -280,7 +279,3 @@ def test_streams_share_a_bound_and_the_one_with_most_waiting_ends(offline: LLM) 
         assert client.backlog.num_bytes == 0
 
     asyncio.run(scenario())
-
-
-def _stepped(client: Any, deltas: list[Delta]) -> Any:
-    return Stepped(tuple(tuple(delta) for delta in deltas), client.stats)

@@ -5,8 +5,7 @@ from array import array
 
 import pytest
 
-from pagebrain.outputs import TokenLogprobs
-from pagebrain.server.link.messages import Delta
+from pagebrain.outputs import OutputDelta, TokenLogprobs
 from pagebrain.server.link.samples import PackedSample
 from pagebrain.server.link.scores import Scores, record_bytes
 
@@ -50,9 +49,9 @@ def test_a_sample_is_its_deltas_one_after_the_other_and_says_what_it_takes() -> 
     sample = PackedSample()
     prompt = (None, BARE[0])
     taken = [
-        sample.add(Delta("r", 1, "é", (7,), (ALIKE[0],), prompt_logprobs=prompt)),
-        sample.add(Delta("r", 1, "🙂", (3,), Scores.pack(ALIKE[1:]))),
-        sample.add(Delta("r", 1, "", (5,), (BARE[0],), "stop", 5)),
+        sample.add(OutputDelta("r", 1, "é", (7,), (ALIKE[0],), prompt_logprobs=prompt)),
+        sample.add(OutputDelta("r", 1, "🙂", (3,), Scores.pack(ALIKE[1:]))),
+        sample.add(OutputDelta("r", 1, "", (5,), (BARE[0],), "stop", 5)),
     ]
     assert taken == [2 + 4 + 40, 4 + 4 + 40, 4 + 16]
     whole = sample.whole("r", 1)

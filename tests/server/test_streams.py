@@ -6,20 +6,20 @@ from typing import Any
 import pytest
 
 from pagebrain.errors import InvalidRequestError
+from pagebrain.outputs import OutputDelta
 from pagebrain.sampling_params import SamplingParams
-from pagebrain.server.link.messages import Delta
+from pagebrain.server.link.handle import EngineDeadError
 from pagebrain.server.link.streams import (
     MAX_PENDING_STEPS,
     MAX_PENDING_TOKENS,
-    EngineDeadError,
     LiveSubscription,
     RequestStream,
     SlowReaderError,
 )
 
 
-def delta(index: int, text: str, token_id: int, reason: Any = None) -> Delta:
-    return Delta("r", index, text, (token_id,), finish_reason=reason)
+def delta(index: int, text: str, token_id: int, reason: Any = None) -> OutputDelta:
+    return OutputDelta("r", index, text, (token_id,), finish_reason=reason)
 
 
 def stream_of(n: int = 1, closed: list[RequestStream] | None = None) -> RequestStream:

@@ -13,6 +13,7 @@ from pagebrain import PageBrainConfig
 from pagebrain.server.api.app import create_app
 from pagebrain.server.guards.connections import HttpConnection
 from pagebrain.server.link.client import EngineClient
+from pagebrain.server.link.process import EngineProcess
 from pagebrain.server.options import ServerOptions
 from pagebrain.server.run import listen, url_of
 from tests.server.support_load import KINDS, Ask, make_asks, num_leavers, one_round
@@ -80,7 +81,7 @@ def test_no_task_of_a_request_outlives_it(asks: list[Ask]) -> None:
     asks = asks[:60]
     options = ServerOptions()
     with LoopThread() as loop:
-        client = EngineClient(PageBrainConfig(**ENGINE), options)  # type: ignore[arg-type]
+        client = EngineClient(EngineProcess(PageBrainConfig(**ENGINE)), options)  # type: ignore[arg-type]
         loop.run(client.start())
         listener = listen("127.0.0.1", 0)
         app = create_app(client, options)

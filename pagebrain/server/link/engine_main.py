@@ -67,7 +67,7 @@ def main(connection: Connection, config: PageBrainConfig, log_level: str) -> Non
             built = build_engine(config)
             settle_memory()
             channel.send(Ready(_picklable(built), built.notices))
-            _run(Worker(built.engine, channel, inbox))
+            _run(EngineLoop(built.engine, channel, inbox))
     except EngineFailure as failure:
         channel.send(Failed(type(failure).__name__, str(failure)))
     except PageBrainError as error:  # the engine could not be built: there are no prompts yet that this might quote
@@ -90,9 +90,9 @@ class EngineFailure(Exception):
     """The engine cannot go on. The message says what happened and where, and quotes nothing."""
 
 
-def _run(worker: "Worker") -> None:
+def _run(loop: "EngineLoop") -> None:
     try:
-        worker.run()
+        loop.run()
     except Exception as error:
         logger.exception("the engine cannot go on")
         raise EngineFailure(kind_and_place(error)) from error
@@ -112,7 +112,7 @@ def _picklable(built: BuiltEngine) -> PageBrainConfig:
     return dataclasses.replace(built.config, parts=names)
 
 
-class Worker:
+class EngineLoop:
     """The loop around an engine.
 
     Args:

@@ -9,14 +9,14 @@ import logging
 import pickle
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from pagebrain.config import PageBrainConfig
 from pagebrain.engine.trace import EngineStats
-from pagebrain.outputs import FinishReason, OutputDelta, RequestMetrics, TokenLogprobs
+from pagebrain.outputs import OutputDelta
 from pagebrain.sampling_params import SamplingParams
 from pagebrain.server.link.scores import Scores
 
@@ -121,25 +121,8 @@ class Paused:
     paused: bool
 
 
-class Delta(NamedTuple):
-    """What a step added to a sample; see :class:`~pagebrain.outputs.OutputDelta`. ``metrics`` come with a request's last.
-
-    Log-probabilities from the engine's process are packed: they are :class:`~pagebrain.server.link.scores.Scores`.
-    """
-
-    request_id: str
-    sample_index: int
-    text: str
-    token_ids: Sequence[int]
-    logprobs: Sequence[TokenLogprobs] = ()
-    finish_reason: FinishReason | None = None
-    stop_reason: int | str | None = None
-    prompt_logprobs: Sequence[TokenLogprobs | None] | None = None
-    metrics: RequestMetrics | None = None
-
-
 PackedDelta = tuple[Any, ...]
-"""The fields of a :class:`Delta` in a plain tuple, which takes a third of the time to pickle."""
+"""The fields of an :class:`~pagebrain.outputs.OutputDelta` in a plain tuple, which takes a third of the time to pickle."""
 
 
 def settle_memory() -> None:
@@ -152,7 +135,7 @@ def settle_memory() -> None:
 
 
 def pack_delta(delta: OutputDelta) -> PackedDelta:
-    """A delta for the wire. The whole output, which comes with a request's last delta, stays behind but for its times."""
+    """A delta for the pipe: log-probabilities packed, without the whole request that comes with the last delta."""
     return (
         delta.request_id,
         delta.index,
@@ -162,7 +145,8 @@ def pack_delta(delta: OutputDelta) -> PackedDelta:
         delta.finish_reason,
         delta.stop_reason,
         None if delta.prompt_logprobs is None else Scores.pack(delta.prompt_logprobs),
-        None if delta.finished is None else delta.finished.metrics,
+        delta.metrics,
+        None,
     )
 
 

@@ -1,29 +1,194 @@
-"""The engine's process as its parent sees it: started, spoken to, ended."""
+"""The engine in a process of its own, as its parent sees it: started, spoken to, ended."""
 
 import asyncio
 import contextlib
+import logging
 import multiprocessing
 import pickle
 import signal
+import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from multiprocessing import resource_tracker
 from typing import Any
 
+from pagebrain import errors
 from pagebrain.config import PageBrainConfig
+from pagebrain.engine.trace import EngineStats
+from pagebrain.outputs import OutputDelta
 from pagebrain.server.link import spawned
-from pagebrain.server.link.messages import Channel, Shutdown
+from pagebrain.server.link.handle import EngineDeadError, EngineListener
+from pagebrain.server.link.messages import (
+    Abort,
+    Channel,
+    Control,
+    ControlAction,
+    Ended,
+    Failed,
+    LiveUpdate,
+    Paused,
+    Ready,
+    Refused,
+    Shutdown,
+    Stepped,
+    Submit,
+    Watch,
+)
+
+logger = logging.getLogger(__name__)
 
 SHUTDOWN_S = 5.0
 """How long the engine's process may take to end before it is killed."""
 
 
 class EngineProcess:
-    """A process that runs :func:`pagebrain.server.link.engine_main.main`, by way of :mod:`pagebrain.server.link.spawned`.
+    """An :class:`~pagebrain.server.link.handle.EngineHandle` to an engine in a child process.
+
+    The child runs :func:`pagebrain.server.link.engine_main.main`. Two threads read and write its pipe; everything else
+    happens on the event loop.
+    """
+
+    def __init__(self, config: PageBrainConfig, log_level: str = "warning") -> None:
+        self.config = config
+        self.notices: tuple[str, ...] = ()
+        self.stats = EngineStats()
+        self.paused = False
+        self.heard_s = time.monotonic()
+        self._log_level = log_level
+        self._child: _Child | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._listener: EngineListener | None = None
+        self._ready: asyncio.Future[Ready] | None = None
+        self._is_over = False  # told to stop, or dead
+        self._unread: deque[list[Any]] = deque()
+        self._pause_answers: deque[asyncio.Future[bool]] = deque()
+
+    # What the server calls --------------------------------------------------------------------------------------------
+
+    @property
+    def pid(self) -> int | None:
+        """The child's process number."""
+        return None if self._child is None else self._child.pid
+
+    async def start(self, listener: EngineListener) -> None:
+        """See :class:`~pagebrain.server.link.handle.EngineHandle`."""
+        self._listener = listener
+        self._loop = asyncio.get_running_loop()
+        self._ready = self._loop.create_future()
+        self._child = _Child(self.config, self._log_level, self._receive, lambda: self._call(self._on_end))
+        ready = await self._ready
+        self.config, self.notices = ready.config, ready.notices
+
+    async def stop(self) -> None:
+        """See :class:`~pagebrain.server.link.handle.EngineHandle`."""
+        self._is_over = True
+        child, self._child = self._child, None
+        if child is not None:
+            await child.stop(at_once=self._ready is None or not self._ready.done() or self._ready.cancelled())
+
+    def submit(self, request: Submit) -> None:
+        """See :class:`~pagebrain.server.link.handle.EngineHandle`."""
+        self._send(request)
+
+    def abort(self, request_id: str) -> None:
+        """See :class:`~pagebrain.server.link.handle.EngineHandle`."""
+        self._send(Abort(request_id))
+
+    def watch(self, on: bool) -> None:
+        """See :class:`~pagebrain.server.link.handle.EngineHandle`."""
+        self._send(Watch(on))
+
+    def control(self, action: ControlAction) -> "asyncio.Future[bool]":
+        """See :class:`~pagebrain.server.link.handle.EngineHandle`."""
+        answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._pause_answers.append(answer)
+        self._send(Control(action))
+        return answer
+
+    def poll(self) -> None:
+        """See :class:`~pagebrain.server.link.handle.EngineHandle`."""
+        while self._unread:
+            for message in self._unread.popleft():
+                try:
+                    self._act_on(message)
+                except Exception as error:  # the message is lost: without an engine no request waits for ever
+                    logger.exception("a message from the engine could not be handled")
+                    self._die(f"the server failed over one of its messages ({type(error).__name__})")
+                    if self._child is not None:
+                        self._child.kill()
+
+    def _send(self, message: Any) -> None:
+        if self._child is not None:
+            self._child.send(message)
+
+    # What the child says ----------------------------------------------------------------------------------------------
+
+    def _receive(self, messages: list[Any]) -> None:
+        """Called in a thread."""
+        self._unread.append(messages)
+        self._call(self.poll)
+
+    def _call(self, function: Callable[[], None]) -> None:
+        """Call on the event loop, from another thread."""
+        assert self._loop is not None
+        try:
+            self._loop.call_soon_threadsafe(function)
+        except RuntimeError:
+            logger.debug("the event loop is closed")
+
+    def _act_on(self, message: Any) -> None:
+        assert self._listener is not None and self._ready is not None
+        self.heard_s = time.monotonic()
+        if isinstance(message, Stepped):
+            self.stats = message.stats
+            self._listener.on_step([OutputDelta._make(packed) for packed in message.deltas], message.stats)
+        elif isinstance(message, LiveUpdate):
+            self._listener.on_live(message.update)
+        elif isinstance(message, Paused):
+            self.paused = message.paused
+            answer = self._pause_answers.popleft()
+            if not answer.done():
+                answer.set_result(message.paused)
+        elif isinstance(message, Refused):
+            self._listener.on_refused(message.request_id, message.message, message.is_mistake)
+        elif isinstance(message, Ended):
+            self._listener.on_ended(message.request_id)
+        elif isinstance(message, Ready):
+            if not self._ready.done():
+                self._ready.set_result(message)
+        elif isinstance(message, Failed):
+            if not self._ready.done():
+                kind = getattr(errors, message.error, None) or EngineDeadError
+                self._ready.set_exception(kind(message.message))
+                self._is_over = True
+            self._die(message.message)
+
+    def _on_end(self) -> None:
+        self.poll()
+        self._die("its process ended unexpectedly")
+
+    def _die(self, reason: str) -> None:
+        if self._is_over:
+            return
+        self._is_over = True
+        assert self._listener is not None and self._ready is not None
+        error = EngineDeadError(f"the engine has stopped: {reason}")
+        if not self._ready.done():
+            self._ready.set_exception(error)
+            return
+        for answer in self._pause_answers:
+            if not answer.done():
+                answer.set_exception(error)
+        self._listener.on_dead(reason)
+
+
+class _Child:
+    """The child process and the pipe to it.
 
     Args:
-        config, log_level: what it gets.
-        on_messages: called in a thread with what it says.
-        on_end: called in a thread, once, when it is gone.
+        config, log_level: what the child gets.
+        on_messages: called in a thread with what has come.
+        on_end: called in a thread, once, when the child has ended.
     """
 
     def __init__(
@@ -46,26 +211,24 @@ class EngineProcess:
             ours.close()
             raise
         finally:
-            theirs.close()  # so that the engine's process alone holds it, and its death is seen here
+            theirs.close()  # only the child holds it then, so the end of the child is seen here
         self._channel = Channel(ours, on_messages, on_end, name="pagebrain-server")
         self._channel.start()
 
     @property
     def pid(self) -> int:
-        """The process's number."""
         assert self._process.pid is not None
         return self._process.pid
 
     def send(self, message: Any) -> None:
-        """Say something, without waiting; what is said to a process that has ended goes nowhere."""
+        """Send without waiting. What is sent to a process that has ended is dropped."""
         self._channel.send(message)
 
     def kill(self) -> None:
-        """End it now, whatever it is doing."""
         self._process.kill()
 
     async def stop(self, at_once: bool) -> None:
-        """End it and take everything that belongs to it away. It may finish what it is doing, unless ``at_once``."""
+        """End the process and close the pipe. The process may finish its step, unless ``at_once``."""
         if at_once:
             self._process.kill()
         self._channel.send(Shutdown())

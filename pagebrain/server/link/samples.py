@@ -3,7 +3,6 @@
 from array import array
 
 from pagebrain.outputs import OutputDelta, TokenLogprobs
-from pagebrain.server.link.messages import Delta
 from pagebrain.server.link.scores import Scores
 
 
@@ -14,10 +13,10 @@ class PackedSample:
         self._text = bytearray()  # UTF-8
         self._token_ids = array("i")
         self._scores: Scores[TokenLogprobs] = Scores(0, bytearray())
-        self._last: Delta | None = None
+        self._last: OutputDelta | None = None
         self._prompt_scores: Scores[TokenLogprobs | None] | None = None
 
-    def add(self, delta: Delta) -> int:
+    def add(self, delta: OutputDelta) -> int:
         """Take what came next; returns how many bytes that takes."""
         text = delta.text.encode()
         self._text += text

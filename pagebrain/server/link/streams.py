@@ -12,7 +12,6 @@ from typing import Any
 from pagebrain.errors import PageBrainError
 from pagebrain.outputs import OutputDelta, RequestMetrics
 from pagebrain.sampling_params import SamplingParams
-from pagebrain.server.link.messages import Delta
 from pagebrain.server.link.samples import PackedSample
 from pagebrain.server.link.scores import Scores
 
@@ -24,10 +23,6 @@ DELTA_BYTES = 400
 
 MAX_PENDING_STEPS = 100
 """Steps that a live update may hold; it skips the oldest beyond."""
-
-
-class EngineDeadError(PageBrainError):
-    """The engine has stopped, and with it every request."""
 
 
 class DrainingError(PageBrainError):
@@ -111,7 +106,7 @@ class RequestStream:
         self.metrics: RequestMetrics | None = None
         self._on_close = on_close
         self._backlog = backlog
-        self._pending: list[Delta] = []
+        self._pending: list[OutputDelta] = []
         self._num_pending = 0
         self._unfinished = set(range(params.n))
         self._last_s: dict[int, float] = {}
@@ -139,10 +134,10 @@ class RequestStream:
         """
         samples = [PackedSample() for _ in range(self.params.n)]
         while pending := await self._take():
-            use(sum([samples[delta.sample_index].add(delta) for delta in pending]))
+            use(sum([samples[delta.index].add(delta) for delta in pending]))
         return [sample.whole(self.request_id, index) for index, sample in enumerate(samples)]
 
-    async def _take(self) -> list[Delta]:
+    async def _take(self) -> list[OutputDelta]:
         while not self._pending and self._error is None and not self.is_finished:
             self._waiter = asyncio.get_running_loop().create_future()
             try:
@@ -163,7 +158,7 @@ class RequestStream:
 
     # Writing ----------------------------------------------------------------------------------------------------------
 
-    def put(self, delta: Delta, now_s: float) -> float | None:
+    def put(self, delta: OutputDelta, now_s: float) -> float | None:
         """Take what a step brought; returns the seconds since the sample's last token, if there was one."""
         num_tokens = len(delta.token_ids)
         self._pending.append(delta)
@@ -171,7 +166,7 @@ class RequestStream:
         self.num_generated += num_tokens
         self.first_token_s = self.first_token_s or now_s
         if delta.finish_reason is not None:
-            self._unfinished.discard(delta.sample_index)
+            self._unfinished.discard(delta.index)
             self.is_finished = not self._unfinished
             self.metrics = delta.metrics or self.metrics
         if self._backlog is not None:
@@ -180,8 +175,8 @@ class RequestStream:
         if self._num_pending > MAX_PENDING_TOKENS and not self.is_finished:
             self.break_off(f"{self._num_pending} tokens were waiting and nobody took them: read faster")
         self._wake()
-        last_s = self._last_s.get(delta.sample_index)
-        self._last_s[delta.sample_index] = now_s
+        last_s = self._last_s.get(delta.index)
+        self._last_s[delta.index] = now_s
         return None if last_s is None else now_s - last_s
 
     def break_off(self, why: str) -> None:
@@ -199,7 +194,7 @@ class RequestStream:
     def abort(self) -> None:
         """End all samples that have not ended; the reader sees it as their finish reason."""
         for index in sorted(self._unfinished):
-            self._pending.append(Delta(self.request_id, index, "", (), finish_reason="abort"))
+            self._pending.append(OutputDelta(self.request_id, index, "", (), finish_reason="abort"))
         self._unfinished.clear()
         self.is_finished = True
         self._wake()
@@ -214,21 +209,21 @@ class RequestStream:
             self._waiter.set_result(None)
 
 
-def _merge(pending: list[Delta]) -> list[OutputDelta]:
+def _merge(pending: list[OutputDelta]) -> list[OutputDelta]:
     """One delta for each sample, in the order of the samples."""
     if len(pending) == 1:  # as a rule
-        return [OutputDelta(*pending[0][:-1])]
-    by_index: dict[int, list[Delta]] = {}
+        return pending
+    by_index: dict[int, list[OutputDelta]] = {}
     for delta in pending:
-        by_index.setdefault(delta.sample_index, []).append(delta)
+        by_index.setdefault(delta.index, []).append(delta)
     return [_joined(pieces) for _, pieces in sorted(by_index.items())]
 
 
-def _joined(pieces: list[Delta]) -> OutputDelta:
+def _joined(pieces: list[OutputDelta]) -> OutputDelta:
     first, last = pieces[0], pieces[-1]
     return OutputDelta(
         request_id=first.request_id,
-        index=first.sample_index,
+        index=first.index,
         text="".join(piece.text for piece in pieces),
         token_ids=tuple(token_id for piece in pieces for token_id in piece.token_ids),
         logprobs=Scores.joined([piece.logprobs for piece in pieces]),
@@ -238,7 +233,7 @@ def _joined(pieces: list[Delta]) -> OutputDelta:
     )
 
 
-def _score_bytes(delta: Delta) -> int:
+def _score_bytes(delta: OutputDelta) -> int:
     return sum(len(scores.data) for scores in (delta.logprobs, delta.prompt_logprobs) if isinstance(scores, Scores))
 
 
