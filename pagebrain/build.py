@@ -5,10 +5,9 @@ import functools
 import gc
 import logging
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pagebrain.attention import choose_backend
 from pagebrain.attention.layer import attach, detach
@@ -34,6 +33,9 @@ from pagebrain.sampling import Sampler
 from pagebrain.worker.memory import enough_memory, estimate_largest_step, measure_largest_step
 from pagebrain.worker.torch_executor import Executor, TorchExecutor
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 logger = logging.getLogger(__name__)
 
 _OWN_PARTS: dict[str, Any] = {
@@ -52,13 +54,13 @@ class BuiltEngine:
 
     engine: Engine
     config: PageBrainConfig
-    tokenizer: PreTrainedTokenizerBase | None
+    tokenizer: "PreTrainedTokenizerBase | None"
     weights_packed: bool
     notices: tuple[str, ...]
 
 
 def build_engine(
-    config: PageBrainConfig, base: PreTrainedModel | None = None, tokenizer: PreTrainedTokenizerBase | None = None
+    config: PageBrainConfig, base: "PreTrainedModel | None" = None, tokenizer: "PreTrainedTokenizerBase | None" = None
 ) -> BuiltEngine:
     """An engine for ``config``.
 

@@ -4,11 +4,11 @@ import contextlib
 import os
 from collections.abc import Generator
 from collections.abc import Sequence as SequenceOf
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
+from torch import nn
 
 from pagebrain.build import build_engine
 from pagebrain.config import PageBrainConfig
@@ -17,6 +17,9 @@ from pagebrain.engine.requests import Prompt
 from pagebrain.errors import InvalidRequestError, StepError
 from pagebrain.outputs import OutputDelta, RequestOutput
 from pagebrain.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
 
 
 class LLM:
@@ -35,18 +38,18 @@ class LLM:
 
     def __init__(
         self,
-        model: str | os.PathLike[str] | GPT2LMHeadModel | None = None,
-        tokenizer: str | os.PathLike[str] | PreTrainedTokenizerBase | None = None,
+        model: "str | os.PathLike[str] | GPT2LMHeadModel | None" = None,
+        tokenizer: "str | os.PathLike[str] | PreTrainedTokenizerBase | None" = None,
         **settings: Any,
     ) -> None:
-        base = model if isinstance(model, GPT2LMHeadModel) else None
-        name = None if model is None or isinstance(model, GPT2LMHeadModel) else os.fspath(model)
+        base: Any = model if isinstance(model, nn.Module) else None
+        name = None if model is None or isinstance(model, nn.Module) else os.fspath(model)
         if isinstance(tokenizer, (str, os.PathLike)):
             tokenizer_name, tokenizer_object = os.fspath(tokenizer), None
         else:
             tokenizer_name, tokenizer_object = None, tokenizer
         if base is not None:  # what suits a device is decided before the engine is built
-            settings = {"device": str(base.transformer.wte.weight.device)} | settings
+            settings = {"device": str(next(base.parameters()).device)} | settings
         config = PageBrainConfig(model=name, tokenizer=tokenizer_name, **settings)
         built = build_engine(config, base, tokenizer_object)
         self.engine: Engine = built.engine

@@ -16,8 +16,8 @@ import functools
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers.activations import ACT2FN
 
+from pagebrain.layers.activations import Activation, find_activation
 from pagebrain.layers.forms import Layer, declared
 
 EXACT_ROWS = 64
@@ -66,7 +66,7 @@ class Linear(Layer):
         self.activation = activation
         self.in_out = in_out
         self.padded = padded
-        self._activate: nn.Module | None = None if activation is None else ACT2FN[activation]
+        self._activate: Activation | None = None if activation is None else find_activation(activation)
         self._packed: Tensor | None = None
         self._has_fused_gelu = False
 

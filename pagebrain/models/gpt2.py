@@ -8,9 +8,10 @@ is not in the stream yet: the next norm adds it. The names of the layers are tho
 ``layers``, which they call ``h``.
 """
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
-from transformers import GPT2LMHeadModel
 
 from pagebrain.attention import AttentionBackend, ForwardBatch, PagedAttention
 from pagebrain.cache import CacheManager
@@ -20,6 +21,9 @@ from pagebrain.model_config import ModelConfig
 from pagebrain.models.hf_forward import HFForward
 from pagebrain.models.model import Model
 from pagebrain.models.weights import TensorNames
+
+if TYPE_CHECKING:
+    from transformers import GPT2LMHeadModel
 
 TENSOR_NAMES: TensorNames = {
     "wte": "transformer.wte",
@@ -125,6 +129,8 @@ class PagedGPT2LMHeadModel(GPT2, HFForward):
         ConfigError: if the cache was made for a model of another shape, dtype or device.
     """
 
-    def __init__(self, base: GPT2LMHeadModel, cache_manager: CacheManager, backend: AttentionBackend | None = None) -> None:
+    def __init__(
+        self, base: "GPT2LMHeadModel", cache_manager: CacheManager, backend: AttentionBackend | None = None
+    ) -> None:
         super().__init__(ModelConfig.of(base))
         self.set_up(base, TENSOR_NAMES, cache_manager, backend)

@@ -4,11 +4,10 @@
 """
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
-from transformers.modeling_outputs import CausalLMOutput
 
 from pagebrain.attention import AttentionBackend, ForwardBatch, KVPool
 from pagebrain.attention.layer import attach
@@ -20,6 +19,10 @@ from pagebrain.models.model import Model
 from pagebrain.models.positions import RowPlan, plan_rows
 from pagebrain.models.weights import Checkpoint, TensorNames, load_weights
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+    from transformers.modeling_outputs import CausalLMOutput
+
 
 class HFForward(Model):
     """A model with a ``forward`` in the manner of Hugging Face's. As a base class, it is named after the model's own."""
@@ -28,7 +31,7 @@ class HFForward(Model):
 
     def set_up(
         self,
-        base: PreTrainedModel,
+        base: "PreTrainedModel",
         names: TensorNames,
         cache_manager: CacheManager,
         backend: AttentionBackend | None = None,
@@ -42,7 +45,7 @@ class HFForward(Model):
 
     def forward(
         self, input_ids: Tensor, *, input_pos: Tensor, cache_pos: Tensor, seq_ids: Iterable[int] | None = None
-    ) -> CausalLMOutput:
+    ) -> "CausalLMOutput":
         """Compute new tokens of a batch of sequences, keeping their K and V: an adapter over ``forward_tokens``.
 
         Args:
@@ -71,6 +74,8 @@ class HFForward(Model):
             first = int(batch.query_starts[index])
             logits[index, : row.num_new] = flat_logits[first : first + row.num_new]
             self._num_cached[row.seq_id] = row.num_cached + row.num_new
+        from transformers.modeling_outputs import CausalLMOutput
+
         return CausalLMOutput(logits=logits)
 
     def _cached(self) -> dict[int, int]:
@@ -101,7 +106,7 @@ class HFForward(Model):
         )
 
 
-def _check_pool_fits(config: ModelConfig, base: PreTrainedModel, pool: KVPool) -> None:
+def _check_pool_fits(config: ModelConfig, base: "PreTrainedModel", pool: KVPool) -> None:
     keys = pool.key_pools[0]
     needed = (config.num_layers, config.num_kv_heads, config.head_dim, base.dtype, base.device)
     got = (len(pool.key_pools), keys.shape[2], keys.shape[3], keys.dtype, keys.device)

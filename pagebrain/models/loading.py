@@ -11,12 +11,11 @@ import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from huggingface_hub.errors import StrictDataclassFieldValidationError
-from transformers import AutoTokenizer, GenerationConfig, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
-from transformers.activations import ACT2FN
+from transformers import AutoTokenizer, GenerationConfig, GPT2Config, PreTrainedTokenizerBase
 from transformers.utils.hub import cached_file
 
 from pagebrain.assets import BUNDLED_MODEL
@@ -25,6 +24,7 @@ from pagebrain.devices import limit_threads
 from pagebrain.engine.detokenizer import Detokenizer
 from pagebrain.errors import ModelLoadError, UnsupportedTokenizerError
 from pagebrain.generation_config import read_settings
+from pagebrain.layers.activations import find_activation
 from pagebrain.models.folder import (
     MODEL_HINT,
     check_has_config,
@@ -36,6 +36,9 @@ from pagebrain.models.folder import (
     names_own_code,
     read_json,
 )
+
+if TYPE_CHECKING:
+    from transformers import GPT2LMHeadModel
 
 GPT2_SIZES = {
     "gpt2": (768, 12, 12),
@@ -63,7 +66,7 @@ def resolve_device_and_dtype(config: PageBrainConfig) -> PageBrainConfig:
     return dataclasses.replace(config, device=device, dtype=dtype)
 
 
-def load_model(config: PageBrainConfig, notices: list[str] | None = None) -> GPT2LMHeadModel:
+def load_model(config: PageBrainConfig, notices: list[str] | None = None) -> "GPT2LMHeadModel":
     """The Hugging Face model that ``config`` names, in its dtype and on its device, in eval mode.
 
     ``notices`` gets a line for what is left out of the checkpoint. No code of the checkpoint's own is ever run.
@@ -181,7 +184,7 @@ def find_model(config: PageBrainConfig, notices: list[str]) -> FoundModel:
     return FoundModel(name, hf_config, _generation_settings(name, saved, notices))
 
 
-def load_weights_of(found: FoundModel, config: PageBrainConfig, notices: list[str]) -> GPT2LMHeadModel:
+def load_weights_of(found: FoundModel, config: PageBrainConfig, notices: list[str]) -> "GPT2LMHeadModel":
     """A saved model with its weights, read by Hugging Face, in the dtype and on the device of ``config``, in eval mode.
 
     ``notices`` gets a line for tensors that are left over. Raises ``ModelLoadError`` if one is missing or misshapen.
@@ -196,6 +199,8 @@ def load_weights_of(found: FoundModel, config: PageBrainConfig, notices: list[st
         "output_loading_info": True,
         "trust_remote_code": False,
     }
+    from transformers import GPT2LMHeadModel  # takes a second: it is not needed where safetensors fit
+
     loaded: Any = _attempt(f"the weights of {name!r}", MODEL_HINT, lambda: GPT2LMHeadModel.from_pretrained(name, **options))
     model, info = loaded
     _check_all_fit(name, info)
@@ -272,7 +277,7 @@ def _read_config(name: str) -> tuple[GPT2Config, dict[str, Any]]:
         raise ModelLoadError(
             f"{what} says n_embd={hf_config.n_embd}, expected a multiple of n_head={hf_config.n_head}: correct it"
         )
-    if hf_config.activation_function not in ACT2FN:
+    if find_activation(hf_config.activation_function) is None:
         raise ModelLoadError(
             f"{what} says activation_function={hf_config.activation_function!r}, which is unknown: correct it"
         )
@@ -300,12 +305,14 @@ def _check_is_gpt2(name: str, saved: dict[str, Any]) -> None:
         raise ModelLoadError(f"{name!r} is quantized, which PageBrain does not serve: name the model that it was made from")
 
 
-def _dummy_model(config: PageBrainConfig) -> GPT2LMHeadModel:
+def _dummy_model(config: PageBrainConfig) -> "GPT2LMHeadModel":
     hf_config = read_config(config)
     hf_config._attn_implementation = "eager"
     where = torch.device(config.device)  # a GPU draws them in a tenth of a second; they are other ones than a CPU's
     with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []), where:
         torch.manual_seed(config.seed % 2**63)
+        from transformers import GPT2LMHeadModel
+
         return GPT2LMHeadModel(hf_config)
 
 

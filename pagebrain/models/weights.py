@@ -9,15 +9,17 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from pagebrain.errors import ModelLoadError
 from pagebrain.model_config import ModelConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 TensorNames = Mapping[str, str]
 """A layer of a model here -> the same in a checkpoint. ``*`` stands for the number of a transformer layer."""
@@ -39,7 +41,7 @@ class Checkpoint:
     device: torch.device
 
     @classmethod
-    def of(cls, base: PreTrainedModel) -> "Checkpoint":
+    def of(cls, base: "PreTrainedModel") -> "Checkpoint":
         """The tensors of a Hugging Face model, which may be dropped afterwards."""
         return cls(ModelConfig.of(base), base.state_dict(keep_vars=True), base.dtype, base.device)
 
