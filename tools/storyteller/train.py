@@ -191,22 +191,22 @@ pipeline_tag: text-generation
 
 # PageBrain storyteller
 
-A GPT-2 of {made["parameters"]:,} parameters that tells toy stories. It is bundled with PageBrain so that
-every lesson, test and benchmark has a real trained model to serve, without a download.
+A GPT-2 of {made["parameters"]:,} parameters that tells toy stories. It is bundled with PageBrain. So every lesson,
+test and benchmark has a real trained model to serve, without a download.
 
 - **Architecture**: `GPT2LMHeadModel`, 4 layers, 2 heads of dimension 64, width 128,
   {made["n_positions"]} positions, tied embeddings, float32 safetensors.
-- **Tokenizer**: byte-level BPE of {made["vocab_size"]} entries, all 256 bytes among them, so any text
+- **Tokenizer**: byte-level BPE of {made["vocab_size"]} entries. It contains all 256 bytes, so any text
   round-trips. `{END_OF_TEXT}` (id {made["vocab_size"] - 1}) begins and ends a story. Start from it, or from a
   bare prompt such as `One morning Mia`, `Once upon a time` or `The story of Mia and the kite.` and a blank line.
-- **Licence**: Apache-2.0, as the repository. The PageBrain authors made weights, tokenizer and training text.
+- **Licence**: Apache-2.0, like the repository. The PageBrain authors made weights, tokenizer and training text.
 - **Date**: {made["date"]}
 
 ## What it is not
 
-Not a language model for use. All it has ever read is the output of `tools/storyteller/story_grammar.py`: short,
-English-like stories about invented people who lend, lose, swap and find things. It knows nothing about the
-world, cannot answer questions or follow instructions, and beyond such stories it produces nonsense.
+It is not a language model for use. It was trained only on the output of `tools/storyteller/story_grammar.py`: short,
+English-like stories about invented people who lend, lose, exchange and find things. It has no knowledge of the
+world, and it cannot answer questions or follow instructions. On other texts it produces nonsense.
 
 ## How it was made
 
@@ -219,14 +219,14 @@ world, cannot answer questions or follow instructions, and beyond such stories i
   {made["peak_learning_rate"]}; {made["precision"]}; seed {made["seed"]}.
 - {made["training_minutes"]:.1f} minutes of training on {made["hardware"]}, torch {made["torch"]}.
 - Stories are packed into rows of {made["n_positions"]} positions with `{END_OF_TEXT}` between them. Half of the
-  rows begin with a story instead of the mark, so the model takes a prompt with or without it.
-- Training is deterministic: a seed, a machine and its versions give one set of weights, bit for bit
-  (`tests/tools/test_bundled_model.py` checks it on a short run). SHA-256 of `model.safetensors`:
+  rows begin with a story, without this token. So the model takes a prompt with or without it.
+- Training is deterministic. The same seed, machine and versions give the same weights, bit for bit.
+  `tests/tools/test_bundled_model.py` checks this on a short run. SHA-256 of `model.safetensors`:
   `{made["weights_sha256"]}`.
 
 ## Measurements
 
-All numbers are in `metrics.json`, written by the command above;
+All numbers are in `metrics.json`, which the command above writes.
 `python -m tools.storyteller.evaluate pagebrain/assets/storyteller` measures a saved model again.
 
 | {found["heldout_stories"]:,} fresh stories, {found["heldout_tokens"]:,} tokens | nats per token | perplexity |
@@ -236,12 +236,12 @@ All numbers are in `metrics.json`, written by the command above;
 | {found["bigram_perplexity_per_token"]:.2f} |
 
 On stories about held-out pairs of name and object the loss is {found["loss_heldout_pairs"]:.4f}. In packed
-rows it is {positions}. The first positions are
-dearest because every row begins with a story whose people are still unknown.
+rows it is {positions}. The loss is highest at the
+first positions, because every row begins with a story whose people have not been named yet.
 
-**Memory.** A tenth of all (name, object) pairs never share a training story. At the places where a story must
-repeat what it said before, this is the share of mentions whose every token is the model's first choice
-(teacher-forced):
+**Memory.** A tenth of all (name, object) pairs do not occur together in any training story. At some places a
+story must repeat an earlier detail. A mention counts as remembered if each of its tokens is the model's first
+choice (teacher-forced). The table gives the share of such mentions:
 
 | what must be remembered | pairs seen in training | held-out pairs |
 | --- | --- | --- |
@@ -260,10 +260,10 @@ repeat what it said before, this is the share of mentions whose every token is t
 | mean length in tokens | {found["samples_mean_tokens"]:.0f} |
 | titled with a held-out pair, use both name and object at least twice | {_percent(kept)} |
 
-The overlap is what a grammar of fixed sentence patterns gives: names, objects and details vary, turns of
-phrase do not.
+The overlap comes from the grammar's fixed sentence patterns. Names, objects and details vary, and phrases
+do not.
 
-## Three samples, the first of the {found["samples"]}, unchosen
+## Three samples: the first of the {found["samples"]}
 
 {samples}
 """
