@@ -16,8 +16,9 @@ PAGES = sorted(path for path in DOCS.rglob("*.md") if not any(part.startswith("_
 CHAPTERS = {chapter.name: chapter for chapter in find_chapters()}
 
 FIXED_TERMS = (
-    *("request", "sequence", "sequence group", "block", "page", "block table", "slot", "slot mapping", "batch row"),
-    *("prefill", "decode", "context length", "query length"),
+    *("request", "sequence", "sequence group", "SequenceGroup", "part", "async scheduling"),
+    *("block", "page", "physical block", "logical block", "block table", "slot", "slot mapping", "batch row"),
+    *("prefill", "decode", "chunk", "context length", "query length", "worker", "rank", "engine process"),
 )
 """The words that mean the same everywhere."""
 

@@ -144,7 +144,7 @@ class ServerMetrics:
         """All metrics as they stand, in the order of the documentation."""
         stats = self._stats
         used = 1 - stats.num_free_blocks / stats.num_blocks if stats.num_blocks else 0.0
-        yield self._gauge("num_requests_running", "Sequences that take part in steps; a sample is one", stats.num_running)
+        yield self._gauge("num_requests_running", "Running sequences; each sample is a sequence", stats.num_running)
         yield self._gauge("num_requests_waiting", "Sequences that wait for a seat, blocks or their turn", stats.num_waiting)
         yield self._gauge("kv_cache_usage_perc", "Blocks of the KV cache in use, as a fraction: 1 is all of them", used)
         yield self._gauge(
@@ -163,7 +163,7 @@ class ServerMetrics:
         )
         yield self._counter("generation_tokens", "Tokens generated", self._num_generated)
         finished = CounterMetricFamily(
-            PREFIX + "request_success", "Requests that ended, by how they did", labels=["model_name", "finished_reason"]
+            PREFIX + "request_success", "Requests that ended, by finish reason", labels=["model_name", "finished_reason"]
         )
         for outcome, count in self._outcomes.items():
             finished.add_metric([self.model_name, outcome], count)
