@@ -7,7 +7,7 @@ that variable was set. Chapter 06 takes ``triton`` and ``tl`` from here, which w
 import importlib
 import os
 import sys
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
@@ -47,7 +47,44 @@ def _interprets(language: Any) -> bool:
     return type(language.sum).__name__ == "InterpretedFunction"
 
 
+def patch_language_once() -> None:
+    """Let Triton's interpreter replace the functions of ``triton.language`` once for a launch.
+
+    It does so again, on top, for every call of a function within a kernel, ``tl.sum`` included: half of its time or more.
+    Versions of Triton whose interpreter is made differently are left as they are.
+    """
+    interpreter: Any = importlib.import_module("triton.runtime.interpreter")
+    scope_class = getattr(interpreter, "_LangPatchScope", None)
+    patch = getattr(interpreter, "_patch_lang", None)
+    if scope_class is None or patch is None or hasattr(patch, "open_scopes"):
+        return
+    open_scopes: list[Any] = []
+    language = importlib.import_module("triton.language")
+    everything = SimpleNamespace(__globals__={"tl": language, "core": language.core})  # kernels name one, tl.sum the other
+
+    class OnceScope(scope_class):  # type: ignore[misc, valid-type]
+        """What one launch replaced, and its end."""
+
+        def restore(self) -> None:
+            super().restore()
+            open_scopes.clear()
+
+    def patch_once(function: Any) -> Any:
+        if open_scopes:
+            return scope_class()
+        scope = OnceScope()
+        open_scopes.append(scope)
+        scope._changes = patch(everything)._changes
+        return scope
+
+    patch_once.open_scopes = open_scopes  # type: ignore[attr-defined]
+    interpreter._patch_lang = patch_once
+
+
 triton, tl = _import_triton()
 
 INTERPRETED = _interprets(tl)
 """Whether kernels are interpreted in this process. Then they work on CPU tensors; compiled ones want a GPU's."""
+
+if INTERPRETED:
+    patch_language_once()
