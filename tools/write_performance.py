@@ -42,6 +42,8 @@ def main() -> int:
 def with_tables(page: str) -> str:
     """``page`` with the figures between its markers; a page need not have all of them."""
     tables = {
+        "speed": speed_table,
+        "vllm": vllm_table,
         "speed-on-a-gpu": gpu_table,
         "steps-on-a-gpu": gpu_steps_table,
         "kernels-on-a-gpu": gpu_kernels_table,
@@ -58,6 +60,29 @@ def with_tables(page: str) -> str:
         if begin and end:
             page = f"{head}{begin}\n\n{table()}\n\n{end}{tail}"
     return page
+
+
+def speed_table() -> str:
+    """The first rows of :func:`vllm_table`: without a server, and over HTTP."""
+    heading, offline, served = vllm_rows()
+    return markdown_table(heading, [offline[0], served[0]])
+
+
+def vllm_table() -> str:
+    """PageBrain and vLLM on the same requests."""
+    heading, offline, served = vllm_rows()
+    return markdown_table(heading, [*offline, *served])
+
+
+def vllm_rows() -> tuple[list[str], list[list[str]], list[list[str]]]:
+    """Heading, rows without a server, and rows over HTTP: tokens per second of both engines, and the time to the first one."""
+    report = json.loads((RESULTS / "vllm.json").read_text(encoding="utf-8"))
+    offline = [[name, *(f"{speed:,}" for speed in speeds)] for name, speeds in report["output_tokens_per_s"].items()]
+    served = []
+    for name, load in report["served"].items():
+        pairs = zip(load["output_tokens_per_s"], load["first_token_ms"], strict=True)
+        served.append([f"{name}, over HTTP", *(f"{speed:,}, first token after {wait} ms" for speed, wait in pairs)])
+    return [f"output tokens/s, {report['gpu']}, {report['date']}", *report["engines"]], offline, served
 
 
 def gpu_table() -> str:
