@@ -75,7 +75,7 @@ def vllm_table() -> str:
 
 
 def vllm_rows() -> tuple[list[str], list[list[str]], list[list[str]]]:
-    """Heading, rows without a server, and rows over HTTP: tokens per second of both engines, and the time to the first one."""
+    """Heading, rows without a server, and rows over HTTP: tokens per second of both engines, and time to the first token."""
     report = json.loads((RESULTS / "vllm.json").read_text(encoding="utf-8"))
     offline = [[name, *(f"{speed:,}" for speed in speeds)] for name, speeds in report["output_tokens_per_s"].items()]
     served = []
