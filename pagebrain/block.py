@@ -8,9 +8,26 @@ operating system (Kwon et al., "Efficient Memory Management for Large Language M
 
 from collections import deque
 from collections.abc import Iterable
+from typing import Protocol, runtime_checkable
 
 from pagebrain.config import PageBrainConfig
 from pagebrain.errors import BlockError, ConfigError, OutOfBlocksError
+
+
+@runtime_checkable
+class BlockManagerPart(Protocol):
+    """What the cache manager calls on a block manager. One is made as ``BlockManager(config)``."""
+
+    num_blocks: int
+
+    @property
+    def num_free_blocks(self) -> int: ...
+    @property
+    def free_blocks(self) -> tuple[int, ...]: ...
+    def can_allocate(self, count: int) -> bool: ...
+    def allocate(self, count: int = 1) -> list[int]: ...
+    def free(self, block_ids: Iterable[int]) -> None: ...
+    def ref_count(self, block_id: int) -> int: ...
 
 
 class BlockManager:

@@ -16,6 +16,7 @@ from pagebrain.cache import CacheManager
 from pagebrain.config import PageBrainConfig
 from pagebrain.devices import limit_threads
 from pagebrain.engine.engine import Engine
+from pagebrain.engine.executor import Executor
 from pagebrain.engine.parts import SchedulerPart, find_part, make_part, parts_without
 from pagebrain.engine.requests import encode_text
 from pagebrain.engine.scheduler import Scheduler
@@ -25,13 +26,13 @@ from pagebrain.kernels.decode_plan import MAX_NUM_SEQS
 from pagebrain.layers import prepare
 from pagebrain.layers.linear import can_pack
 from pagebrain.models.checkpoints import open_checkpoint
-from pagebrain.models.loading import load_text, resolve_device_and_dtype
+from pagebrain.models.loading import load_text
 from pagebrain.models.model import Model
 from pagebrain.models.registry import build_model
 from pagebrain.models.weights import Checkpoint
 from pagebrain.sampling import Sampler
 from pagebrain.worker.memory import enough_memory, estimate_largest_step, measure_largest_step
-from pagebrain.worker.torch_executor import Executor, TorchExecutor
+from pagebrain.worker.torch_executor import TorchExecutor
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -82,7 +83,7 @@ def build_engine(
         notices.append(why_off)
     for_weights = "the model's weights", "choose a smaller model, or dtype='bfloat16'"
     if base is None:
-        config = resolve_device_and_dtype(config)
+        config = config.with_device_and_dtype()
         with enough_memory(config.device, *for_weights):
             checkpoint = open_checkpoint(config, notices)
     elif config.model is not None or config.load_format != "auto":
@@ -125,10 +126,10 @@ def build_engine(
     sampler = make_part("sampler", parts["sampler"], config)
     executor: Executor
     if uses_rows:
-        from pagebrain.worker.cuda_executor import GpuExecutor
+        from pagebrain.worker.cuda_executor import CudaExecutor
 
         with enough_memory(config.device, "CUDA graphs", "lower memory_fraction or max_num_seqs, or set cuda_graphs=False"):
-            executor = GpuExecutor(model, cache_manager.pool, sampler, config)
+            executor = CudaExecutor(model, cache_manager.pool, sampler, config)
         if device.type == "cuda":
             notices.append(_found_on_gpu(config, step_bytes, executor.capture_s))
     else:

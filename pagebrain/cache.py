@@ -11,18 +11,26 @@ import dataclasses
 import functools
 from collections import Counter
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
+from pagebrain.block import BlockManagerPart
 from pagebrain.config import PageBrainConfig
-from pagebrain.engine.parts import BlockManagerPart
-from pagebrain.engine.sequence import NewBlocks, Sequence, SequenceGroup
 from pagebrain.errors import BlockTableError, IntegrityError, OutOfBlocksError
 
 if TYPE_CHECKING:
     from pagebrain.attention.kv_pool import KVPool
+    from pagebrain.engine.sequence import Sequence, SequenceGroup
+
+
+class NewBlocks(NamedTuple):
+    """Blocks that a sequence's block table got, from column ``first_column`` on."""
+
+    seq_id: int
+    first_column: int
+    block_ids: tuple[int, ...]
 
 
 class BlockTables:
@@ -32,7 +40,7 @@ class BlockTables:
         self.block_size = block_size
         self.by_id: dict[int, list[int]] = {}
 
-    def apply(self, group: SequenceGroup) -> None:
+    def apply(self, group: "SequenceGroup") -> None:
         """Make the changes that a plan carries: drop tables that were released, then extend those that got blocks."""
         for seq_id in group.released:
             self.by_id.pop(seq_id, None)
@@ -158,7 +166,7 @@ class CacheManager:
         """Blocks of retired sequences that will be free when the steps in flight have been read."""
         return sum(len(self._tables.by_id.get(seq_id, ())) for seq_id in self._retiring)
 
-    def retire(self, seq: Sequence) -> None:
+    def retire(self, seq: "Sequence") -> None:
         """Free the blocks of a sequence that ended or was preempted: now, or when its last step in flight has been read.
 
         A step that was launched and not read (``seq.num_unread_steps`` counts them) may still be reading these blocks.
@@ -174,7 +182,7 @@ class CacheManager:
 
     # What the executor must know --------------------------------------------------------------------------------------
 
-    def complete(self, group: SequenceGroup) -> SequenceGroup:
+    def complete(self, group: "SequenceGroup") -> "SequenceGroup":
         """The plan with all that has changed in the block tables since the last plan; it has to reach the executor."""
         self._last_released = tuple(self._released)
         if not self._first_new and not self._released:

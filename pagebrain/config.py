@@ -145,7 +145,7 @@ class PageBrainConfig:
 
     def _fill_in_sizes(self) -> None:
         """The batch that suits the device: a GPU computes hundreds of sequences in little more time than one."""
-        on_gpu = self.device.startswith("cuda") or (self.device == "auto" and torch.cuda.is_available())
+        on_gpu = _found_device(self.device) != "cpu"
         num_seqs, num_tokens = (256, 16384) if on_gpu else (64, 512)
         asked_tokens, asked_seqs = self.max_num_batched_tokens, self.max_num_seqs
         if asked_seqs is None:
@@ -154,6 +154,15 @@ class PageBrainConfig:
         if asked_tokens is None:
             num_tokens = max(num_tokens, asked_seqs) if isinstance(asked_seqs, int) else num_tokens
             object.__setattr__(self, "max_num_batched_tokens", num_tokens)
+
+    def with_device_and_dtype(self) -> "PageBrainConfig":
+        """This config with ``auto`` replaced: a GPU if there is one, float32 on a CPU, bfloat16 on a GPU."""
+        device, dtype = _found_device(self.device), self.dtype
+        if device == "cuda":
+            device = f"cuda:{torch.cuda.current_device()}"
+        if dtype == "auto":
+            dtype = "float32" if device == "cpu" else "bfloat16"
+        return dataclasses.replace(self, device=device, dtype=dtype)
 
     @classmethod
     def for_model(cls, base: "PreTrainedModel", **settings: Any) -> "PageBrainConfig":
@@ -290,6 +299,13 @@ def _check_int(name: str, value: object, low: int | None) -> None:
 def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ConfigError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
+
+
+def _found_device(device: str) -> str:
+    """``device``, or for ``auto`` a GPU if there is one."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return device
 
 
 def _checked_device(device: object) -> str:

@@ -30,7 +30,6 @@ from pagebrain.bench.workload import BenchRequest, LengthRange, make_warmup, mak
 from pagebrain.config import PageBrainConfig
 from pagebrain.errors import ConfigError, PageBrainError
 from pagebrain.machine import available_cores
-from pagebrain.models.loading import resolve_device_and_dtype
 from tools.engine_session import Case, SessionSpec, run_row
 from tools.gpu_table import CASES, HF_WORKLOAD, SAMPLINGS, VLLM, WORKLOADS, Workload, case_name, print_tables
 
@@ -72,7 +71,7 @@ class Measurement:
         if not args.json.absolute().parent.is_dir():
             raise ConfigError(f"--json {args.json} cannot be written: name a file in a folder that exists")
         config = PageBrainConfig(model=args.model, load_format="dummy", dtype=args.dtype, device=args.device, seed=0)
-        config = resolve_device_and_dtype(config)
+        config = config.with_device_and_dtype()
         self.model = {name: getattr(config, name) for name in ("model", "load_format", "dtype", "device", "seed")}
         self.vocab_size, _ = model_limits(config)
         self.threads: int = args.threads or available_cores()

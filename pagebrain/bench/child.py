@@ -66,7 +66,7 @@ class RunResult:
 
     ``configuration`` is what the engine ran with, ``detokenization`` whether text was made of the tokens. ``start`` has
     ``imported_s`` and ``ready_s``, seconds since the child was spawned, and ``warmup_s``, the seconds of the warm-up after
-    that, which include late compilations. PageBrain adds ``totals``, the :class:`~pagebrain.bench.engine_loop.Totals` of the
+    that, which include late compilations. PageBrain adds ``totals``, the :class:`~pagebrain.engine.trace.StepTotals` of the
     timed run, and on request ``closer``, the report of :mod:`~pagebrain.bench.decode_steps`.
     """
 

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from pagebrain.bench.engine_loop import LoopRun, StepRecord, Totals, run_loop
+from pagebrain.bench.engine_loop import LoopRun, StepRecord, run_loop
 from pagebrain.bench.gpu_times import GpuTimes, Recorder
 from pagebrain.bench.workload import BenchRequest
 from pagebrain.config import PageBrainConfig
 from pagebrain.engine.engine import Engine
+from pagebrain.engine.trace import StepTotals
 from pagebrain.models.loading import read_config
 from pagebrain.sampling_params import SamplingParams
 
@@ -175,7 +176,7 @@ def step_parts(steps: Sequence[StepRecord], gpu: GpuTimes | None, on_gpu: bool) 
     """
     count = len(steps)
     seconds = sum(step.seconds for step in steps) / count
-    totals = sum((step.totals for step in steps), Totals())
+    totals = sum((step.totals for step in steps), StepTotals())
     launching = 0.0 if gpu is None else min(gpu.launch_s, totals.launch_s) / count
     preparing = "prepare" if gpu is not None or not on_gpu else "prepare and launch"
     host = {"schedule": totals.schedule_s / count, preparing: totals.launch_s / count - launching}

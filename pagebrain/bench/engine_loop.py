@@ -5,7 +5,6 @@ looking closer afterwards. The record costs a few microseconds a step.
 """
 
 import contextlib
-import dataclasses
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -13,42 +12,10 @@ from dataclasses import dataclass, field
 
 from pagebrain.bench.workload import BenchRequest
 from pagebrain.engine.engine import Engine
-from pagebrain.engine.trace import EngineStats
+from pagebrain.engine.trace import StepTotals
 from pagebrain.errors import StepError
 from pagebrain.outputs import OutputDelta
 from pagebrain.sampling_params import SamplingParams
-
-
-@dataclass(frozen=True)
-class Totals:
-    """Running totals of :class:`~pagebrain.engine.trace.EngineStats`: steps, tokens by phase, seconds of the host's work."""
-
-    num_steps: int = 0
-    num_prefill_tokens: int = 0
-    num_decode_tokens: int = 0
-    num_graph_decode_tokens: int = 0
-    num_preemptions: int = 0
-    schedule_s: float = 0.0
-    launch_s: float = 0.0
-    wait_s: float = 0.0
-    output_s: float = 0.0
-
-    @classmethod
-    def of(cls, stats: EngineStats) -> "Totals":
-        """As the engine has them now."""
-        return cls(**{field.name: getattr(stats, field.name) for field in dataclasses.fields(cls)})
-
-    def since(self, earlier: "Totals") -> "Totals":
-        """What was added since ``earlier``."""
-        return Totals(**{name: value - getattr(earlier, name) for name, value in vars(self).items()})
-
-    def __add__(self, other: "Totals") -> "Totals":
-        return Totals(**{name: value + getattr(other, name) for name, value in vars(self).items()})
-
-    @property
-    def graph_share(self) -> float:
-        """The share of decode tokens whose step replayed a CUDA graph."""
-        return self.num_graph_decode_tokens / self.num_decode_tokens if self.num_decode_tokens else 0.0
 
 
 @dataclass(frozen=True)
@@ -64,7 +31,7 @@ class StepRecord:
     """
 
     seconds: float
-    totals: Totals
+    totals: StepTotals
     num_decodes: int
     context_tokens: int
     only_decodes: bool
@@ -78,7 +45,7 @@ class LoopRun:
     first_token_s: list[float] = field(default_factory=list)
     token_ids: list[list[int]] = field(default_factory=list)
     steps: list[StepRecord] = field(default_factory=list)
-    totals: Totals = Totals()
+    totals: StepTotals = field(default_factory=StepTotals)
 
 
 def run_loop(
@@ -115,7 +82,7 @@ def _serve(
 ) -> None:
     """The loop itself: add the requests that have arrived, take a step, read it; sleep while the engine has no request."""
     run, to_come = reader.run, deque(enumerate(asked))
-    first = before = Totals.of(engine.stats())
+    first = before = StepTotals.of(engine.stats())
     had_prefill = False
     began = time.monotonic()
     while to_come or engine.has_unfinished_requests:
@@ -133,14 +100,14 @@ def _serve(
         deltas = engine.step()
         step_ended = time.monotonic()
         num_decodes, context_tokens, num_firsts = reader.read(deltas, step_ended)
-        after = Totals.of(engine.stats())
+        after = StepTotals.of(engine.stats())
         added_totals, before = after.since(before), after
         has_prefill = added_totals.num_prefill_tokens > 0
         only_decodes = num_decodes > 0 and not (has_prefill or had_prefill or num_firsts)
         had_prefill = has_prefill
         run.steps.append(StepRecord(step_ended - step_began, added_totals, num_decodes, context_tokens, only_decodes))
     run.elapsed_s = time.monotonic() - began
-    run.totals = Totals.of(engine.stats()).since(first)
+    run.totals = StepTotals.of(engine.stats()).since(first)
 
 
 class _Reader:

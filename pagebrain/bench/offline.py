@@ -166,12 +166,11 @@ class OfflineBench:
         self.output_len = LengthRange.parse("--output-len", args.output_len)
 
         from pagebrain.config import PageBrainConfig
-        from pagebrain.models.loading import resolve_device_and_dtype
 
         config = PageBrainConfig(
             model=args.model, load_format=args.load_format, dtype=args.dtype, device=args.device, seed=args.seed
         )
-        config = resolve_device_and_dtype(config)
+        config = config.with_device_and_dtype()
         names = ("model", "load_format", "dtype", "device", "seed")
         self.model = {name: getattr(config, name) for name in names}
         vocab_size, num_positions = model_limits(config)

@@ -9,8 +9,8 @@ from rich.table import Table
 
 from pagebrain.bench.child import RunResult
 from pagebrain.bench.decode_steps import print_closer
-from pagebrain.bench.engine_loop import Totals
 from pagebrain.bench.workload import GREEDY, BenchRequest, Sampling
+from pagebrain.engine.trace import StepTotals
 
 _MB = 1e6
 
@@ -63,7 +63,7 @@ def start_report(results: Sequence[RunResult]) -> dict[str, Any] | None:
 
 def totals_report(results: Sequence[RunResult]) -> dict[str, Any]:
     """What PageBrain counted in the timed runs: steps, and the share of decode tokens that CUDA graphs produced."""
-    rounds = [Totals(**result.totals) for result in results if result.totals is not None]  # type: ignore[arg-type]
+    rounds = [StepTotals(**result.totals) for result in results if result.totals is not None]  # type: ignore[arg-type]
     if not rounds:
         return {}
     shares = summarize([totals.graph_share for totals in rounds])

@@ -17,9 +17,10 @@ import torch
 from pagebrain import LLM
 from pagebrain.bench.child import Emit, Mark, RunResult, RunSpec, StartClock, child_main, no_mark, synchronize
 from pagebrain.bench.decode_steps import look_back, look_closer
-from pagebrain.bench.engine_loop import LoopRun, Totals, run_loop
+from pagebrain.bench.engine_loop import LoopRun, run_loop
 from pagebrain.bench.serve.load import Load
 from pagebrain.bench.workload import BenchRequest, Sampling
+from pagebrain.engine.trace import StepTotals
 
 _CONFIGURATION = ("block_size", "num_blocks", "max_num_seqs", "max_num_batched_tokens", "async_scheduling", "cuda_graphs")
 
@@ -44,7 +45,7 @@ class PageBrainRunner:
             return self._timed_loop(requests, sampling, request_rate)
         self._arrived = None
         engine = self.llm.engine
-        before = Totals.of(engine.stats())
+        before = StepTotals.of(engine.stats())
         began = time.monotonic()  # the engine's own clock
         outputs = self.generate(requests, sampling)
         elapsed = time.monotonic() - began
@@ -54,7 +55,7 @@ class PageBrainRunner:
             token_ids=[list(output.outputs[0].token_ids) for output in outputs],
             configuration=self.configuration,
             detokenization=self.detokenization,
-            totals=vars(Totals.of(engine.stats()).since(before)),
+            totals=vars(StepTotals.of(engine.stats()).since(before)),
         )
 
     def _timed_loop(self, requests: Sequence[BenchRequest], sampling: Sampling, request_rate: float) -> RunResult:

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, NoReturn
 
-from pagebrain.cli.quiet import quiet
-from pagebrain.cli.standard_streams import reserve_descriptors, unfailing_stderr
 from pagebrain.errors import is_out_of_memory
 from pagebrain.machine import available_memory, memory_limits
+from pagebrain.quiet import quiet
+from pagebrain.standard_streams import reserve_descriptors, unfailing_stderr
 
 INTERNAL_ERROR = 1
 USAGE_ERROR = 2

@@ -16,17 +16,17 @@ from collections.abc import Callable
 from pagebrain.cache import CacheManager
 from pagebrain.config import PageBrainConfig
 from pagebrain.engine.detokenizer import Detokenizer
+from pagebrain.engine.executor import Executor, InFlight, StepResult
 from pagebrain.engine.output_processor import OutputProcessor
 from pagebrain.engine.parts import SchedulerPart
 from pagebrain.engine.plan import check_plan
 from pagebrain.engine.requests import Prompt, make_request, max_num_tokens
 from pagebrain.engine.scheduler import Scheduler
 from pagebrain.engine.sequence import Request, Sequence, SequenceGroup, SequenceStatus
-from pagebrain.engine.trace import EngineStats, Observer, StepCounter, StepTrace, trace_step
+from pagebrain.engine.trace import EngineStats, Observer, StepTotals, StepTrace, trace_step
 from pagebrain.errors import IntegrityError, InvalidRequestError, StepError, is_out_of_memory, place
 from pagebrain.outputs import OutputDelta
 from pagebrain.sampling_params import SamplingParams
-from pagebrain.worker.torch_executor import Executor, InFlight, StepResult
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ class Engine:
         self.observers: list[Observer] = []
         self.depth = 1 if config.async_scheduling else 0
         self._in_flight: deque[_Launched] = deque()
-        self._counter = StepCounter()
+        self._totals = StepTotals()
         # The engine's own scheduler is held to this by tests; asking it at every step costs as much as its planning.
         self._checks_plans = type(self.scheduler) is not Scheduler or config.check_integrity
         self._num_requests = 0
@@ -142,7 +142,7 @@ class Engine:
     def stats(self) -> EngineStats:
         """How the engine stands, in counts."""
         return EngineStats(
-            **vars(self._counter),
+            **vars(self._totals),
             num_waiting=len(self.scheduler.waiting),
             num_running=len(self.scheduler.running),
             num_free_blocks=self.cache_manager.num_free_blocks,
@@ -151,7 +151,7 @@ class Engine:
 
     def snapshot(self) -> StepTrace:
         """A trace of how the engine stands now, between two steps: nothing is computed in it."""
-        return trace_step(self._counter.num_steps, SequenceGroup(()), self.cache_manager, self.scheduler)
+        return trace_step(self._totals.num_steps, SequenceGroup(()), self.cache_manager, self.scheduler)
 
     # The loop ---------------------------------------------------------------------------------------------------------
 
@@ -169,7 +169,7 @@ class Engine:
         except Exception as error:
             self._roll_back()
             raise StepError(f"the scheduler failed: {_describe(error)}") from error
-        self._counter.schedule_s += time.monotonic() - began
+        self._totals.schedule_s += time.monotonic() - began
         if group is not None:
             self._launch(group, began)
         if self._in_flight and (group is None or len(self._in_flight) > self.depth):
@@ -196,8 +196,8 @@ class Engine:
             self._roll_back()
             if not isinstance(error, Exception):
                 raise
-            raise StepError(f"step {self._counter.num_steps} could not be launched: {_describe(error)}") from error
-        trace = trace_step(self._counter.num_steps, group, self.cache_manager, self.scheduler) if self.observers else None
+            raise StepError(f"step {self._totals.num_steps} could not be launched: {_describe(error)}") from error
+        trace = trace_step(self._totals.num_steps, group, self.cache_manager, self.scheduler) if self.observers else None
         num_prefill_tokens = num_decode_tokens = 0
         for seq, start, num_tokens, samples in group.scheduled:
             if start < seq.num_to_catch_up:
@@ -215,8 +215,13 @@ class Engine:
         if trace is not None:
             trace = dataclasses.replace(trace, launched_s=launched, schedule_s=planned - began, launch_s=launched - planned)
         self._in_flight.append(_Launched(in_flight, trace))
-        self._counter.count(num_prefill_tokens, num_decode_tokens, in_flight.num_graph_decodes, len(group.preempted))
-        self._counter.launch_s += launched - planned
+        totals = self._totals
+        totals.num_steps += 1
+        totals.num_prefill_tokens += num_prefill_tokens
+        totals.num_decode_tokens += num_decode_tokens
+        totals.num_graph_decode_tokens += in_flight.num_graph_decodes
+        totals.num_preemptions += len(group.preempted)
+        totals.launch_s += launched - planned
 
     def _read(self, launched: _Launched) -> None:
         """Wait for a step and apply what it brought."""
@@ -241,8 +246,8 @@ class Engine:
         self.cache_manager.collect()
         if self.config.check_integrity:
             self.check_integrity()
-        self._counter.wait_s += waited - began
-        self._counter.output_s += time.monotonic() - waited
+        self._totals.wait_s += waited - began
+        self._totals.output_s += time.monotonic() - waited
         self._tell(launched.trace, began, waited, finished)
 
     def _apply(self, group: SequenceGroup, result: StepResult, now: float) -> tuple[int, ...]:

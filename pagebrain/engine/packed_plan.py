@@ -7,7 +7,8 @@ sequence. :class:`PlanPacker` remembers which it has sent; :class:`PlanUnpacker`
 
 from typing import NamedTuple
 
-from pagebrain.engine.sequence import NewBlocks, Request, ScheduledSequence, Sequence, SequenceGroup
+from pagebrain.cache import NewBlocks
+from pagebrain.engine.sequence import Request, ScheduledSequence, Sequence, SequenceGroup
 from pagebrain.sampling_params import SamplingParams
 
 

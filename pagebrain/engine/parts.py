@@ -8,13 +8,14 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
+from pagebrain.block import BlockManagerPart
 from pagebrain.engine.sequence import Sequence, SequenceGroup
 from pagebrain.errors import PageBrainError, PartError
 
@@ -35,22 +36,6 @@ ATTENTION_BACKEND = {
     "attend": ("layer", "query", "pool", "batch", "scale"),
 }
 """Methods of one that is a backend, and their arguments; see :class:`pagebrain.attention.AttentionBackend`."""
-
-
-@runtime_checkable
-class BlockManagerPart(Protocol):
-    """Made as ``BlockManager(config)``; see :class:`pagebrain.block.BlockManager`."""
-
-    num_blocks: int
-
-    @property
-    def num_free_blocks(self) -> int: ...
-    @property
-    def free_blocks(self) -> tuple[int, ...]: ...
-    def can_allocate(self, count: int) -> bool: ...
-    def allocate(self, count: int = 1) -> list[int]: ...
-    def free(self, block_ids: Iterable[int]) -> None: ...
-    def ref_count(self, block_id: int) -> int: ...
 
 
 class SchedulerPart(Protocol):

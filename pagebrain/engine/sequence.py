@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Literal, NamedTuple
 
+from pagebrain.cache import NewBlocks
 from pagebrain.outputs import FinishReason, TokenLogprobs
 from pagebrain.sampling_params import SamplingParams
 
@@ -158,14 +159,6 @@ class ScheduledSequence(NamedTuple):
         A state of the sequence, so ask when the step is planned. The number of tokens does not tell: a chunk may have one.
         """
         return "prefill" if self.start < self.seq.num_to_catch_up else "decode"
-
-
-class NewBlocks(NamedTuple):
-    """Blocks that a sequence's block table got, from column ``first_column`` on."""
-
-    seq_id: int
-    first_column: int
-    block_ids: tuple[int, ...]
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,12 @@ table. Metrics read :class:`EngineStats`, which costs next to nothing. Nothing e
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
 from typing import Protocol
 
-from pagebrain.engine.parts import BlockManagerPart, SchedulerPart
+from pagebrain.block import BlockManagerPart
+from pagebrain.engine.parts import SchedulerPart
 from pagebrain.engine.sequence import Phase, SequenceGroup
 
 
@@ -81,19 +82,16 @@ class StepTrace:
         return replace(self, finished=tuple(finished), read_s=time.monotonic())
 
 
-@dataclass(frozen=True)
-class EngineStats:
-    """How the engine stands, in counts.
+@dataclass
+class StepTotals:
+    """Running totals since some moment.
 
     Attributes:
-        num_steps, num_prefill_tokens, num_decode_tokens: steps launched since the start, and tokens they computed by phase.
+        num_steps, num_prefill_tokens, num_decode_tokens: steps launched, and tokens they computed by phase.
         num_graph_decode_tokens: those decode tokens whose step replayed a CUDA graph.
-        num_preemptions: how often a sequence lost its blocks since the start.
-        schedule_s, launch_s, wait_s, output_s: seconds since the start that the engine's thread spent deciding, preparing
-            and launching, waiting for tokens, and detokenizing and finishing.
-        num_waiting, num_running: sequences now; preempted ones wait.
-        num_free_blocks, num_blocks: the pool now.
-        last_step_tokens: tokens of each step since whoever collects these looked last; empty as the engine gives it.
+        num_preemptions: how often a sequence lost its blocks.
+        schedule_s, launch_s, wait_s, output_s: seconds that the engine's thread spent deciding, preparing and launching,
+            waiting for tokens, and detokenizing and finishing.
     """
 
     num_steps: int = 0
@@ -105,41 +103,45 @@ class EngineStats:
     launch_s: float = 0.0
     wait_s: float = 0.0
     output_s: float = 0.0
+
+    @classmethod
+    def of(cls, stats: "StepTotals") -> "StepTotals":
+        """The totals alone of something that has more, such as :class:`EngineStats`."""
+        return cls(**{field.name: getattr(stats, field.name) for field in fields(cls)})
+
+    def since(self, earlier: "StepTotals") -> "StepTotals":
+        """What was added since ``earlier``."""
+        return StepTotals(**{name: value - getattr(earlier, name) for name, value in vars(self).items()})
+
+    def __add__(self, other: "StepTotals") -> "StepTotals":
+        return StepTotals(**{name: value + getattr(other, name) for name, value in vars(self).items()})
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens computed, prefill and decode."""
+        return self.num_prefill_tokens + self.num_decode_tokens
+
+    @property
+    def graph_share(self) -> float:
+        """The share of decode tokens whose step replayed a CUDA graph."""
+        return self.num_graph_decode_tokens / self.num_decode_tokens if self.num_decode_tokens else 0.0
+
+
+@dataclass
+class EngineStats(StepTotals):
+    """The engine's state in counts: its totals since the start, its queues and its pool.
+
+    Attributes:
+        num_waiting, num_running: sequences now; preempted ones wait.
+        num_free_blocks, num_blocks: the pool now.
+        last_step_tokens: tokens of each step since these were last collected; empty as the engine gives it.
+    """
+
     num_waiting: int = 0
     num_running: int = 0
     num_free_blocks: int = 0
     num_blocks: int = 0
     last_step_tokens: tuple[int, ...] = ()
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens computed since the start, prefill and decode."""
-        return self.num_prefill_tokens + self.num_decode_tokens
-
-
-@dataclass
-class StepCounter:
-    """The totals of :class:`EngineStats`, as the engine counts them."""
-
-    num_steps: int = 0
-    num_prefill_tokens: int = 0
-    num_decode_tokens: int = 0
-    num_graph_decode_tokens: int = 0
-    num_preemptions: int = 0
-    schedule_s: float = 0.0
-    launch_s: float = 0.0
-    wait_s: float = 0.0
-    output_s: float = 0.0
-
-    def count(
-        self, num_prefill_tokens: int, num_decode_tokens: int, num_graph_decode_tokens: int, num_preemptions: int
-    ) -> None:
-        """A step was launched."""
-        self.num_steps += 1
-        self.num_prefill_tokens += num_prefill_tokens
-        self.num_decode_tokens += num_decode_tokens
-        self.num_graph_decode_tokens += num_graph_decode_tokens
-        self.num_preemptions += num_preemptions
 
 
 Observer = Callable[[StepTrace], None]

@@ -6,6 +6,7 @@ unless it is wrong, since these checks run for every layer of every step.
 """
 
 import functools
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +17,16 @@ KERNEL_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 MAX_HEAD_DIM = 128
 
 _INTEGERS = (torch.int32, torch.int64)
+
+
+class Rows(NamedTuple):
+    """Rows of a table that are named and not gathered yet. The norm kernel gathers them while it adds them.
+
+    ``table`` is ``[num_rows, hidden_size]``, ``indices`` are integers ``[num_tokens]``.
+    """
+
+    table: Tensor
+    indices: Tensor
 
 
 def mismatch(name: str, got: str, expected: str) -> KernelError:

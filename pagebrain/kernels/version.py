@@ -17,6 +17,15 @@ def available() -> bool:
     return True
 
 
+def installed() -> str:
+    """The version of Triton that is imported, or ``none``."""
+    try:
+        import triton
+    except ImportError:
+        return "none"
+    return str(triton.__version__)
+
+
 def require_triton() -> None:
     """Raise ``ConfigError`` unless a Triton that compiles the kernels can be imported."""
     wanted = ".".join(map(str, MIN_TRITON))

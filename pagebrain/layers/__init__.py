@@ -4,9 +4,9 @@ A layer holds weights in the layout of the checkpoint, and knows the faster form
 :func:`~pagebrain.layers.forms.prepare` chooses a form for each layer of a model, once, when the weights are there.
 """
 
-from pagebrain.layers.embedding import Embedding, Rows
+from pagebrain.layers.embedding import Embedding
 from pagebrain.layers.forms import Layer, prepare
 from pagebrain.layers.linear import Linear
 from pagebrain.layers.norm import LayerNorm
 
-__all__ = ["Embedding", "Layer", "LayerNorm", "Linear", "Rows", "prepare"]
+__all__ = ["Embedding", "Layer", "LayerNorm", "Linear", "prepare"]

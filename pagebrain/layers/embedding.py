@@ -1,21 +1,10 @@
 """Embeddings: a row of a table for each token, or for each position."""
 
-from typing import NamedTuple
-
 from torch import Tensor
 from torch.nn import functional
 
+from pagebrain.kernels.inputs import Rows
 from pagebrain.layers.forms import Layer, declared
-
-
-class Rows(NamedTuple):
-    """Rows of a table that are named and not gathered yet. A norm in Triton gathers them in the kernel that adds them.
-
-    ``table`` is ``[num_rows, hidden_size]``, ``indices`` are integers ``[num_tokens]``.
-    """
-
-    table: Tensor
-    indices: Tensor
 
 
 class Embedding(Layer):

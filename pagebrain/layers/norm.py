@@ -10,7 +10,7 @@ from typing import cast
 from torch import Tensor
 from torch.nn import functional
 
-from pagebrain.layers.embedding import Rows
+from pagebrain.kernels.inputs import Rows
 from pagebrain.layers.forms import Layer, declared
 
 
@@ -31,7 +31,7 @@ class LayerNorm(Layer):
         begins, the two are the embeddings that it begins with.
         """
         if self._uses_kernel:
-            from pagebrain.kernels.norm import add_norm
+            from pagebrain.kernels.add_norm import add_norm
 
             return add_norm(hidden, residual, self.weight, self.bias, self.eps)
         residual = cast(Tensor, residual) + cast(Tensor, hidden)

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from pagebrain.config import PageBrainConfig
 from pagebrain.generation_config import generation_notices
 from pagebrain.model_config import ModelConfig
-from pagebrain.models.loading import FoundModel, find_file, find_model, load_model, load_weights_of, resolve_device_and_dtype
+from pagebrain.models.loading import FoundModel, find_file, find_model, load_model, load_weights_of
 from pagebrain.models.registry import ARCHITECTURES, is_whole
 from pagebrain.models.weights import Checkpoint, SavedTensors
 
@@ -27,7 +27,7 @@ def open_checkpoint(config: PageBrainConfig, notices: list[str] | None = None) -
     Raises ``ModelLoadError`` if there is none, it cannot be read whole, or it is not a GPT-2.
     """
     notices = [] if notices is None else notices
-    config = resolve_device_and_dtype(config)
+    config = config.with_device_and_dtype()
     if config.load_format == "dummy":
         model = load_model(config)
         notices += generation_notices(model)

@@ -5,7 +5,6 @@ for a known GPT-2 size or a folder's config, without a network, for benchmarks a
 safetensors files past Hugging Face, see :mod:`pagebrain.models.checkpoints`. What is checked before is the same.)
 """
 
-import dataclasses
 import os
 import pickle
 from collections.abc import Callable
@@ -53,19 +52,6 @@ _MAX_REASON_CHARACTERS = 240
 Loaded = TypeVar("Loaded")
 
 
-def resolve_device_and_dtype(config: PageBrainConfig) -> PageBrainConfig:
-    """``config`` with ``auto`` replaced: a GPU if there is one, float32 on a CPU, bfloat16 on a GPU."""
-    device = config.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda":
-        device = f"cuda:{torch.cuda.current_device()}"
-    dtype = config.dtype
-    if dtype == "auto":
-        dtype = "float32" if device == "cpu" else "bfloat16"
-    return dataclasses.replace(config, device=device, dtype=dtype)
-
-
 def load_model(config: PageBrainConfig, notices: list[str] | None = None) -> "GPT2LMHeadModel":
     """The Hugging Face model that ``config`` names, in its dtype and on its device, in eval mode.
 
@@ -74,7 +60,7 @@ def load_model(config: PageBrainConfig, notices: list[str] | None = None) -> "GP
     Raises ``ModelLoadError`` if there is none, it cannot be read whole, or it is not a GPT-2.
     """
     limit_threads()
-    config = resolve_device_and_dtype(config)
+    config = config.with_device_and_dtype()
     if config.load_format == "dummy":
         model: Any = _dummy_model(config)
         return model.to(config.device, config.torch_dtype).eval()  # type: ignore[no-any-return]

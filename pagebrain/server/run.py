@@ -17,7 +17,6 @@ from typing import Any
 
 import uvicorn
 
-from pagebrain.cli.standard_streams import queue_output
 from pagebrain.config import PageBrainConfig
 from pagebrain.errors import ConfigError
 from pagebrain.server.api.app import create_app
@@ -29,6 +28,7 @@ from pagebrain.server.link.messages import settle_memory
 from pagebrain.server.link.process import EngineProcess
 from pagebrain.server.logs import configure_logging
 from pagebrain.server.options import ServerOptions
+from pagebrain.standard_streams import queue_output
 
 ENGINE_DIED = 70
 """Exit status when the engine's process ended by itself; sysexits.h calls it an internal software error."""
@@ -268,5 +268,5 @@ def _ignore_signals() -> None:
 
 
 def _say(line: str) -> None:
-    """Neither waits nor fails, see :func:`pagebrain.cli.standard_streams.queue_output`."""
+    """Neither waits nor fails, see :func:`pagebrain.standard_streams.queue_output`."""
     print(f"pagebrain: {line}", file=sys.stderr, flush=True)

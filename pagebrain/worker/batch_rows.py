@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 from pagebrain.attention import ForwardBatch
-from pagebrain.cache import BlockTables
 from pagebrain.config import PageBrainConfig
 from pagebrain.engine.sequence import ScheduledSequence, Sequence, SequenceGroup
 from pagebrain.errors import ConfigError
 from pagebrain.kernels.locate import locate
 from pagebrain.kernels.sample import SamplingRows
 from pagebrain.sampling.rows import SampleRow
+from pagebrain.worker.token_rows import SequenceRows
 
 IntArray = npt.NDArray[np.int64]
 
@@ -55,29 +55,27 @@ class BatchRow:
     is_greedy: bool
 
 
-class BatchRows:
+class BatchRows(SequenceRows):
     """The rows on the device and who holds them.
 
     ``token_ids``, ``block_tables``, ``context_lens`` and ``sampling`` are views of one buffer, with an entry for each row.
-    Twice as many rows as seats: a sequence that ended keeps its row until the last step with it was read, while another
-    takes its seat.
+    The last row is the dummy sequence's.
     """
 
     def __init__(self, dummy_block: int, config: PageBrainConfig) -> None:
         if config.max_model_len is None or config.vocab_size is None:
             raise ConfigError("max_model_len is not set: make the config with PageBrainConfig.for_model(base, ...)")
-        self.tables = BlockTables(config.block_size)
+        super().__init__(config.max_num_seqs, config.block_size)
         self.vocab_size = config.vocab_size
         self.block_size = config.block_size
         self.device = torch.device(config.device)
-        self.num_rows = 2 * config.max_num_seqs + 1
-        self.dummy_row = self.num_rows - 1
+        self.dummy_row = self.num_rows  # behind those that sequences hold
+        self.num_rows += 1
         self.max_blocks = config.blocks_for(config.max_model_len)
         self._columns: dict[str, tuple[int, int]] = {}  # name -> (its first word, words in a row)
         self._allocate(config.max_model_len)
         self._changes: dict[int, int] = {}  # word -> value, in no order: each word is named once
         self._rows: dict[int, BatchRow] = {}
-        self._free = list(range(self.num_rows - 1))
         self._set("block_tables", self.dummy_row, 0, [dummy_block])
         self._set("context_lens", self.dummy_row, 0, [1])
 
@@ -122,11 +120,9 @@ class BatchRows:
 
     def apply(self, group: SequenceGroup) -> None:
         """Make the changes that a plan carries: rows that come back, blocks that were added."""
-        self.tables.apply(group)
+        super().apply(group)
         for seq_id in group.released:
-            row = self._rows.pop(seq_id, None)
-            if row is not None:
-                self._free.append(row.index)
+            self._rows.pop(seq_id, None)
         for seq_id, first_column, block_ids in group.new_blocks:
             row = self._rows.get(seq_id)
             if row is not None:  # otherwise the whole table is sent when the sequence gets its row
@@ -134,14 +130,14 @@ class BatchRows:
 
     def row_of(self, entry: ScheduledSequence) -> BatchRow:
         """The sequence's row; a new one is filled with all that is known of the sequence."""
-        return self._rows.get(entry.seq.seq_id) or self._take(entry)
+        return self._rows.get(entry.seq.seq_id) or self._fill(entry)
 
-    def _take(self, entry: ScheduledSequence) -> BatchRow:
+    def _fill(self, entry: ScheduledSequence) -> BatchRow:
         seq = entry.seq
         params, prompt_len = seq.params, seq.num_prompt_tokens
         asks_for_more = params.has_penalties or bool(params.logit_bias) or params.logprobs is not None
         plain_from = seq.max_num_tokens + 1 if asks_for_more else prompt_len + params.min_tokens
-        index = self._free.pop()
+        index = self._take(seq.seq_id)
         row = self._rows[seq.seq_id] = BatchRow(index, plain_from, params.greedy)
         self._set("token_ids", index, 0, seq.token_ids)
         self._set("block_tables", index, 0, self.tables.by_id.get(seq.seq_id, ()))

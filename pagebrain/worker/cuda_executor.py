@@ -21,6 +21,7 @@ from pagebrain.attention import ForwardBatch
 from pagebrain.attention.kv_pool import KVPool
 from pagebrain.config import PageBrainConfig
 from pagebrain.devices import on_device
+from pagebrain.engine.executor import InFlight, StepResult
 from pagebrain.engine.parts import SamplerPart
 from pagebrain.engine.sequence import ScheduledSequence, Sequence, SequenceGroup
 from pagebrain.kernels.sample import sample, sample_greedy
@@ -30,7 +31,7 @@ from pagebrain.sampling import SamplerOutput
 from pagebrain.sampling.logprobs import LogprobsTensors, prompt_logprobs, score_prompt
 from pagebrain.worker.batch_rows import BatchRow, BatchRows, IntArray, send_together, to_device
 from pagebrain.worker.graphs import ChunkGraphs, ChunkInput, DecodeGraphs, Recorder
-from pagebrain.worker.torch_executor import InFlight, PromptScores, StepResult, check_sampled, prompt_scores
+from pagebrain.worker.torch_executor import PromptScores, check_sampled, prompt_scores
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ class _ChunkOutput:
     scores: list[tuple[PromptScores, list[LogprobsTensors]]]
 
 
-class GpuExecutor:
+class CudaExecutor:
     """Runs steps on the GPU, in the order in which they are launched.
 
     Args:

@@ -1,96 +1,28 @@
-"""Turns a planned step into tensors, runs the model and the sampler, and hands the tokens over when asked for them.
+"""Runs steps with torch operations, on every device: a plan becomes tensors, the model computes logits, the sampler tokens.
 
-``launch`` returns at once with an :class:`InFlight`, and ``InFlight.wait`` brings the tokens. Between the two the engine
-may launch another step (depth 1). That step's newest input tokens are not known to the engine yet, so every sequence has a
-*batch row* here that holds its tokens, and a sampled token is written to it where the next step reads it.
+In the order of a step: :meth:`TorchExecutor.launch`, ``_prepare``, ``_run``, ``_sample``, ``_results``.
 """
 
-from collections.abc import Callable, Mapping
-from collections.abc import Sequence as SequenceOf
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass
+from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pagebrain.attention import ForwardBatch
 from pagebrain.attention.kv_pool import KVPool
-from pagebrain.cache import BlockTables
 from pagebrain.config import PageBrainConfig
+from pagebrain.engine.executor import InFlight, StepResult
 from pagebrain.engine.parts import SamplerPart
-from pagebrain.engine.sequence import ScheduledSequence, Sequence, SequenceGroup
+from pagebrain.engine.sequence import ScheduledSequence, SequenceGroup
 from pagebrain.errors import ConfigError, StepError
+from pagebrain.models.model import Model
 from pagebrain.outputs import TokenLogprobs
 from pagebrain.sampling import SamplerOutput, SampleRow
 from pagebrain.sampling.logprobs import prompt_logprobs, score_prompt
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """What a step brought.
-
-    Attributes:
-        token_ids: for each scheduled sequence its next tokens: none where the step did not sample, otherwise one or more.
-        logprobs: index of the scheduled sequence -> log-probabilities at each of these tokens, where they were asked for.
-        prompt_logprobs: index of the scheduled sequence -> ``(first position, log-probabilities of the prompt tokens there
-            and after)``, where they were asked for.
-    """
-
-    token_ids: SequenceOf[tuple[int, ...]]
-    logprobs: Mapping[int, tuple[TokenLogprobs, ...]] = field(default_factory=dict)
-    prompt_logprobs: Mapping[int, tuple[int, tuple[TokenLogprobs, ...]]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class InFlight:
-    """A step that was launched. ``wait`` brings its results, or raises what the step raised.
-
-    ``num_graph_decodes`` of its sequences were computed by replaying a CUDA graph.
-    """
-
-    group: SequenceGroup
-    wait: Callable[[], StepResult]
-    num_graph_decodes: int = 0
-
-
-class Executor(Protocol):
-    """What the engine calls."""
-
-    def launch(self, group: SequenceGroup) -> InFlight:
-        """Apply what the plan changes, and start computing its step."""
-        ...
-
-
-class TokenRows:
-    """A row of tokens and a block table for every sequence at work. A step finds there what the step before it sampled.
-
-    Attributes:
-        token_ids: int64 ``[num_rows, max_model_len + 1]``; the last place is written, never read.
-        tables: as the plans have told them.
-    """
-
-    def __init__(self, num_rows: int, max_model_len: int, block_size: int, device: str) -> None:
-        self.num_rows = num_rows
-        self.token_ids = torch.zeros(num_rows, max_model_len + 1, dtype=torch.int64, device=device)
-        self.tables = BlockTables(block_size)
-        self._free = list(range(num_rows))
-        self._row_of: dict[int, int] = {}
-
-    def apply(self, group: SequenceGroup) -> None:
-        """Make the changes that a plan carries: rows that come back, blocks that were added."""
-        self.tables.apply(group)
-        for seq_id in group.released:
-            if seq_id in self._row_of:
-                self._free.append(self._row_of.pop(seq_id))
-
-    def row_of(self, seq: Sequence) -> int:
-        """The sequence's row; a new one is filled with the tokens known so far."""
-        row = self._row_of.get(seq.seq_id)
-        if row is None:
-            row = self._row_of[seq.seq_id] = self._free.pop()
-            self.token_ids[row, : len(seq.token_ids)] = torch.tensor(seq.token_ids)
-        return row
+from pagebrain.worker.token_rows import TokenRows
 
 
 @dataclass(frozen=True)
@@ -105,20 +37,19 @@ class PromptScores:
 
 
 @dataclass(frozen=True)
-class _Prepared:
-    """A step as tensors. Its token ids are read from the batch rows when it runs: the step before may still write them."""
+class _Step:
+    """A step as tensors, without its token ids: they are read from the rows when it runs, for the step before may still
+    write them.
+
+    ``sampling`` has the index and the row of each scheduled sequence that samples.
+    """
 
     group: SequenceGroup
-    batch_rows: Tensor  # int64 [num_tokens]
-    positions: Tensor
-    slot_mapping: Tensor
-    block_tables: Tensor
-    context_lens: Tensor
-    query_starts: Tensor
-    logits_rows: Tensor
-    sampling: list[tuple[int, int]]  # (index of the scheduled sequence, its batch row)
+    token_rows: Tensor  # int64 [num_tokens]
+    positions: Tensor  # int64 [num_tokens]
+    make_batch: Callable[..., ForwardBatch]
+    sampling: list[tuple[int, int]]
     prompt_scores: list[PromptScores]
-    num_decodes: int
 
 
 class TorchExecutor:
@@ -128,7 +59,7 @@ class TorchExecutor:
     the work is done when it is waited for.
     """
 
-    def __init__(self, model: nn.Module, pool: KVPool, sampler: SamplerPart, config: PageBrainConfig) -> None:
+    def __init__(self, model: Model, pool: KVPool, sampler: SamplerPart, config: PageBrainConfig) -> None:
         if config.max_model_len is None:
             raise ConfigError("max_model_len is not set: make the config with PageBrainConfig.for_model(base, ...)")
         self.model = model
@@ -137,18 +68,18 @@ class TorchExecutor:
         self.config = config
         # Twice the seats: one that ended keeps its row until the last step with it was read, while another takes its seat.
         self.rows = TokenRows(2 * config.max_num_seqs, config.max_model_len, config.block_size, config.device)
-        self._worker = (
+        self._thread = (
             ThreadPoolExecutor(max_workers=1, thread_name_prefix="pagebrain-step") if config.async_scheduling else None
         )
 
     def launch(self, group: SequenceGroup) -> InFlight:
         """Start computing a step; errors of the computation itself surface in ``wait``."""
         prepared = self._prepare(group)
-        if self._worker is not None:
-            return InFlight(group, self._worker.submit(self._run, prepared).result)
+        if self._thread is not None:
+            return InFlight(group, self._thread.submit(self._run, prepared).result)
         return InFlight(group, lambda: self._run(prepared))
 
-    def _prepare(self, group: SequenceGroup) -> _Prepared:
+    def _prepare(self, group: SequenceGroup) -> _Step:
         """Apply the plan's changes, and make tensors of everything in it that does not depend on token values."""
         self.rows.apply(group)
         tables = self.rows.tables
@@ -171,38 +102,29 @@ class TorchExecutor:
             slots.extend(tables.slots(entry.seq.seq_id, entry.start, entry.num_tokens))
             positions.extend(range(entry.start, entry.context_len))
         device = self.config.device
-        return _Prepared(
-            group=group,
-            batch_rows=torch.tensor(rows).repeat_interleave(lengths).to(device),
-            positions=torch.tensor(positions).to(device),
+        places = torch.tensor(positions).to(device)
+        make_batch = partial(
+            ForwardBatch,
+            positions=places,
             slot_mapping=torch.tensor(slots).to(device),
             block_tables=tables.padded(entry.seq.seq_id for entry in group).to(device),
             context_lens=torch.tensor([entry.context_len for entry in group]).to(device),
             query_starts=query_starts.to(device),
             logits_rows=torch.tensor(logits_rows, dtype=torch.int64).to(device),
-            sampling=sampling,
-            prompt_scores=scores,
             num_decodes=sum(entry.num_tokens == 1 for entry in group),
         )
+        token_rows = torch.tensor(rows).repeat_interleave(lengths).to(device)
+        return _Step(group, token_rows, places, make_batch, sampling, scores)
 
     @torch.no_grad()
-    def _run(self, step: _Prepared) -> StepResult:
+    def _run(self, step: _Step) -> StepResult:
         self.pool.copy_blocks(step.group.copied_blocks)
-        batch = ForwardBatch(
-            token_ids=self.rows.token_ids[step.batch_rows, step.positions],
-            positions=step.positions,
-            slot_mapping=step.slot_mapping,
-            block_tables=step.block_tables,
-            context_lens=step.context_lens,
-            query_starts=step.query_starts,
-            logits_rows=step.logits_rows,
-            num_decodes=step.num_decodes,
-        )
-        logits: Tensor = self.model.forward_tokens(batch)  # type: ignore[operator]
+        batch = step.make_batch(token_ids=self.rows.token_ids[step.token_rows, step.positions])
+        logits = self.model.forward_tokens(batch)
         sampled = self._sample(logits[: len(step.sampling)], step) if step.sampling else None
         return self._results(step, logits, sampled)
 
-    def _sample(self, logits: Tensor, step: _Prepared) -> SamplerOutput:
+    def _sample(self, logits: Tensor, step: _Step) -> SamplerOutput:
         entries = [(step.group.scheduled[index], row) for index, row in step.sampling]
         sample_rows = [
             SampleRow(
@@ -223,7 +145,7 @@ class TorchExecutor:
         self.rows.token_ids[rows, positions] = sampled.token_ids
         return sampled
 
-    def _results(self, step: _Prepared, logits: Tensor, sampled: SamplerOutput | None) -> StepResult:
+    def _results(self, step: _Step, logits: Tensor, sampled: SamplerOutput | None) -> StepResult:
         tokens: list[tuple[int, ...]] = [()] * len(step.group)
         logprobs: dict[int, tuple[TokenLogprobs, ...]] = {}
         if sampled is not None:

@@ -12,11 +12,11 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from pagebrain.bench import offline
 from pagebrain.bench.child import RunResult, RunSpec, run_in_child
-from pagebrain.bench.engine_loop import Totals
 from pagebrain.bench.offline import ENGINES, candidates
 from pagebrain.bench.offline_report import compare, engine_report, summarize
 from pagebrain.bench.runners import RUNNERS
 from pagebrain.bench.workload import BenchRequest, LengthRange, Sampling, make_warmup, make_workload
+from pagebrain.engine.trace import StepTotals
 from pagebrain.errors import ConfigError, ModelLoadError, PageBrainError
 
 VOCAB_SIZE = 211
@@ -233,7 +233,7 @@ def test_the_share_of_tokens_from_graphs_is_that_of_the_decode_tokens() -> None:
     report = engine_report([BenchRequest((1,), 1)], [run, run])
     assert report["graph_decode_share"]["median"] == 0.75
     assert report["start"]["ready_s"]["median"] == 4.0
-    assert Totals().graph_share == 0.0
+    assert StepTotals().graph_share == 0.0
 
 
 def test_spec_survives_the_way_to_the_child(model_folder: str) -> None:

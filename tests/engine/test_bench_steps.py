@@ -24,10 +24,11 @@ from pagebrain.bench.decode_steps import (
     roof_line,
     step_parts,
 )
-from pagebrain.bench.engine_loop import StepRecord, Totals, run_loop
+from pagebrain.bench.engine_loop import StepRecord, run_loop
 from pagebrain.bench.gpu_times import OTHER, GpuTimes, Recorder, category_of, read_trace
 from pagebrain.bench.serve.load import Load
 from pagebrain.bench.workload import GREEDY, BenchRequest, LengthRange, Sampling, make_workload
+from pagebrain.engine.trace import StepTotals
 
 VOCAB_SIZE = 97
 MODEL = {"load_format": "dummy", "dtype": "float64", "device": "cpu", "seed": 0}
@@ -56,7 +57,7 @@ def requests(count: int = 6) -> list[BenchRequest]:
 def step(
     seconds: float = 1.0, num_decodes: int = 1, context_tokens: int = 10, only_decodes: bool = True, **totals: Any
 ) -> StepRecord:
-    return StepRecord(seconds, Totals(num_steps=1, **totals), num_decodes, context_tokens, only_decodes)
+    return StepRecord(seconds, StepTotals(num_steps=1, **totals), num_decodes, context_tokens, only_decodes)
 
 
 def printed(closer: dict[str, Any]) -> str:

@@ -9,8 +9,9 @@ from transformers import GPT2LMHeadModel
 
 from pagebrain import LLM, SamplingParams
 from pagebrain.attention import KVPool
+from pagebrain.cache import NewBlocks
 from pagebrain.engine.packed_plan import PlanPacker, PlanUnpacker
-from pagebrain.engine.sequence import NewBlocks, SequenceGroup
+from pagebrain.engine.sequence import SequenceGroup
 from pagebrain.errors import StepError
 from tests.support.hashing import continuation, hash_engine, run_all
 from tests.support.kernels import why_no_kernels

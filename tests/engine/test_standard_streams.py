@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pagebrain.cli.standard_streams import UnfailingFile
+from pagebrain.standard_streams import UnfailingFile
 from tests.support.served import ROOT, environment
 
 

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pagebrain.layers import Embedding, LayerNorm, Rows
+from pagebrain.kernels.inputs import Rows
+from pagebrain.layers import Embedding, LayerNorm
 from tests.support.kernels import require_kernels
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 4e-2}

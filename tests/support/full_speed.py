@@ -9,7 +9,7 @@ from transformers import GPT2LMHeadModel
 from pagebrain import LLM, RequestOutput, SamplingParams
 from pagebrain.engine.sequence import SequenceGroup
 from pagebrain.engine.trace import StepTrace
-from pagebrain.worker.cuda_executor import GpuExecutor
+from pagebrain.worker.cuda_executor import CudaExecutor
 from pagebrain.worker.graphs import MAX_CHUNKS
 from tests.support.models import poison
 
@@ -45,7 +45,7 @@ class FullSpeed:
         graphs = settings.pop("cuda_graphs", base.transformer.wte.weight.is_cuda)
         self.llm = LLM(base, parts=KERNELS, cuda_graphs=False, check_integrity=True, **settings)
         executor = self.llm.engine.executor
-        assert isinstance(executor, GpuExecutor)
+        assert isinstance(executor, CudaExecutor)
         self.executor = executor
         poison(self.llm.engine.cache_manager.pool)
         self.traces: list[StepTrace] = []

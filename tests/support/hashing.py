@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pagebrain.attention import ForwardBatch
 from pagebrain.attention.torch_backend import TorchBackend
@@ -18,10 +18,12 @@ from pagebrain.block import BlockManager
 from pagebrain.cache import CacheManager
 from pagebrain.config import PageBrainConfig
 from pagebrain.engine.engine import Engine
+from pagebrain.engine.executor import InFlight
 from pagebrain.engine.scheduler import Scheduler
 from pagebrain.engine.sequence import SequenceGroup
+from pagebrain.models.model import Model
 from pagebrain.sampling import Sampler
-from pagebrain.worker.torch_executor import InFlight, TorchExecutor
+from pagebrain.worker.torch_executor import TorchExecutor
 from tests.support.models import poison
 
 VOCAB_SIZE = 1009
@@ -43,7 +45,7 @@ def continuation(prompt: list[int], num_tokens: int, stop: tuple[int, ...] = ())
     return token_ids[len(prompt) :]
 
 
-class HashModel(nn.Module):
+class HashModel(Model):
     """``forward_tokens`` of a model with one layer, one head and head dim 1: keys are token ids, values positions."""
 
     def __init__(self, cache_manager: CacheManager) -> None:

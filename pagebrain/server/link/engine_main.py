@@ -14,11 +14,10 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from pagebrain.build import BuiltEngine, build_engine
-from pagebrain.cli.quiet import quiet
-from pagebrain.cli.standard_streams import drain_output, queue_output
 from pagebrain.config import PageBrainConfig
 from pagebrain.engine.engine import Engine
 from pagebrain.errors import InvalidRequestError, PageBrainError, StepError, is_out_of_memory, place
+from pagebrain.quiet import quiet
 from pagebrain.server.link.fair_queue import FairQueue
 from pagebrain.server.link.messages import (
     Abort,
@@ -39,6 +38,7 @@ from pagebrain.server.link.messages import (
 )
 from pagebrain.server.live.feed import LiveFeed
 from pagebrain.server.logs import configure_logging
+from pagebrain.standard_streams import drain_output, queue_output
 
 logger = logging.getLogger(__name__)
 

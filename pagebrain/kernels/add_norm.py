@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pagebrain.layers.embedding import Rows
+from pagebrain.kernels.inputs import Rows
 
 
 @triton.jit
