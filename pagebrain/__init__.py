@@ -25,7 +25,7 @@ __all__ = [*_HOMES, "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used: ``pagebrain --help`` must not wait for torch."""
+    """Import a public name at its first use, so that ``pagebrain --help`` does not import torch."""
     if name not in _HOMES:
         raise AttributeError(f"module 'pagebrain' has no attribute {name!r}")
     import importlib

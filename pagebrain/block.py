@@ -1,9 +1,8 @@
-"""Who holds which physical block: a free list and a reference count per block, and no tensor in sight.
+"""The block manager: a free list and a reference count for each physical block.
 
-The :class:`BlockManager` is the bottom of the data path. It knows numbers from 0 to ``num_blocks - 1`` and nothing about
-tokens, sequences or memory; :class:`pagebrain.cache.CacheManager` gives them meaning. The idea is that of pages in an
-operating system (Kwon et al., "Efficient Memory Management for Large Language Model Serving with PagedAttention", SOSP
-2023).
+Block ids run from 0 to ``num_blocks - 1``. This module knows no tokens, sequences or tensors:
+:class:`pagebrain.cache.CacheManager` maps sequences to blocks. The idea is that of pages in an operating system (Kwon et
+al., "Efficient Memory Management for Large Language Model Serving with PagedAttention", SOSP 2023).
 """
 
 from collections import deque
@@ -31,10 +30,10 @@ class BlockManagerPart(Protocol):
 
 
 class BlockManager:
-    """Hands out physical block ids and takes them back; each operation on one block is O(1).
+    """Allocates and frees physical block ids. Each operation on one block is O(1).
 
-    A block is free, or held by one or more holders. Whoever shares a block calls :meth:`share`, and every holder calls
-    :meth:`free` once. Blocks are reused in the order in which they were freed, oldest first.
+    A block is free, or it has one or more holders. :meth:`allocate` sets the number of holders to 1, :meth:`share` adds one,
+    :meth:`free` removes one. Blocks are reused in the order in which they were freed, oldest first.
     """
 
     supports = frozenset({"cuda_graph", "async_scheduling"})
@@ -48,12 +47,12 @@ class BlockManager:
 
     @property
     def num_free_blocks(self) -> int:
-        """Blocks that nobody holds."""
+        """Number of free blocks."""
         return len(self._free)
 
     @property
     def free_blocks(self) -> tuple[int, ...]:
-        """Ids of the free blocks, in the order in which they will be handed out."""
+        """Ids of the free blocks, in the order in which they will be allocated."""
         return tuple(self._free)
 
     def can_allocate(self, count: int) -> bool:
@@ -84,9 +83,9 @@ class BlockManager:
         self._ref_counts[block_id] += 1
 
     def free(self, block_ids: Iterable[int]) -> None:
-        """Drop one holder of each block; a block without holders is free again.
+        """Remove one holder of each block; a block without holders is free again.
 
-        Raises ``BlockError``, before anything changed, if a block has fewer holders than times it is named.
+        An id may be named several times. Raises ``BlockError``, before anything changed, if a block has fewer holders.
         """
         block_ids = list(block_ids)
         named: dict[int, int] = {}

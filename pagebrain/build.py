@@ -1,4 +1,4 @@
-"""Puts an engine together from a configuration: model, cache, parts, executor, loop."""
+"""Builds an engine from a configuration: model, cache, parts, executor, engine loop."""
 
 import dataclasses
 import functools
@@ -51,7 +51,7 @@ _MORE_MEMORY = "choose a smaller model, or raise the limit (a container's, ulimi
 
 @dataclass(frozen=True)
 class BuiltEngine:
-    """An engine and what a caller may want to know of it. ``notices`` are lines for people: what is off, and why."""
+    """An engine and facts about it. ``notices`` are lines for users: which features are off, and why."""
 
     engine: Engine
     config: PageBrainConfig
@@ -65,18 +65,18 @@ def build_engine(
 ) -> BuiltEngine:
     """An engine for ``config``.
 
-    With ``base`` its weights are shared and left as they are. Without, the model is loaded and belongs to the engine, which
-    may lay its weights out anew for speed.
+    The weights of ``base`` are shared and not changed. Without ``base``, the model is loaded and belongs to the engine. Its
+    layers may then change the layout of their weights for speed.
     """
     limit_threads()
     parts = {name: find_part(name, config.parts.get(name), own) for name, own in _OWN_PARTS.items()}
     if config.device != "cpu" and torch.cuda.is_available():
-        gc.collect()  # an engine that was dropped is garbage in cycles, and its pools lie on the GPU until it is collected
+        gc.collect()  # collect reference cycles of a previous engine, so that its pools are freed
         torch.cuda.empty_cache()
     owned = base is None
     notices: list[str] = []
     detokenizer, why_off = None, None
-    if tokenizer is not None or base is None or config.tokenizer is not None:  # before the weights: it is quicker to fail
+    if tokenizer is not None or base is None or config.tokenizer is not None:  # before the weights, to fail early
         with enough_memory(config.device, "the tokenizer", _MORE_MEMORY):
             tokenizer, detokenizer, why_off = load_text(config, tokenizer)
     if why_off is not None:
@@ -105,13 +105,13 @@ def build_engine(
         raise ConfigError(f"max_num_seqs must be at most {MAX_NUM_SEQS} with the Triton kernels, got {config.max_num_seqs}")
     with enough_memory(str(device), *for_weights):
         model = build_model(checkpoint)
-    del base, checkpoint  # so that a layer which lays its weights out anew frees the original
+    del base, checkpoint  # so that a layer which changes the layout of its weights frees the original
     with enough_memory(str(device), "a copy of the weights in another layout", _MORE_MEMORY):
         prepare(model, kernels=uses_rows, owned=owned)
     if device.type == "cuda":
         smallest = dataclasses.replace(config, num_blocks=None, memory_fraction=None)
         step_bytes = _step_bytes(model, smallest.resolved_for(model_config, dtype, device))
-        torch.cuda.empty_cache()  # what the step took is free again, for K and V too
+        torch.cuda.empty_cache()  # return the step's memory, so that the pool can take it
     else:
         step_bytes = estimate_largest_step(config, model_config.vocab_size, model_config.hidden_size, dtype)
     config = config.resolved_for(model_config, dtype, device, step_bytes)
@@ -143,7 +143,7 @@ def build_engine(
 
 
 def _vocabulary_notices(num_ids: int, num_rows: int) -> list[str]:
-    """A line if the tokenizer and the embeddings differ in size. Hugging Face serves such a pair, and so does PageBrain."""
+    """A line if the tokenizer and the embeddings differ in size. Such a pair is served, as in Hugging Face."""
     if num_ids > num_rows:
         lacking = f"{num_rows}" if num_ids == num_rows + 1 else f"{num_rows} to {num_ids - 1}"
         return [
@@ -164,16 +164,17 @@ def _notice(notices: list[str], line: str) -> None:
 
 
 def _parts_without_rows(parts: dict[str, Any]) -> list[str]:
-    """Names of the parts that keep the engine from working on batch rows.
+    """Names of the parts that prevent the use of batch rows.
 
-    Attention has to find its sequences there, and what samples from them are the kernels that belong to the own sampler.
+    The attention backend must read its sequences from batch rows. The kernels that sample from batch rows replace
+    PageBrain's own sampler only.
     """
     attention = [] if "batch_rows" in getattr(parts["attention"], "supports", ()) else ["attention"]
     return attention + ([] if parts["sampler"] is Sampler else ["sampler"])
 
 
 def _step_bytes(model: Model, config: PageBrainConfig) -> int:
-    """Bytes that the largest step takes besides weights, K and V: measured by computing one, with the engine's own parts."""
+    """Bytes that the largest step takes besides weights, K and V. One such step is computed, with PageBrain's own parts."""
     config = dataclasses.replace(config, num_blocks=config.blocks_for(config.max_model_len or 0))
     advice = f"lower max_num_batched_tokens (it is {config.max_num_batched_tokens}) or max_num_seqs ({config.max_num_seqs})"
     _, _, head_dim = config.require_shape()
@@ -187,7 +188,7 @@ def _step_bytes(model: Model, config: PageBrainConfig) -> int:
 
 
 def _found_on_gpu(config: PageBrainConfig, step_bytes: int, capture_s: float | None) -> str:
-    """What the engine found on the GPU and made of it, in a line."""
+    """One line on the GPU's memory and its use."""
     free, total = torch.cuda.mem_get_info(config.device)
     assert config.num_blocks is not None
     graphs = "off" if capture_s is None else f"recorded in {capture_s:.1f} s"
@@ -203,7 +204,7 @@ def _found_on_gpu(config: PageBrainConfig, step_bytes: int, capture_s: float | N
 def _without_unsupported(
     config: PageBrainConfig, parts: dict[str, Any], without_rows: list[str], on_gpu: bool, notices: list[str]
 ) -> PageBrainConfig:
-    """``config`` without the features that a part lacks; ``notices`` gets a line for each that would be on."""
+    """``config`` without the features that a part lacks. ``notices`` gets a line for each feature that is switched off."""
     features = (
         ("async_scheduling", "async_scheduling", "launching ahead is"),
         ("cuda_graphs", "cuda_graph", "CUDA graphs are"),

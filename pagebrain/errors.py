@@ -1,8 +1,7 @@
 """The exceptions that PageBrain raises on purpose.
 
-Every message says what was got, what was expected and what to do about it. All derive from :class:`PageBrainError`, so a
-caller (the command line, the server) can tell a mistake in the input, which deserves one line, from a bug, which deserves a
-traceback.
+Every message says what was got, what was expected and what to do. All derive from :class:`PageBrainError`: the command line
+and the server report these in one line, and any other exception, which is a bug, with a traceback.
 """
 
 import errno
@@ -28,7 +27,7 @@ class ModelLoadError(PageBrainError):
 
 
 class UnsupportedTokenizerError(ModelLoadError):
-    """A tokenizer is there, and PageBrain can make no text with it. The model can be served with token ids."""
+    """A tokenizer exists, but PageBrain cannot decode text with it. The model can be served with token ids."""
 
 
 class PartError(PageBrainError):
@@ -36,23 +35,23 @@ class PartError(PageBrainError):
 
 
 class KernelError(PageBrainError, ValueError):
-    """A Triton kernel was given tensors that it does not work on; nothing was computed."""
+    """A Triton kernel was given tensors that it does not support; nothing was computed."""
 
 
 class OutOfBlocksError(PageBrainError):
-    """More physical blocks were asked for than are free; nothing was allocated."""
+    """More physical blocks were requested than are free; nothing was allocated."""
 
 
 class BlockError(PageBrainError):
-    """A physical block was freed or shared although nobody holds it."""
+    """A physical block that is free was freed or shared."""
 
 
 class BlockTableError(PageBrainError):
-    """A block table does not cover the tokens that were asked for."""
+    """A block table does not cover the requested tokens."""
 
 
 class IntegrityError(PageBrainError):
-    """The bookkeeping of blocks contradicts itself: a bug in the engine or in a part of the user's own."""
+    """The bookkeeping of blocks contradicts itself: a bug in the engine or in a part that the user wrote."""
 
 
 class StepError(PageBrainError):
@@ -60,7 +59,7 @@ class StepError(PageBrainError):
 
 
 def place(error: BaseException) -> str:
-    """Where an exception was raised, to be written after its name: `` (file.py:12, in function)``, or nothing."""
+    """Where an exception was raised: `` (file.py:12, in function)``, or an empty string if it has no traceback."""
     frames = traceback.extract_tb(error.__traceback__)
     return f" ({Path(frames[-1].filename).name}:{frames[-1].lineno}, in {frames[-1].name})" if frames else ""
 
@@ -71,14 +70,14 @@ _NO_MEMORY = (
     "out of memory",  # CUDA's
     "cannot allocate memory",  # the system's, in the text of another error
     "bad_alloc",  # C++
-    "could not create a primitive",  # oneDNN's, which does not say more; that it works here was tried at start
+    "could not create a primitive",  # oneDNN's only message; that it works on this machine was tried at start
     "failed to map segment from shared object",  # the loader's, when a library is imported
-    "can't start new thread",  # whose stack found no room
+    "can't start new thread",  # no memory for the thread's stack
 )
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether ``error``, or what caused it, says that there was too little memory. Libraries say so in several ways."""
+    """Whether ``error`` or one of its causes reports a lack of memory. Libraries use different types and messages."""
     return any(_says_no_memory(cause) for cause in _causes(error))
 
 

@@ -1,7 +1,7 @@
-"""What a checkpoint says about generating, in ``generation_config.json`` or, in old ones, in ``config.json``.
+"""A checkpoint's generation settings, from ``generation_config.json`` or, in old checkpoints, from ``config.json``.
 
-Hugging Face's ``generate`` takes all of it as defaults. Here end tokens are honoured. All else that would change an answer
-is named in one notice, so that nothing is lost without a word: a request can ask for some of it, the rest is not supported.
+Hugging Face's ``generate`` uses all of them as defaults. PageBrain uses the end tokens only. One notice names the other
+settings that would change an answer: those that a request can set, and those that are not supported.
 """
 
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ _IN_REQUESTS: dict[str, tuple[str, tuple[Any, ...]]] = {
     "num_return_sequences": ("n", (1,)),
     "suppress_tokens": ("logit_bias of -100", ()),
 }
-"""Setting of Hugging Face's -> what asks for it in a request, and the values that ask for nothing."""
+"""Hugging Face's setting -> the request's parameter for it, and the values that have no effect."""
 
 _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "bad_words_ids": (),
@@ -51,16 +51,16 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "typical_p": (1,),
     "watermarking_config": (),
 }
-"""Settings that would change an answer and that no request can ask for, with the values that ask for nothing."""
+"""Settings that would change an answer and that no request can set, with the values that have no effect."""
 
 
 def read_settings(saved: dict[str, Any], ends: Any, notices: list[str]) -> "GenerationConfig":
-    """A checkpoint's settings as an object of Hugging Face's.
+    """A checkpoint's settings as Hugging Face's ``GenerationConfig``.
 
     Args:
         saved: the JSON of ``generation_config.json``, or of ``config.json`` where there is no such file.
-        ends: what ``config.json`` names as end tokens.
-        notices: gets a line if Hugging Face's class refuses the settings. Their end tokens count all the same.
+        ends: the end tokens of ``config.json``.
+        notices: gets a line if Hugging Face's class refuses the settings. Their end tokens are used in any case.
     """
     from transformers import GenerationConfig
 
@@ -75,9 +75,9 @@ def read_settings(saved: dict[str, Any], ends: Any, notices: list[str]) -> "Gene
 
 
 def end_tokens(hf_config: Any, generation_config: Any) -> tuple[tuple[int, ...], tuple[Any, ...]]:
-    """``(ids, others)``: the tokens that end a text, by either of the two files, and what they name besides.
+    """``(ids, others)``: the end tokens that the two files name, and the values there that are no ids of the vocabulary.
 
-    Others are ids outside the vocabulary, and what is no id. Hugging Face takes whole floats and nested lists; so does this.
+    Whole floats and nested lists are accepted, as in Hugging Face.
     """
     ids: dict[int, None] = {}
     others: list[Any] = []
@@ -92,9 +92,9 @@ def end_tokens(hf_config: Any, generation_config: Any) -> tuple[tuple[int, ...],
 
 
 def generation_notices(model: Any) -> list[str]:
-    """Lines for people: end tokens that are left out, and settings that do not apply by themselves.
+    """Lines for users: end tokens that are left out, and settings that do not apply by themselves.
 
-    ``model`` has the two configs, as a Hugging Face model does.
+    ``model`` has the attributes ``config`` and ``generation_config``, as a Hugging Face model does.
     """
     notices = []
     hf_config, generation_config = model.config, getattr(model, "generation_config", None)

@@ -1,4 +1,4 @@
-"""The front door: ``LLM(...).generate(prompts, params)``, as in vLLM."""
+"""``LLM(...).generate(prompts, params)``: offline generation with vLLM's interface."""
 
 import contextlib
 import os
@@ -23,17 +23,17 @@ if TYPE_CHECKING:
 
 
 class LLM:
-    """A model with an engine around it, for generating offline. It belongs to one thread.
+    """A model and its engine, for offline generation. Use it from one thread only.
 
     Args:
-        model: hub name or folder of a GPT-2; ``None`` is the bundled model. Or a ``GPT2LMHeadModel``, whose weights are then
-            shared and left as they are. (On a GPU they are taken as they are now: the head is copied, and CUDA graphs know
-            where the others lie. Do not change or move them while this LLM is in use.)
+        model: hub name or folder of a GPT-2; ``None`` is the bundled model. Or a ``GPT2LMHeadModel``, whose weights are
+            shared and not changed. On a GPU, do not change or move these weights while this LLM is in use: the head is
+            copied, and CUDA graphs hold the addresses of the others.
         tokenizer: hub name or folder, or a tokenizer; ``None`` is the model's own.
         settings: any other field of :class:`~pagebrain.config.PageBrainConfig`.
 
     Raises:
-        ConfigError, ModelLoadError, PartError: in one line, before anything large was allocated where that can be known.
+        ConfigError, ModelLoadError, PartError: where possible before anything large is allocated.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class LLM:
         params: SamplingParams | SequenceOf[SamplingParams] | None = None,
         use_tqdm: bool = True,
     ) -> list[RequestOutput]:
-        """Generate for one or many prompts, in any mixture of lengths, and return the outputs in the order of the prompts.
+        """Generate for one or many prompts and return the outputs in the order of the prompts.
 
         Args:
             prompts: a text, a list of token ids, or a list of either.
@@ -74,7 +74,7 @@ class LLM:
             use_tqdm: show a progress bar on standard error.
 
         Raises:
-            InvalidRequestError: naming the prompt that cannot be served; none of them was started then.
+            InvalidRequestError: for the first prompt that cannot be served; then no prompt was started.
         """
         ids = self._add(prompts, params, wants_deltas=False)
         outputs: dict[str, RequestOutput] = {}
@@ -87,14 +87,14 @@ class LLM:
         return [outputs[request_id] for request_id in ids]
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Generator[OutputDelta, None, None]:
-        """Generate for one prompt and yield what each step adds. Stopping early aborts the request.
+        """Generate for one prompt and yield what each step adds. Closing the generator early aborts the request.
 
-        Raises ``InvalidRequestError`` when the first delta is asked for, if the prompt cannot be served.
+        The first ``next`` raises ``InvalidRequestError`` if the prompt cannot be served.
         """
         yield from self._drive(self._add([prompt], params, wants_deltas=True))
 
     def _drive(self, ids: list[str]) -> Generator[OutputDelta, None, None]:
-        """Step the engine until these requests are done; whatever interrupts that, none of them stays behind."""
+        """Step the engine until these requests are done. If that is interrupted, the others are aborted."""
         under_way = set(ids)
         self._mail.update((request_id, []) for request_id in ids)
         try:
@@ -116,11 +116,11 @@ class LLM:
                 if request_id in under_way:
                     self.engine.abort(request_id)
             if not self.engine.num_unfinished_requests:
-                with contextlib.suppress(StepError):  # whoever a failing step belonged to has ended
+                with contextlib.suppress(StepError):  # the requests of a failing step have ended
                     self.engine.drain()
 
     def _step(self) -> None:
-        """One engine step; several streams may be read in turn, so each request's deltas wait for whoever reads them."""
+        """One engine step. Deltas are kept for each request, because several streams may be read in turn."""
         for delta in self.engine.step():
             if delta.request_id in self._mail:
                 self._mail[delta.request_id].append(delta)
@@ -157,7 +157,7 @@ class LLM:
 
 
 def _as_batch(prompts: Prompt | SequenceOf[Prompt]) -> list[Prompt]:
-    """A list of prompts from whatever was given: a text, token ids, or a list of those."""
+    """A list of prompts from a text, token ids, or a list of those."""
     if isinstance(prompts, str):
         return [prompts]
     if not isinstance(prompts, SequenceOf) or isinstance(prompts, (bytes, bytearray)):

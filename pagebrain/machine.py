@@ -1,8 +1,8 @@
-"""What this process may use of the machine: memory and processors.
+"""How much memory and how many processors this process may use.
 
-A container or a shell gives a process less than the machine has. On Linux the limits stand in control groups (cgroup v2 and
-v1; each group on the path up to the root has its own) and in ``ulimit``. The smallest one holds. All code that needs to know
-how much memory or how many processors there are asks this module. It reads small files and imports no torch.
+A container or a shell may give a process less than the machine has. On Linux, control groups (cgroup v2 and v1; each group
+on the path up to the root) and ``ulimit`` set limits, and the smallest one applies. This module is the only place that reads
+them. It reads small files and does not import torch.
 """
 
 import math
@@ -14,17 +14,17 @@ from pathlib import Path
 
 ROOT = Path("/")
 UNKNOWN_MEMORY_BYTES = 4 * 2**30
-"""A modest guess for a system that does not tell."""
+"""Assumed where the system does not say."""
 
 
 @dataclass(frozen=True)
 class MemoryLimit:
-    """A limit on memory that holds for this process.
+    """A limit on the memory of this process.
 
     Attributes:
         total_bytes: the limit.
-        free_bytes: what can still be taken under it, files that are only cached counted as free.
-        name: whose limit it is.
+        free_bytes: bytes that can still be allocated under it. Cached files count as free.
+        name: what sets the limit.
     """
 
     total_bytes: int
@@ -41,19 +41,19 @@ def memory_limits(root: Path = ROOT) -> list[MemoryLimit]:
 
 
 def available_memory(root: Path = ROOT) -> MemoryLimit:
-    """The limit that leaves least free: what this process can still take."""
+    """The limit with the fewest free bytes: this process can allocate no more than these."""
     return min(memory_limits(root), key=lambda limit: limit.free_bytes)
 
 
 def memory_limit_bytes(root: Path = ROOT) -> int:
-    """The most memory that this process may ever have: the smallest of all limits."""
+    """The smallest of all limits, in bytes."""
     return min(limit.total_bytes for limit in memory_limits(root))
 
 
 def available_cores(root: Path = ROOT) -> int:
-    """Processors that this process may use: those it may run on, and no more than its control groups' quota of time.
+    """Processors that this process may use: those of its affinity mask, and at most its control groups' quota of time.
 
-    A quota of one and a half processors counts as two, one of a quarter as one.
+    A quota of 1.5 processors counts as 2, a quota of 0.25 as 1.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quotas = [quota for group in _groups("cpu", root) if (quota := group.processors()) is not None]
@@ -99,7 +99,7 @@ class _Group:
     is_v2: bool
 
     def memory(self) -> MemoryLimit | None:
-        """Its limit, if it has one. A group that goes past ``memory.high`` is slowed down until it stands still."""
+        """Its limit, if it has one. ``memory.high`` counts too: the kernel slows a group above it down to a standstill."""
         names = ("memory.max", "memory.high") if self.is_v2 else ("memory.limit_in_bytes",)
         limits = [limit for name in names if (limit := _number(self.folder / name)) is not None]
         if not limits or min(limits) >= 2**60:  # v1 writes "no limit" as the largest number of whole pages
@@ -130,9 +130,9 @@ def _group_limits(root: Path) -> Iterator[MemoryLimit]:
 
 
 def _groups(controller: str, root: Path) -> Iterator[_Group]:
-    """This process's groups that may limit ``controller``, from its own up to the highest that can be seen.
+    """This process's groups that may limit ``controller``, from its own up to the highest visible one.
 
-    Where ``/proc`` does not tell, the usual places are tried: in a container, its own group is mounted there.
+    Where ``/proc`` names none, the usual mount points are tried: a container's own group is mounted there.
     """
     found = list(_told_groups(controller, root))
     usual = root / "sys/fs/cgroup"
@@ -157,7 +157,7 @@ def _told_groups(controller: str, root: Path) -> Iterator[_Group]:
 
 
 def _below(mount_root: str, path: str) -> str:
-    """Where a group lies below a mount that shows ``mount_root``. In a namespace of its own it is what the mount shows."""
+    """The path of a group below a mount of ``mount_root``. In a cgroup namespace, the mount's top is the group itself."""
     parts, above = [part for part in path.split("/") if part], [part for part in mount_root.split("/") if part]
     if ".." in parts or parts[: len(above)] != above:
         return ""
@@ -188,7 +188,7 @@ def _unescaped(path: str) -> str:
 
 
 def _text(file: Path) -> str:
-    """What a file holds; nothing if it cannot be read."""
+    """The text of a file; empty if it cannot be read."""
     try:
         return file.read_text("utf-8", errors="replace").strip()
     except OSError:

@@ -1,7 +1,6 @@
-"""What a model is made of, in words that fit every family: sizes, activation, scales, the tokens that end a text.
+"""The shape of a model, under names that fit every family: sizes, activation, scales, end tokens.
 
-Hugging Face names the same sizes differently for each family. Everything here after a config was read, the engine's
-settings and the models alike, uses these names.
+Hugging Face names the same sizes differently for each family. After a config was read, all code uses the names here.
 """
 
 from dataclasses import dataclass, replace
@@ -23,14 +22,14 @@ class ModelConfig:
         vocab_size: rows of the embedding table, and columns of the logits.
         max_positions: most tokens in a sequence.
         num_layers: transformer layers.
-        hidden_size: width of the stream of residuals.
-        num_heads, num_kv_heads: heads of the queries, and of K and V; more queries than K and V are grouped.
+        hidden_size: width of the residual stream.
+        num_heads, num_kv_heads: heads of the queries, and of K and V. ``num_heads`` is a multiple of ``num_kv_heads``.
         head_dim: numbers in a head.
         intermediate_size: width inside the MLP.
         activation: of the MLP, by Hugging Face's name.
-        norm_eps: what norms add to the variance.
+        norm_eps: added to the variance in norms.
         tied_head: whether the head is the embedding table.
-        attention_scales: for each layer the factor on the attention scores.
+        attention_scales: the factor on the attention scores of each layer.
         eos_token_ids: the tokens that end a text.
     """
 
@@ -51,15 +50,15 @@ class ModelConfig:
 
     @classmethod
     def of(cls, base: "PreTrainedModel") -> "ModelConfig":
-        """Of a Hugging Face model. Raises what :meth:`from_hf` raises."""
+        """The config of a Hugging Face model. Raises what :meth:`from_hf` raises."""
         config = cls.from_hf(base.config, getattr(base, "generation_config", None))
         head: Any = base.get_output_embeddings()  # type: ignore[no-untyped-call]
-        is_tied = head.weight is base.get_input_embeddings().weight  # two that differ stay two, whatever the config says
+        is_tied = head.weight is base.get_input_embeddings().weight  # the tensors decide, not the config
         return replace(config, tied_head=is_tied)
 
     @classmethod
     def from_hf(cls, hf_config: Any, generation_config: Any = None) -> "ModelConfig":
-        """From a config of Hugging Face's, and its generation config, which may name more tokens that end a text.
+        """From Hugging Face's config, and its generation config, which may name more end tokens.
 
         Raises ``ConfigError`` for a model that PageBrain cannot run.
         """
@@ -94,10 +93,10 @@ _READERS = {"gpt2": _from_gpt2}
 
 
 def attention_scale(config: "GPT2Config", layer: int) -> float:
-    """The factor on the attention scores of a GPT-2's layer.
+    """The factor on the attention scores of one layer of GPT-2.
 
-    It follows from ``scale_attn_weights`` and ``scale_attn_by_inverse_layer_idx``. The third flag,
-    ``reorder_and_upcast_attn``, asks for scores and softmax in float32, which paged attention always uses.
+    ``scale_attn_weights`` and ``scale_attn_by_inverse_layer_idx`` determine it. The third flag,
+    ``reorder_and_upcast_attn``, means scores and softmax in float32, which paged attention always uses.
     """
     scale: float = (config.n_embd // config.n_head) ** -0.5 if config.scale_attn_weights else 1.0
     return scale / (layer + 1) if config.scale_attn_by_inverse_layer_idx else scale

@@ -1,4 +1,4 @@
-"""What comes out of the engine: deltas as tokens appear, whole outputs when somebody asks for them."""
+"""The engine's outputs: a delta for each step of a sample, and the whole output of a request when it has ended."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class TokenLogprobs:
 
 @dataclass(frozen=True)
 class CompletionOutput:
-    """One sample of a request as it stands. ``stop_reason`` is the stop string or stop token id that ended it, if any."""
+    """One sample of a request, so far. ``stop_reason`` is the stop string or stop token id that ended it, if any."""
 
     index: int
     text: str
@@ -50,7 +50,7 @@ class RequestMetrics:
 class RequestOutput:
     """A request with all its samples. ``prompt`` is ``None`` if token ids were given.
 
-    ``prompt_logprobs[i]`` belongs to prompt token ``i``; the first is ``None``, for nothing predicts it.
+    ``prompt_logprobs[i]`` belongs to prompt token ``i``; the first is ``None``, because no token precedes it.
     """
 
     request_id: str
@@ -63,7 +63,7 @@ class RequestOutput:
 
 
 class OutputDelta(NamedTuple):
-    """What one step added to one sample of one request. (A named tuple, for one is made for every token.)
+    """What one step added to one sample of one request. It is a named tuple because one is made for every token.
 
     ``text`` may be empty while a character is incomplete or a stop string may be beginning. ``prompt_logprobs`` come with
     the first delta of sample 0, if they were asked for. With the last delta of a request's last sample come its ``metrics``

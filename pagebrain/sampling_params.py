@@ -1,7 +1,7 @@
-"""What a user may ask of the sampler, spelled as vLLM spells it.
+"""The sampling parameters of a request, under vLLM's names.
 
-A :class:`SamplingParams` belongs to one request and is checked once, when it is made; the engine then trusts it.
-The arithmetic that honours these numbers is in :mod:`pagebrain.sampling`.
+A :class:`SamplingParams` is checked once, when it is made; the engine does not check it again. :mod:`pagebrain.sampling`
+computes with it.
 """
 
 import math
@@ -13,10 +13,10 @@ from typing import Any
 from pagebrain.errors import InvalidRequestError
 
 MAX_LOGPROBS = 20
-"""Largest ``logprobs`` / ``prompt_logprobs`` a request may ask for."""
+"""Largest ``logprobs`` and ``prompt_logprobs``."""
 
 MAX_SAMPLES = 128
-"""Largest ``n``: how many samples one request may ask for."""
+"""Largest ``n``."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class SamplingParams:
     Attributes:
         n: independent samples drawn for the prompt, 1 to 128.
         temperature: 0 is greedy; otherwise logits are divided by it.
-        top_p: keep the smallest set of tokens whose probabilities add up to at least this, in (0, 1].
+        top_p: keep the smallest set of most probable tokens whose probabilities add up to at least this, in (0, 1].
         top_k: keep this many most probable tokens; 0 or -1 keeps all.
         min_p: drop tokens less probable than ``min_p`` times the most probable one, in [0, 1].
         repetition_penalty: > 1 divides (or multiplies, if negative) the logits of tokens seen in prompt or output; 0.01 to
@@ -34,20 +34,20 @@ class SamplingParams:
         presence_penalty: subtracted once from the logit of each token seen in the output, in [-2, 2].
         frequency_penalty: subtracted per occurrence in the output, in [-2, 2].
         logit_bias: token id -> number added to its logit, in [-100, 100].
-        max_tokens: most tokens to generate; ``None`` means until the model's last position, and 0 that the prompt is only
-            scored (see ``prompt_logprobs``): it may then take up every position.
+        max_tokens: most tokens to generate; ``None`` means until the model's last position. 0 only scores the prompt (see
+            ``prompt_logprobs``), which may then fill every position.
         min_tokens: no end of sequence, stop token or stop string ends the sample before this many tokens.
         stop: strings that end the sample; the text is cut before them.
         stop_token_ids: token ids that end the sample; the token stays in ``token_ids``, its text is left out.
-        ignore_eos: go on after the end-of-sequence token.
-        seed: makes the sample reproducible in any batch; ``None`` takes the next one from the engine's own seed.
+        ignore_eos: continue after the end-of-sequence token.
+        seed: makes the sample reproducible in any batch; ``None`` derives one from the engine's seed.
         logprobs: return the log-probability of each chosen token and of this many most probable ones, 0 to 20.
         prompt_logprobs: the same for each prompt token.
         include_stop_str_in_output: keep the stop string (or stop token's text) in the text.
         skip_special_tokens: leave special tokens out of the text.
 
     Raises:
-        InvalidRequestError: naming the argument, what was got and what was expected.
+        InvalidRequestError: with the argument, what was got and what was expected.
     """
 
     n: int = 1
@@ -127,7 +127,7 @@ class SamplingParams:
             raise InvalidRequestError(f"{name} must be a number, got {value!r}")
         try:
             number = float(value)
-        except OverflowError:  # an integer beyond the floats
+        except OverflowError:  # an integer larger than any float
             number = math.inf
         if not (low <= number <= high) or not math.isfinite(number) or (above_low and number == low):
             bounds = f"{'greater than' if above_low else 'at least'} {low:g}"

@@ -1,7 +1,7 @@
-"""The attention backend: the object that writes K and V of new tokens into the pool and reads them back.
+"""The attention backend: the object that writes K and V of new tokens to the pool and reads them.
 
-One object does both, so a format that it writes is a format that it reads. :func:`choose_backend` takes the Triton kernels
-on a GPU and torch operations elsewhere, or the part that was named.
+One object does both, so it reads the format that it writes. :func:`choose_backend` takes the Triton kernels on a GPU and
+torch operations on other devices, or the part that the user named.
 """
 
 import inspect
@@ -18,30 +18,30 @@ from pagebrain.errors import ConfigError, PageBrainError, PartError
 
 
 class AttentionBackend(Protocol):
-    """What a model layer calls, with its number and the pool. A class derived from this one has to add the two methods.
+    """What an attention layer calls, with its number and the pool. A derived class has to define ``write`` and ``attend``.
 
     Attributes:
-        supports: features of the engine that work with it (:data:`pagebrain.engine.parts.FEATURES`); the others are switched
-            off.
+        supports: features of the engine that work with it (:data:`pagebrain.engine.parts.FEATURES`). The engine switches the
+            others off.
     """
 
     supports: frozenset[str] = frozenset()
 
     def write(self, layer: int, pool: KVPool, key: Tensor, value: Tensor, batch: ForwardBatch) -> None:
-        """Put K and V ``[num_tokens, num_kv_heads, head_dim]`` of the batch's tokens into their slots."""
+        """Write K and V ``[num_tokens, num_kv_heads, head_dim]`` of the batch's tokens to their slots."""
         ...
 
     def attend(self, layer: int, query: Tensor, pool: KVPool, batch: ForwardBatch, scale: float) -> Tensor:
         """Causal attention of the batch's tokens over all tokens of their sequences, those of the batch included.
 
-        ``query`` and the result are ``[num_tokens, num_heads, head_dim]``. ``scale`` is the factor on the scores. The K and
-        V of the batch's tokens have been written.
+        ``query`` and the result are ``[num_tokens, num_heads, head_dim]``. ``scale`` is the factor on the scores. ``write``
+        was called before.
         """
         ...
 
     @staticmethod
     def reason_against(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
-        """Why the backend cannot serve such K and V there, in words; ``None`` if it can."""
+        """The reason why the backend cannot serve such K and V on ``device``; ``None`` if it can."""
         return None
 
 
@@ -51,15 +51,16 @@ def choose_backend(
     """The backend for K and V of ``dtype`` and ``head_dim`` on ``device``. Called once for an engine.
 
     Args:
-        named: what the user named: a function like :func:`pagebrain.attention.paged_attention`, a backend, or a class of
-            one, which is made without arguments. ``None`` leaves the choice to this function.
+        named: the user's part: a function like :func:`pagebrain.attention.paged_attention`, a backend, or its class, which
+            is called without arguments. ``None`` leaves the choice to this function.
         device, dtype, head_dim: the model's.
 
     Returns:
-        The backend, and on a GPU that must do without the kernels the reason.
+        The backend, and the reason if a GPU is used without the kernels.
 
     Raises:
-        ConfigError: if the backend that was named cannot serve such a model.
+        ConfigError: if the named backend cannot serve such a model.
+        PartError: if the named class raises an exception.
     """
     if named is not None:
         reason = getattr(named, "reason_against", AttentionBackend.reason_against)(device, dtype, head_dim)

@@ -1,7 +1,7 @@
-"""The memory that K and V lie in: for each layer one pool of keys and one of values, cut into blocks.
+"""The memory of K and V: for each layer one pool of keys and one of values, divided into blocks.
 
-A :class:`KVPool` holds tensors and knows no sequences. Which block belongs to which sequence is the business of
-:class:`pagebrain.cache.CacheManager`; an attention backend writes to the pool and reads from it.
+A :class:`KVPool` holds tensors and knows no sequences. :class:`pagebrain.cache.CacheManager` maps sequences to blocks. An
+attention backend writes to the pool and reads from it.
 """
 
 from collections.abc import Sequence
@@ -13,18 +13,18 @@ from pagebrain.config import PageBrainConfig
 
 
 class KVPool:
-    """K and V of ``num_blocks`` blocks, and of one more, for all layers.
+    """K and V of ``num_blocks`` blocks and of one dummy block, for all layers.
 
     ``key_pools[layer]`` and ``value_pools[layer]`` are logically ``[num_blocks + 1, block_size, num_kv_heads, head_dim]``.
-    In memory a head's slots of one block lie side by side, so that a gathered page is a ready matrix for each head.
+    In memory the slots of one head and block are contiguous, so that a gathered page is a matrix for each head.
 
-    ``dummy_block`` is the last block. No sequence is ever given it: padding writes there.
+    ``dummy_block`` is the last block. It belongs to no sequence: padding writes there.
 
     Args:
         num_layers, num_kv_heads, head_dim: of the model, or of the share of it that this process computes.
-        num_blocks, block_size: as the block manager counts them.
-        dtype: of what is stored; it may differ from the model's if the backend converts.
-        device: where it is stored.
+        num_blocks, block_size: those of the block manager.
+        dtype: of the stored numbers; it may differ from the model's if the backend converts.
+        device: of the pools.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class KVPool:
         )
 
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
-        """Copy K and V of whole blocks, of all layers; a pair is ``(from, to)``, and no block is copied to twice."""
+        """Copy K and V of whole blocks in all layers. A pair is ``(from, to)``; each block is a target at most once."""
         if pairs:
             on_host = torch.tensor(pairs, pin_memory=self.device.type == "cuda")
             sources, targets = on_host.to(self.device, non_blocking=True).unbind(1)  # each [num_pairs]

@@ -1,4 +1,4 @@
-"""The attention layer of a model: it stores K and V of new tokens in the pool and attends to all that is there."""
+"""The attention layer of a model: it writes K and V of new tokens to the pool and attends to all tokens of a sequence."""
 
 from torch import Tensor, nn
 
@@ -10,7 +10,7 @@ from pagebrain.attention.kv_pool import KVPool
 class PagedAttention(nn.Module):
     """One layer's attention over the paged cache. ``scale`` is the factor on the scores.
 
-    Pool and backend come by :func:`attach`: how large the pool can be is known only when the model is loaded.
+    :func:`attach` sets pool and backend, because the pool's size is known only after the model was loaded.
     """
 
     def __init__(self, layer: int, scale: float) -> None:
@@ -21,21 +21,21 @@ class PagedAttention(nn.Module):
         self.backend: AttentionBackend | None = None
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, batch: ForwardBatch) -> Tensor:
-        """All of shape ``[num_tokens, num_heads, head_dim]``, rows as in ``batch``."""
+        """Arguments and result are ``[num_tokens, num_heads, head_dim]``, rows as in ``batch``."""
         assert self.pool is not None and self.backend is not None
         self.backend.write(self.layer, self.pool, key, value, batch)
         return self.backend.attend(self.layer, query, self.pool, batch, self.scale)
 
 
 def attach(model: nn.Module, pool: KVPool, backend: AttentionBackend) -> None:
-    """Let all attention layers of ``model`` keep K and V in ``pool``, through ``backend``."""
+    """Set the pool and the backend of all attention layers of ``model``."""
     for layer in model.modules():
         if isinstance(layer, PagedAttention):
             layer.pool, layer.backend = pool, backend
 
 
 def detach(model: nn.Module) -> None:
-    """Drop the pool from all attention layers of ``model``, so that its memory is free again."""
+    """Remove pool and backend from all attention layers of ``model``, so that the pool's memory can be freed."""
     for layer in model.modules():
         if isinstance(layer, PagedAttention):
             layer.pool = layer.backend = None

@@ -1,8 +1,8 @@
 """The Triton kernel of a norm and the residual addition before it.
 
-It reads and writes a few kilobytes per token, so launching it takes longer than its work: what follows one another is one
-kernel. Where the stream of residuals begins, its two addends are rows of embedding tables, and the kernel gathers them. The
-residual keeps the model's dtype, as Hugging Face's does; means and variances are float32.
+Both read and write a few kilobytes per token, less work than a launch takes, so they are one kernel. At the start of the
+residual stream the two addends are rows of embedding tables, and the kernel gathers them. The residual keeps the model's
+dtype, as in Hugging Face; means and variances are float32.
 """
 
 import triton
@@ -14,7 +14,7 @@ from pagebrain.kernels.inputs import Rows
 
 @triton.jit
 def _row(values_ptr, indices_ptr, token, columns, exists, WIDTH: tl.constexpr):
-    """The token's row in float32, zero where it does not exist; with ``indices_ptr``, the row that is named there."""
+    """The row of ``token``, or the row that ``indices_ptr`` names for it, in float32; zero past the row's end."""
     row = token if indices_ptr is None else tl.load(indices_ptr + token)
     return tl.load(values_ptr + row.to(tl.int64) * WIDTH + columns, mask=exists, other=0.0).to(tl.float32)
 
@@ -54,7 +54,7 @@ def add_norm_kernel(
 def add_norm(
     hidden: Tensor | Rows, residual: Tensor | Rows, weight: Tensor, bias: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """The layer norm of ``residual + hidden``, and the sum, both ``[num_tokens, hidden_size]``."""
+    """``(normed, sum)``: the layer norm of ``residual + hidden``, and the sum, both ``[num_tokens, hidden_size]``."""
     hidden_values, hidden_indices = _pointers(hidden)
     residual_values, residual_indices = _pointers(residual)
     num_tokens, width = len(hidden_values if hidden_indices is None else hidden_indices), weight.shape[0]
@@ -82,5 +82,5 @@ def _pointers(rows: Tensor | Rows) -> tuple[Tensor, Tensor | None]:
 
 
 def _num_warps(width: int) -> int:
-    """A row is one program's: eight numbers a lane fill its registers little and keep its memory requests wide."""
+    """Warps of a program, which computes one row: eight numbers a lane need few registers and allow wide loads."""
     return max(1, min(8, 1 << (width - 1).bit_length() - 8)) if width > 256 else 1

@@ -1,7 +1,7 @@
-"""What the Triton kernels share: where a token's K and V lie, and which part of a context a split reads.
+"""Functions that the Triton kernels share: offsets of tokens in a pool, the token range of a split, matrix products.
 
 Every offset into a pool is computed in 64 bits: a pool of 141 GB has more elements than 32 bits can count, and a product
-that wraps around reads somebody else's memory.
+that overflows would address other memory.
 """
 
 import triton
@@ -21,12 +21,12 @@ def pool_offsets(
     BLOCK_SIZE: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """Offsets ``[TILE]`` (int64) of tokens ``first_token ..`` in a pool, through the block table at ``table_ptr``.
+    """Offsets ``[TILE]`` (int64) in a pool of the tokens from ``first_token`` on, through the block table at ``table_ptr``.
 
     ``first_token`` is a multiple of ``TILE`` below ``context_len``. No table entry past the context's pages is read.
     """
     tokens = first_token + tl.arange(0, TILE)
-    if BLOCK_SIZE % TILE == 0:  # the tile lies in one block: one number to fetch, and its slots are neighbours
+    if BLOCK_SIZE % TILE == 0:  # the tile lies in one block: one table entry to load, and contiguous slots
         block_ids = tl.load(table_ptr + first_token // BLOCK_SIZE).to(tl.int64)
     else:
         block_ids = tl.load(table_ptr + tokens // BLOCK_SIZE, mask=tokens < context_len, other=0).to(tl.int64)
@@ -35,9 +35,9 @@ def pool_offsets(
 
 @triton.jit
 def split_range(context_len, num_splits, split, TILE: tl.constexpr):
-    """``(first, last)``: the tokens that split number ``split`` of a context reads, ``last`` not among them.
+    """``(first, last)``: split number ``split`` of a context reads tokens ``first .. last - 1``.
 
-    Splits are whole tiles and equally long, up to the last ones, which may be shorter or empty (``first >= last``).
+    Splits have equal numbers of whole tiles. The last ones may be shorter or empty (``first >= last``).
     """
     split_len = tl.cdiv(tl.cdiv(context_len, TILE), num_splits) * TILE
     first = split * split_len
@@ -45,18 +45,18 @@ def split_range(context_len, num_splits, split, TILE: tl.constexpr):
 
 
 INTERPRETED = tl.constexpr(type(pool_offsets).__name__ == "InterpretedFunction")
-"""Whether this process runs kernels in Triton's interpreter, on the CPU (TRITON_INTERPRET=1), instead of compiling them."""
+"""Whether this process runs kernels in Triton's interpreter on the CPU (TRITON_INTERPRET=1) instead of compiling them."""
 
 
 @triton.jit
 def dot(a, b, acc=None):
-    """``a @ b``, plus ``acc`` if there is one, summed in float32; float32 inputs keep their precision (no TF32)."""
-    if INTERPRETED:  # it keeps bfloat16 as 16-bit integers, and would multiply those
+    """``a @ b``, plus ``acc`` if given, summed in float32. Float32 inputs keep their precision (no TF32)."""
+    if INTERPRETED:  # the interpreter stores bfloat16 as 16-bit integers and would multiply these
         a = a.to(tl.float32)
         b = b.to(tl.float32)
     return tl.dot(a, b, acc, input_precision="ieee")
 
 
 def is_interpreted() -> bool:
-    """:data:`INTERPRETED` for the host."""
+    """The value of :data:`INTERPRETED`, for host code."""
     return bool(INTERPRETED.value)

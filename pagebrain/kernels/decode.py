@@ -1,9 +1,9 @@
 r"""Decode attention in Triton: one query per sequence, over all its K and V, read through the block table.
 
-One program serves one sequence, one K/V head and one split of the context. It walks over its tokens a tile at a time with
-the online softmax that :mod:`pagebrain.attention.cpu` explains, in float32. A query is one row, and tensor cores take
-sixteen: multiplying and summing elements wastes nothing, and memory is the bottleneck either way. With several splits each
-program leaves a partial result ``(acc_i, m_i, l_i)``, and a second kernel merges those of a context:
+One program serves one sequence, one K/V head and one split of the context. It reads its tokens a tile at a time, with the
+online softmax that :mod:`pagebrain.attention.cpu` explains, in float32. A query is one row, and tensor cores compute sixteen
+at a time, so the kernel multiplies and sums elements instead; memory is the bottleneck either way. With several splits each
+program stores a partial result ``(acc_i, m_i, l_i)``, and a second kernel merges those of a context:
 
     m = max_i m_i;   out = sum_i exp(m_i - m) acc_i / sum_i exp(m_i - m) l_i
 
@@ -66,7 +66,7 @@ def decode_kernel(
     if query_starts_ptr is not None:
         token = tl.load(query_starts_ptr + seq).to(tl.int64)
         if tl.load(query_starts_ptr + seq + 1) - token != 1:
-            return  # a prefill, or nothing at all: another kernel's
+            return  # a prefill, which is another kernel's work, or no query
     state = seq  # the row of its block table and context length
     if active_rows_ptr is not None:
         state = tl.load(active_rows_ptr + seq).to(tl.int64)
@@ -87,7 +87,7 @@ def decode_kernel(
         in_context = tile + tl.arange(0, TILE) < last
         slots = pool_offsets(table_ptr, tile, last, pool_stride_block, pool_stride_slot, BLOCK_SIZE, TILE)
         offsets = slots[:, None] + in_head[None, :]
-        # Unused slots are not read at all: whatever they hold, infinities included, a weight of 0 need not hide it.
+        # Unused slots are not read: they may hold infinities, which a weight of 0 would turn into NaN.
         is_used = in_context[:, None] & is_dim[None, :]
         keys = tl.load(key_pool_ptr + offsets, mask=is_used, other=0.0)  # [TILE, PADDED_DIM]
         values = tl.load(value_pool_ptr + offsets, mask=is_used, other=0.0)
@@ -103,7 +103,7 @@ def decode_kernel(
 
     if IS_SPLIT:
         partial = (seq * num_heads + head) * num_splits + split
-        tl.store(partial_max_ptr + partial, maximum)  # minus infinity if the split is empty: nobody looks further then
+        tl.store(partial_max_ptr + partial, maximum)  # minus infinity marks an empty split; its acc is not read
         tl.store(partial_sum_ptr + partial, total)
         tl.store(partial_acc_ptr + partial * HEAD_DIM + dims, acc, mask=is_dim & (first < last))
     else:
@@ -123,7 +123,7 @@ def merge_kernel(
     PADDED_DIM: tl.constexpr,
     PADDED_SPLITS: tl.constexpr,
 ):
-    """The merge of one query head's partial results."""
+    """Merge the partial results of one query head."""
     head = tl.program_id(0)
     seq = tl.program_id(1).to(tl.int64)
     num_heads = tl.num_programs(0)
@@ -164,27 +164,27 @@ def paged_decode(
     tiling: DecodeTiling | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
-    """Attention of one query per sequence over its whole context. Nothing is read back to the host, so a graph can hold it.
+    """Attention of one query per sequence over its whole context. A CUDA graph can hold it: nothing is read to the host.
 
     Args:
         query: ``[num_tokens, num_heads, head_dim]``; sequence ``i``'s query is row ``i``, or ``query_starts[i]``.
         key_pool, value_pool: ``[num_blocks, block_size, num_kv_heads, head_dim]``, equal strides; ``num_heads`` is a
             multiple of ``num_kv_heads``, and the query heads that share a K/V head follow one another.
-        block_tables: int ``[num_rows, max_blocks]``; entries past a sequence's pages are never followed.
+        block_tables: int ``[num_rows, max_blocks]``; entries past a sequence's pages are not used.
         context_lens: int ``[num_rows]``. A context of 0 tokens, as padding has, gives zeros.
         scale: factor on the scores.
         active_rows: int ``[num_seqs]``, each sequence's row of ``block_tables`` and ``context_lens``; ``None``: row ``i``.
         query_starts: int ``[num_seqs + 1]`` as :func:`pagebrain.attention.paged_attention` takes it. Sequences that do not
             have exactly one query are left out, and their rows of ``out`` are not written.
-        num_splits: parts that each context is cut into, at most ``MAX_SPLITS``; ``None`` chooses.
-        tiling: how a program goes through its part; ``None`` chooses.
-        out: where to write, contiguous and like ``query``; ``None`` makes it.
+        num_splits: splits of each context, at most ``MAX_SPLITS``; ``None`` chooses.
+        tiling: how a program reads its split; ``None`` chooses.
+        out: result tensor, contiguous, shape and dtype of ``query``; ``None`` makes it.
 
     Returns:
         ``out``, ``[num_tokens, num_heads, head_dim]`` in the query's dtype.
 
     Raises:
-        KernelError: for tensors that the kernels do not work on; nothing was computed.
+        KernelError: for tensors that the kernels do not support; nothing was computed.
     """
     num_rows = context_lens.shape[0]
     check_attention(query, key_pool, value_pool, block_tables, context_lens, num_rows)
@@ -275,5 +275,5 @@ def paged_decode(
 
 @functools.cache
 def num_multiprocessors(device: torch.device) -> int:
-    """Multiprocessors of a GPU; 1 for the interpreter, which runs one program after the other."""
+    """Multiprocessors of a GPU; 1 for the interpreter, which runs programs one after the other."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1

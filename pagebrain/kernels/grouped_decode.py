@@ -1,7 +1,7 @@
-"""Decode attention for grouped heads in Triton: several query heads read the same K and V, so they share one program.
+"""Decode attention for grouped heads in Triton: the query heads that share a K/V head share one program.
 
-Like the kernel of :mod:`pagebrain.kernels.decode`, with the queries of a group as the rows of a matrix. A group
-fills the tensor cores' sixteen rows to a good part, and reads each K and V once for all of its heads.
+It is the kernel of :mod:`pagebrain.kernels.decode` with the queries of a group as the rows of a matrix. So tensor cores,
+which compute sixteen rows at a time, are used in part, and each K and V is read once for all heads of the group.
 """
 
 import triton

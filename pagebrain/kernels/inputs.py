@@ -1,8 +1,8 @@
-"""What the Triton kernels can work on, checked from shapes, dtypes and strides alone.
+"""Checks of the Triton kernels' arguments, from shapes, dtypes and strides alone.
 
-A kernel believes what it is told: a wrong stride or a CPU tensor would be read as memory that is not there. Nothing here
-looks at a value on the GPU, since that would wait for everything that was asked of it before; and nothing is put into words
-unless it is wrong, since these checks run for every layer of every step.
+A kernel does not check its pointers: with a wrong stride or a CPU tensor it would read invalid memory. No check reads a
+value on the GPU, because that waits for all work queued there. Messages are formatted only for an error, because these
+checks run for every layer of every step.
 """
 
 import functools
@@ -36,7 +36,7 @@ def mismatch(name: str, got: str, expected: str) -> KernelError:
 
 @functools.cache
 def unsupported(dtype: torch.dtype, head_dim: int) -> str | None:
-    """Why the kernels cannot work with such K and V, in words; ``None`` if they can."""
+    """The reason why the kernels do not support such K and V; ``None`` if they do."""
     if dtype not in KERNEL_DTYPES:
         return f"the Triton kernels compute in float16, bfloat16 and float32, not in {str(dtype).removeprefix('torch.')}"
     if head_dim > MAX_HEAD_DIM:
@@ -45,7 +45,7 @@ def unsupported(dtype: torch.dtype, head_dim: int) -> str | None:
 
 
 def check_pools(key_pool: Tensor, value_pool: Tensor) -> None:
-    """Raise ``KernelError`` unless both are pools that one set of offsets serves."""
+    """Raise ``KernelError`` unless the same offsets are valid in both pools, and the kernels support their dtype."""
     shape, strides = key_pool.shape, key_pool.stride()
     if len(shape) != 4:
         raise mismatch("key_pool", f"shape {list(shape)}", "[num_blocks, block_size, num_heads, head_dim]")
@@ -62,7 +62,7 @@ def check_pools(key_pool: Tensor, value_pool: Tensor) -> None:
 def check_attention(
     query: Tensor, key_pool: Tensor, value_pool: Tensor, block_tables: Tensor, context_lens: Tensor, num_rows: int
 ) -> None:
-    """Raise ``KernelError`` unless the kernels can attend with these; there are to be ``num_rows`` tables and contexts."""
+    """Raise ``KernelError`` unless the kernels support these tensors, with ``num_rows`` tables and contexts."""
     check_pools(key_pool, value_pool)
     if query.ndim != 3:
         raise mismatch("query", f"shape {list(query.shape)}", "[num_tokens, num_heads, head_dim]")
@@ -87,7 +87,7 @@ def check_attention(
 
 
 def check_last_dimension(name: str, tensor: Tensor) -> None:
-    """Raise ``KernelError`` unless the numbers of a head ``[..., head_dim]`` lie side by side."""
+    """Raise ``KernelError`` unless the last dimension of ``[..., head_dim]`` is contiguous."""
     if tensor.stride(-1) != 1 and tensor.shape[-1] != 1:
         raise mismatch(name, f"strides {tensor.stride()}", "a contiguous last dimension")
 

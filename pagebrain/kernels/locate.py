@@ -1,4 +1,4 @@
-"""The Triton kernel that looks tokens up in the batch rows: what each is, and in which slot its K and V go."""
+"""The Triton kernel that reads tokens from the batch rows: the id of each token, and the slot of its K and V."""
 
 import torch
 import triton
@@ -48,16 +48,16 @@ def locate(
 
     Args:
         token_rows: int ``[num_tokens]``, the batch row of each.
-        positions: int ``[num_tokens]``; ``None`` for each row's next token, by which its context then grows: every row but
-            the dummy one may be named once.
+        positions: int ``[num_tokens]``. ``None`` takes each row's next token and adds ``growth`` to its context length; then
+            ``token_rows`` may name each row only once, except the dummy row.
         row_tokens: int32 ``[num_rows, max_model_len]``.
         block_tables: int32 ``[num_rows, max_blocks]``.
-        context_lens: int32 ``[num_rows]``; changed if there are no ``positions``.
-        growth: int32 ``[num_rows]``, by how much a row's context grows.
+        context_lens: int32 ``[num_rows]``; changed if ``positions`` is ``None``.
+        growth: int32 ``[num_rows]``, tokens by which a row's context grows.
         block_size: slots of a block.
 
     Returns:
-        ``(token_ids, slots, positions)``, each ``[num_tokens]``; slots in 64 bits.
+        ``(token_ids, slots, positions)``, each ``[num_tokens]``; slots are int64.
     """
     token_ids, slots = torch.empty_like(token_rows), torch.empty_like(token_rows, dtype=torch.int64)
     found = torch.empty_like(token_rows) if positions is None else positions

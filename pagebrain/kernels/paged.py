@@ -1,8 +1,8 @@
 """Paged attention by the Triton kernels, for GPUs.
 
-:func:`paged_attention` sends sequences with one query to the decode kernel and the others to the prefill kernel. Which is
-which stands in ``query_starts`` on the GPU, and reading it back would hold up the step: each kernel looks for itself and
-leaves the other's sequences alone. The host's counts only spare launches that would find nothing to do.
+Sequences with one query belong to the decode kernel and the others to the prefill kernel. ``query_starts`` says which, but
+it is on the GPU, and reading it to the host would delay the step. So each kernel reads it and skips the sequences of the
+other. The host's counts only save launches for which there is no sequence.
 """
 
 from torch import Tensor
@@ -30,21 +30,21 @@ def paged_attention(
     num_decodes: int | None = None,
     active_rows: Tensor | None = None,
 ) -> Tensor:
-    """Causal attention of each sequence's newest tokens over all its tokens, as the torch path computes it.
+    """Causal attention of each sequence's newest tokens over all its tokens; the same result as the torch path.
 
     Args:
         query, key_pool, value_pool, block_tables, context_lens, query_starts, scale: see
             :func:`pagebrain.attention.paged_attention`. Float16, bfloat16 or float32, head dimensions up to 128; integers of
             32 or 64 bits; the pools may have fewer heads than the query (grouped heads).
-        num_decodes: how many sequences have exactly one query, if the caller knows; ``None`` launches both kernels, and
-            leaves zeros in rows of the query that belong to no sequence.
+        num_decodes: how many sequences have exactly one query, if the caller knows; ``None`` launches both kernels. Then
+            rows of the query that belong to no sequence give zeros.
         active_rows: int ``[num_seqs]``, each sequence's row of ``block_tables`` and ``context_lens``; ``None``: row ``i``.
 
     Returns:
-        ``[num_tokens, num_heads, head_dim]`` in the query's dtype; scores and sums are kept in float32.
+        ``[num_tokens, num_heads, head_dim]`` in the query's dtype; scores and sums are float32.
 
     Raises:
-        KernelError: for tensors that the kernels do not work on; nothing was computed.
+        KernelError: for tensors that the kernels do not support; nothing was computed.
     """
     num_seqs = query_starts.shape[0] - 1
     out = query.new_zeros(query.shape) if num_decodes is None else query.new_empty(query.shape)

@@ -1,10 +1,10 @@
 """Prefill attention in Triton: several queries of a sequence at a time on the tensor cores, causal, over its pages.
 
 The flat batch is cut into tiles of ``BLOCK_M`` queries of one sequence, and a program computes one tile for one query head.
-The host need not know where sequences begin: sequence ``i`` owns the tiles from ``query_starts[i] // BLOCK_M + i`` on, which
-is room enough for its queries (a tile more than they fill, at most), and each program counts how many sequences begin no
-later than itself. So the grid depends on shapes alone. K and V of the prefix and of the new tokens are read alike, through
-the block table.
+The grid depends on shapes alone, because the host does not know where sequences begin. Sequence ``i`` has the tiles from
+``query_starts[i] // BLOCK_M + i`` up to the first one of the next sequence: enough for its queries, and at most one more. A
+program finds its sequence by counting the sequences whose first tile is not after its own. K and V of the prefix and of the
+new tokens are both read through the block table.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from pagebrain.kernels.inputs import check_attention, check_device, check_indice
 
 @dataclass(frozen=True)
 class PrefillTiling:
-    """Queries and keys of one step of a program, powers of two from 16, and how Triton compiles it."""
+    """Queries and keys of one iteration of a program, powers of two from 16, and Triton's compile options."""
 
     block_m: int = 64
     block_n: int = 64
@@ -30,8 +30,8 @@ class PrefillTiling:
     def for_shape(cls, padded_dim: int, itemsize: int) -> "PrefillTiling":
         """The tiling for a head dimension (padded to a power of two) and the bytes of a number.
 
-        Four warps and 64 rows are what Hopper's matrix instructions take. Float32 at full precision has none: its products
-        are computed in registers, which larger tiles would spill.
+        Hopper's matrix instructions take four warps and 64 rows. There is none for float32 at full precision: these products
+        are computed in registers, and larger tiles would spill them.
         """
         if itemsize == 2:
             return cls()
@@ -64,7 +64,7 @@ def prefill_kernel(
     BLOCK_N: tl.constexpr,
     SKIP_DECODES: tl.constexpr,
 ):
-    SEQS: tl.constexpr = 128  # sequences looked at in one go
+    SEQS: tl.constexpr = 128  # sequences that are loaded at once
     tile = tl.program_id(0)
     head = tl.program_id(1)
     num_heads = tl.num_programs(1)
@@ -79,10 +79,10 @@ def prefill_kernel(
     query_len = tl.load(query_starts_ptr + seq + 1).to(tl.int32) - query_start
     first_query = (tile - (query_start // BLOCK_M + seq)) * BLOCK_M
     if first_query >= query_len:
-        return  # one of the tiles too many
+        return  # a tile past the sequence's queries
     if SKIP_DECODES:
         if query_len == 1:
-            return  # the decode kernel's
+            return  # the decode kernel's work
 
     state = tl.cast(seq, tl.int64)  # the row of its block table and context length
     if active_rows_ptr is not None:
@@ -96,7 +96,7 @@ def prefill_kernel(
     tokens = (query_start + queries).to(tl.int64)
     query_offsets = tokens[:, None] * query_stride_token + head * query_stride_head + dims[None, :]
     query = tl.load(query_ptr + query_offsets, mask=exists, other=0.0)  # [BLOCK_M, PADDED_DIM]
-    positions = context_len - query_len + queries  # each sees the keys up to its own position
+    positions = context_len - query_len + queries  # a query attends to the keys up to its own position
     last = tl.minimum(context_len, context_len - query_len + first_query + BLOCK_M)
     in_head = (head // GROUP).to(tl.int64) * pool_stride_head + dims
 
@@ -139,26 +139,26 @@ def paged_prefill(
     tiling: PrefillTiling | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
-    """Causal attention of each sequence's newest tokens over all its tokens. Nothing is read back to the host.
+    """Causal attention of each sequence's newest tokens over all its tokens. Nothing is read to the host.
 
     Args:
         query: ``[num_tokens, num_heads, head_dim]``; the rows of sequence ``i`` are
             ``query_starts[i] .. query_starts[i + 1] - 1`` and are its last tokens.
         key_pool, value_pool: ``[num_blocks, block_size, num_kv_heads, head_dim]``, equal strides.
-        block_tables: int ``[num_rows, max_blocks]``; entries past a sequence's pages are never followed.
+        block_tables: int ``[num_rows, max_blocks]``; entries past a sequence's pages are not used.
         context_lens: int ``[num_rows]``, tokens cached including those of this step.
         query_starts: int ``[num_seqs + 1]``.
         scale: factor on the scores.
         skip_decodes: leave out sequences with exactly one query; their rows of ``out`` are not written.
         active_rows: int ``[num_seqs]``, each sequence's row of ``block_tables`` and ``context_lens``; ``None``: row ``i``.
-        tiling: how the work is cut up; ``None`` chooses.
-        out: where to write, contiguous and like ``query``; ``None`` makes it.
+        tiling: sizes of the tiles; ``None`` chooses.
+        out: result tensor, contiguous, shape and dtype of ``query``; ``None`` makes it.
 
     Returns:
         ``out``, ``[num_tokens, num_heads, head_dim]`` in the query's dtype.
 
     Raises:
-        KernelError: for tensors that the kernel does not work on; nothing was computed.
+        KernelError: for tensors that the kernel does not support; nothing was computed.
     """
     num_rows = context_lens.shape[0]
     check_attention(query, key_pool, value_pool, block_tables, context_lens, num_rows)

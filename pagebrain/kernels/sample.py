@@ -1,9 +1,8 @@
 """Sampling on the GPU: from the logits of a decode step to its tokens, in launches that a CUDA graph can hold.
 
-For rows without penalties, bias, ``min_tokens`` and logprobs these functions give the tokens of
-:class:`pagebrain.sampling.sampler.Sampler`. They read each row's parameters on the device, write each token where the next
-step looks for it, and ask the host nothing. The kernels, and how they do without a sort, are in
-:mod:`pagebrain.kernels.sample_kernels`.
+For rows without penalties, bias, ``min_tokens`` and logprobs these functions give the same tokens as
+:class:`pagebrain.sampling.sampler.Sampler`. They read each row's parameters on the device, and write each token to where the
+next step reads it. The host takes no part. :mod:`pagebrain.kernels.sample_kernels` explains the kernels, which need no sort.
 """
 
 import math
@@ -24,13 +23,13 @@ from pagebrain.sampling.sampler import MAX_TEMPERATURE, MIN_TEMPERATURE
 from pagebrain.sampling_params import SamplingParams
 
 SPLIT_TILE, SPLIT_WARPS = 1024, 4
-"""Tokens that a program reads at once where several share a row, and its warps: 16 bytes of bfloat16 for each thread."""
+"""Tokens that a program reads at once where several programs share a row, and its warps: 16 bytes of bfloat16 a thread."""
 
 ROW_TILE, ROW_WARPS = 2048, 8
-"""The same where a program has a row to itself: two such programs fill the registers of a multiprocessor."""
+"""The same for one program per row: two such programs fill the registers of a multiprocessor."""
 
 PROGRAMS_PER_MULTIPROCESSOR = 16
-"""Rows are split until there are about so many programs: enough to hide memory latency, and short enough to end together."""
+"""Rows are split into about so many programs: enough to hide memory latency, and short enough to end together."""
 
 MAX_VOCAB_SIZE = 1 << 19
 """Integer weights of more tokens might not fit in 64 bits; see :data:`pagebrain.sampling.truncation.WEIGHT_UNIT`."""
@@ -48,9 +47,9 @@ _DTYPES = {
 
 @dataclass(frozen=True, eq=False)
 class SamplingRows:
-    """What the sampling kernels need to know of each batch row, on the device."""
+    """The sampling parameters of each batch row, on the device."""
 
-    temperature: Tensor  # float32 [num_rows]; 0 (or below) is greedy, and then the others do not matter
+    temperature: Tensor  # float32 [num_rows]; 0 or below is greedy, and then the other fields are not read
     top_k: Tensor  # int32 [num_rows]; 0 is no limit
     top_p: Tensor  # float64 [num_rows]; 1.0 is no limit
     log_min_p: Tensor  # float32 [num_rows]; minus infinity is no limit
@@ -69,7 +68,7 @@ class SamplingRows:
     def values_for(
         params: SamplingParams, seed: int, sample_index: int, num_prompt_tokens: int, vocab_size: int
     ) -> tuple[float, int, float, float, int, int]:
-        """One row's numbers, in the order of the attributes."""
+        """The values of one row, in the order of the attributes."""
         key = stream_key(seed, sample_index)
         return (
             0.0 if params.greedy else min(max(params.temperature, MIN_TEMPERATURE), MAX_TEMPERATURE),
@@ -92,13 +91,13 @@ def sample_greedy(
     num_splits: int | None = None,
     tile: int = SPLIT_TILE,
 ) -> None:
-    """The most probable token of each row of logits, the lowest id of equal ones, to ``out`` and ``token_ids``.
+    """Write the most probable token of each row of logits to ``out`` and ``token_ids``; of equal ones the lowest id.
 
     Args:
         logits: ``[num_tokens, padded_vocab]`` in float32, bfloat16 or float16, contiguous rows. Columns from ``vocab_size``
-            on may hold anything; so may the others, NaN included: a token id below ``vocab_size`` always comes out.
+            on are not used. The token id is below ``vocab_size`` for any values of the others, NaN included.
         vocab_size: how many columns are tokens. Reading is fastest if there are columns up to the next multiple of 16.
-        active_rows: int ``[num_tokens]``, the batch row that each row of logits belongs to; padding may share one.
+        active_rows: int ``[num_tokens]``, the batch row of each row of logits; padding rows may share one.
         context_lens: int ``[num_rows]``, tokens in the cache after this step.
         token_ids: int ``[num_rows, max_model_len]``, contiguous rows. ``token_ids[row, context_lens[row]]`` is written,
             unless there is no such column.
@@ -107,7 +106,7 @@ def sample_greedy(
         tile: tokens that a program reads at once.
 
     Raises:
-        KernelError: for tensors that the kernels do not work on; nothing was computed.
+        KernelError: for tensors that the kernels do not support; nothing was computed.
     """
     _check(logits, vocab_size, active_rows, context_lens, token_ids, out)
     num_tokens = logits.shape[0]
@@ -143,13 +142,13 @@ def sample(
     tile: int = SPLIT_TILE,
     row_tile: int = ROW_TILE,
 ) -> None:
-    """A token for each row of logits as ``sampling`` asks for its batch row; greedy rows may be among them.
+    """Write a token for each row of logits by the parameters of its batch row; greedy rows may be among them.
 
     Args:
         sampling: of every batch row. Row ``r``'s output position is ``context_lens[r] - sampling.num_prompt_tokens[r]``.
-        row_tile: tokens that a program reads at once when it has a row to itself.
+        row_tile: tokens that a program reads at once where one program reads the whole row.
 
-    The other arguments and what is written are those of :func:`sample_greedy`.
+    The other arguments, the results and the errors are those of :func:`sample_greedy`.
     """
     _check(logits, vocab_size, active_rows, context_lens, token_ids, out)
     _check_sampling(sampling, context_lens.shape[0], logits.device)
@@ -209,7 +208,7 @@ def sample(
 
 
 def choose_num_splits(num_tokens: int, vocab_size: int, tile: int, num_sms: int) -> int:
-    """Programs that share a row. Never more than tiles, and none without one."""
+    """Programs that share a row. Each of them has at least one tile."""
     num_tiles = -(-vocab_size // tile)
     wanted = max(1, PROGRAMS_PER_MULTIPROCESSOR * num_sms // num_tokens)
     tiles_each = -(-num_tiles // min(wanted, num_tiles, MAX_SPLITS))
@@ -235,13 +234,13 @@ def _best_of_splits(logits: Tensor, vocab_size: int, num_splits: int, tile: int)
 
 
 def _scratch(logits: Tensor, num_splits: int) -> tuple[Tensor, Tensor]:
-    """Room for what the splits of each row leave: a value, float32 ``[num_tokens, num_splits]``, and a token id, int32."""
+    """Tensors for the results of the splits: values float32 and token ids int32, both ``[num_tokens, num_splits]``."""
     shape = (logits.shape[0], num_splits)
     return logits.new_empty(shape, dtype=torch.float32), logits.new_empty(shape, dtype=torch.int32)
 
 
 def _num_readable(logits: Tensor, vocab_size: int) -> int:
-    """Columns that the kernels may read: up to a multiple of 16 if there are so many, so that loads are 16 bytes wide."""
+    """Columns that the kernels may read: ``vocab_size`` rounded up to a multiple of 16, if so many exist, for wide loads."""
     aligned = -(-vocab_size // 16) * 16
     return aligned if aligned <= logits.shape[1] else vocab_size
 
@@ -257,7 +256,7 @@ def _checked_splits(num_splits: int | None, logits: Tensor, vocab_size: int, til
 def _check(
     logits: Tensor, vocab_size: int, active_rows: Tensor, context_lens: Tensor, token_ids: Tensor, out: Tensor
 ) -> None:
-    """Raise ``KernelError`` unless the kernels can work with these; looks at shapes, dtypes, strides and devices."""
+    """Raise ``KernelError`` unless the kernels support these shapes, dtypes, strides and devices."""
     if logits.ndim != 2 or logits.dtype not in KERNEL_DTYPES or (logits.stride(1) != 1 and logits.shape[1] > 1):
         got = f"{logits.dtype} {list(logits.shape)}, strides {logits.stride()}"
         raise mismatch("logits", got, "float32, bfloat16 or float16 [num_tokens, padded_vocab] with contiguous rows")

@@ -1,24 +1,26 @@
-r"""The kernels behind :mod:`pagebrain.kernels.sample`: from rows of logits to tokens, and nothing is sorted.
+r"""The kernels of :mod:`pagebrain.kernels.sample`: from rows of logits to tokens, without a sort.
 
-A row is read by several programs at once, its *splits*; each leaves its best token, and the next kernel merges them. Three
-launches: ``best_kernel`` finds each row's most probable token, which is all that greedy rows need; ``draw_kernel``
-draws a token from the whole row; ``choose_kernel`` sees to top-k and top-p and delivers. Three ideas carry it:
+Several programs read a row at once, each one *split* of it. Each stores its best token, and the next kernel merges them.
+There are three launches: ``best_kernel`` finds each row's most probable token, which is enough for greedy rows;
+``draw_kernel`` draws a token from the whole row; ``choose_kernel`` applies top-k and top-p and writes the token. They use
+three ideas:
 
 **The draw is a race.** Gumbel-max takes the token with the largest ``score + noise``, where ``noise = -log(E)`` and ``E`` is
-exponentially distributed. The exponential function of that is ``exp(score) / E``: the same token wins, one logarithm less.
+exponentially distributed. The exponential function of that is ``exp(score) / E``. It is increasing, so the same token wins.
+This saves one logarithm.
 
-**A rank is one integer.** A token lies at the distance ``(best - logit) / temperature >= 0`` from the best one. The bits of
+**A rank is one integer.** A token has the distance ``(best - logit) / temperature >= 0`` from the best one. The bits of
 floats that are not negative, read as integers, are in the order of the floats. With the token id below them in one 64-bit
 word, equal scores are in the order of their ids, and ``rank(a) < rank(b)`` means that ``a`` comes before ``b``. (The sampler
-of torch operations packs the same two things, in :mod:`pagebrain.sampling.ranking`.)
+of torch operations packs the same two values, in :mod:`pagebrain.sampling.ranking`.)
 
-**A token outside top-k or top-p is refused after the draw.** What is kept is a prefix of the ranking, so one pass that adds
-up what comes before the drawn token tells whether it is kept. If not, nothing from it on is, and the draw is repeated among
-what comes before it. The winner of a race also wins against fewer runners, so the last draw is the one of a sampler that
-drops first and draws then. After a refusal a pivot halfway to what is known to be kept is looked at too, and often shortens
-what is left. (Rejection sampling with two pivots, as in "Sorting-Free GPU Kernels for LLM Sampling", FlashInfer, 2025; here
-with random numbers that belong to the tokens, so that it can be repeated.) With a top-p of 0.95 the first draw is kept 95
-times in 100; a top-p of a thousandth, of a flat distribution, takes about four draws.
+**A token outside top-k or top-p is rejected after the draw.** The kept tokens are a prefix of the ranking. So one pass,
+which adds up the tokens before the drawn one, decides whether it is kept. If not, no later token is kept either, and the
+draw is repeated among the tokens before it. The winner of a race also wins against fewer tokens, so the last draw is the one
+of a sampler that first drops and then draws. After a rejection, a pivot halfway to the tokens that are known to be kept is
+tested too, which often shortens the rest. (Rejection sampling with two pivots, as in "Sorting-Free GPU Kernels for LLM
+Sampling", FlashInfer, 2025; here each token has its own random number, so that the draw can be repeated.) With a top-p of
+0.95 the first draw is kept 95 times in 100; a top-p of 0.001 of a flat distribution takes about four draws.
 """
 
 import triton
@@ -87,7 +89,7 @@ def draw_kernel(
     num_splits,
     TILE: tl.constexpr,
 ):
-    """The winner of each split's race; top-k and top-p are left to ``choose_kernel``. Grid as above."""
+    """The winner of each split's race, without top-k and top-p. Grid ``[num_tokens, num_splits]``."""
     index = tl.program_id(0).to(tl.int64)
     row = tl.load(active_rows_ptr + index).to(tl.int64)
     temperature = tl.load(temperature_ptr + row)
@@ -102,7 +104,7 @@ def draw_kernel(
     logits_ptr += index * logits_stride
     first, last = split_range(vocab_size, num_splits, TILE)
     lanes = tl.arange(0, TILE)
-    best_values = tl.zeros([TILE], tl.float32)  # what a token without weight gets too: it never wins against the best one
+    best_values = tl.zeros([TILE], tl.float32)  # also the value of a token of weight 0, so such a token never wins
     best_tokens = first + lanes
     for tile in range(first, last, TILE):
         tokens = tile + lanes
@@ -130,7 +132,7 @@ def deliver_best_kernel(
     max_model_len,
     num_splits,
 ):
-    """Greedy rows: merge what ``best_kernel`` left. Grid ``[num_tokens]``."""
+    """Greedy rows: merge the results of ``best_kernel`` and write the token. Grid ``[num_tokens]``."""
     index = tl.program_id(0).to(tl.int64)
     row = tl.load(active_rows_ptr + index).to(tl.int64)
     _, token = merged(best_values_ptr, best_tokens_ptr, index, num_splits)
@@ -162,7 +164,7 @@ def choose_kernel(
     num_splits,
     TILE: tl.constexpr,
 ):
-    """Merge what the others left; where top-k or top-p refuse the token drawn, draw again. Grid ``[num_tokens]``."""
+    """Merge the results of the splits; draw again where top-k or top-p rejects the token. Grid ``[num_tokens]``."""
     index = tl.program_id(0).to(tl.int64)
     row = tl.load(active_rows_ptr + index).to(tl.int64)
     best, token = merged(best_values_ptr, best_tokens_ptr, index, num_splits)
@@ -176,7 +178,7 @@ def choose_kernel(
         if has_top_k | (top_p < 1):
             logits_ptr += index * logits_stride
             end = end_of_min_p(tl.load(log_min_p_ptr + row))
-            if has_top_k & (top_p < 1):  # then top-p means the probabilities among the k best
+            if has_top_k & (top_p < 1):  # then top-p applies to the probabilities among the k best
                 end = end_of_best(logits_ptr, vocab_size, num_readable, best, temperature, end, top_k, TILE)
             limit = tl.where(has_top_k, top_k, vocab_size)
             output_position = tl.load(context_lens_ptr + row) - tl.load(num_prompt_tokens_ptr + row)
@@ -189,7 +191,7 @@ def choose_kernel(
 
 @triton.jit
 def deliver(out_ptr, token_ids_ptr, context_len_ptr, max_model_len, token):
-    """The token goes to the host, and to where the next step looks for it if there is a next step."""
+    """Write the token for the host, and for the next step if the sequence has room for one."""
     tl.store(out_ptr, token.to(out_ptr.dtype.element_ty))
     position = tl.load(context_len_ptr).to(tl.int64)
     has_place = (position >= 0) & (position < max_model_len)

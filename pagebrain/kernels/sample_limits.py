@@ -1,6 +1,6 @@
-"""Top-k and top-p of one row, by one program: add up what comes before a rank, and draw again where it is too much.
+"""Top-k and top-p of one row, by one program: add up the tokens before a rank, and draw again if they are too many.
 
-Why this gives the token of a sampler that drops first and draws then: see :mod:`pagebrain.kernels.sample_kernels`.
+:mod:`pagebrain.kernels.sample_kernels` explains why this gives the token of a sampler that first drops and then draws.
 """
 
 import triton
@@ -24,7 +24,7 @@ _NO_RANK = tl.constexpr(2**63 - 1)
 
 @triton.jit
 def sums_before(logits_ptr, vocab_size, num_readable, best, temperature, rank, end, TILE: tl.constexpr):
-    """How many tokens come before ``rank``, their integer weight, and the integer weight of all that come before ``end``."""
+    """The number of tokens before ``rank``, their integer weight, and the integer weight of all tokens before ``end``."""
     counts = tl.zeros([TILE], tl.int32)
     before = tl.zeros([TILE], tl.int64)
     total = tl.zeros([TILE], tl.int64)
@@ -41,7 +41,7 @@ def sums_before(logits_ptr, vocab_size, num_readable, best, temperature, rank, e
 
 @triton.jit
 def draw_before(logits_ptr, vocab_size, num_readable, best, temperature, rank, key_low, key_high, TILE: tl.constexpr):
-    """The winner of the race among the tokens that come before ``rank``."""
+    """The winner of the race among the tokens before ``rank``."""
     best_values = tl.zeros([TILE], tl.float32)
     best_tokens = tl.arange(0, TILE)
     for tile in range(0, vocab_size, TILE):
@@ -70,12 +70,12 @@ def draw_within(
     key_high,
     TILE: tl.constexpr,
 ):
-    """The token drawn when a rank is kept before which there are less than ``top_k`` tokens and ``top_p`` of the weight.
+    """The token drawn among those with fewer than ``top_k`` tokens and less than ``top_p`` of the weight before them.
 
     ``token`` is the first draw; ``top_p`` is a share of the weight of all tokens before ``end``. The loop ends: each draw
-    comes before the one that was refused, and the best token is always kept.
+    comes before the rejected one, and the best token is always kept.
     """
-    kept = tl.zeros([], tl.int64)  # a token of this rank, if there is one, is kept
+    kept = tl.zeros([], tl.int64)  # the largest rank that is known to be kept; a token of this rank need not exist
     is_refused = True
     while is_refused:
         logit = load_logits(logits_ptr, token, vocab_size, num_readable)
@@ -95,14 +95,14 @@ def draw_within(
 
 @triton.jit
 def is_dropped(count, before, total, top_k, top_p):
-    """Whether top-k or top-p drop a rank that ``count`` tokens come before, with a weight of ``before`` out of ``total``."""
+    """Whether top-k or top-p drops a rank with ``count`` tokens of weight ``before``, out of ``total``, before it."""
     is_beyond_p = (top_p < 1) & (before.to(tl.float64) >= top_p * total.to(tl.float64))
     return (count > 0) & ((count >= top_k) | is_beyond_p)
 
 
 @triton.jit
 def count_before(logits_ptr, vocab_size, num_readable, best, temperature, rank, TILE: tl.constexpr):
-    """How many tokens come before ``rank``, the rank of the last of them, and the next one's."""
+    """The number of tokens before ``rank``, the largest rank among them, and the smallest rank of the other tokens."""
     counts = tl.zeros([TILE], tl.int32)
     last = tl.zeros([TILE], tl.int64)
     following = tl.full([TILE], _NO_RANK, tl.int64)
@@ -118,13 +118,13 @@ def count_before(logits_ptr, vocab_size, num_readable, best, temperature, rank, 
 
 @triton.jit
 def end_of_best(logits_ptr, vocab_size, num_readable, best, temperature, end, top_k, TILE: tl.constexpr):
-    """A rank that exactly ``top_k`` tokens come before, or ``end`` if no more than so many come before that: by bisection.
+    """A rank with exactly ``top_k`` tokens before it, or ``end`` if at most ``top_k`` come before ``end``; by bisection.
 
-    Ranks are unique, so there always is one. After each step the bounds move on to tokens that exist: bfloat16 logits have
-    few values with much room between them, and where tokens are equal, only their ids are left to search.
+    Ranks are unique, so such a rank exists. After each step the bounds move to ranks of tokens: bfloat16 logits have few
+    values with large gaps, and among equal scores only the token ids remain to be searched.
     """
     low = tl.zeros([], tl.int64)  # at most top_k tokens come before it
-    high = end  # more than top_k do, unless end is the answer
+    high = end  # more than top_k tokens come before it, unless end is the answer
     rank = end
     is_searching = True
     while is_searching:
@@ -143,7 +143,7 @@ def end_of_best(logits_ptr, vocab_size, num_readable, best, temperature, end, to
 def halfway(low, high):
     """A rank between two, at the mean of their distances; or the mean of the two integers if that is not between them.
 
-    The second is for equal distances. By integers alone most steps would go into telling tiny distances from tinier ones.
+    The mean of the integers serves equal distances. With it alone, most steps would separate distances close to 0.
     """
     near = (low >> 32).to(tl.int32).to(tl.float32, bitcast=True)
     far = (high >> 32).to(tl.int32).to(tl.float32, bitcast=True)

@@ -1,6 +1,6 @@
-"""What the sampling kernels compute for tokens of a row: logits, weights, ranks, random numbers, and who wins.
+"""What the sampling kernels compute for tokens of a row: logits, weights, ranks, random numbers, and winners.
 
-The ideas behind a race and a rank are in :mod:`pagebrain.kernels.sample_kernels`.
+:mod:`pagebrain.kernels.sample_kernels` explains race and rank.
 """
 
 import triton
@@ -21,11 +21,11 @@ _LOWBIAS_32_A, _LOWBIAS_32_B = (tl.constexpr(factor) for factor in random_bits.L
 _UNIT_STEP = tl.constexpr(random_bits.UNIT_STEP)
 _HALF_STEP = tl.constexpr(random_bits.HALF_STEP)
 
-_LARGEST = tl.constexpr(3.4028234663852886e38)  # of the finite float32
+_LARGEST = tl.constexpr(3.4028234663852886e38)  # the largest finite float32
 _NO_TOKEN = tl.constexpr(2**31 - 1)
 
 MAX_SPLITS = 64
-"""Most programs that may share a row: as many partial results as a merge reads at once."""
+"""Most programs that share a row. A merge loads this many partial results at once."""
 
 _MAX_SPLITS = tl.constexpr(MAX_SPLITS)
 
@@ -35,19 +35,19 @@ _MAX_SPLITS = tl.constexpr(MAX_SPLITS)
 
 @triton.jit
 def load_logits(logits_ptr, tokens, vocab_size, num_readable):
-    """Logits of ``tokens`` in float32, finite whatever they were; minus infinity where there is no such token.
+    """Logits of ``tokens`` in float32, made finite; minus infinity for ids past the vocabulary.
 
-    ``num_readable`` columns may be read. It is a multiple of 16 where the row's padding allows, for then the compiler knows
-    that 16 bytes at a time are inside or outside together.
+    ``num_readable`` columns may be read. It is a multiple of 16 where the row's padding allows. Then the compiler knows that
+    each group of 16 bytes is inside or outside as a whole.
     """
     logits = tl.load(logits_ptr + tokens, mask=tokens < num_readable, other=0.0).to(tl.float32)
-    logits = tl.minimum(tl.where(logits > -_LARGEST, logits, -_LARGEST), _LARGEST)  # NaN is not larger
+    logits = tl.minimum(tl.where(logits > -_LARGEST, logits, -_LARGEST), _LARGEST)  # a comparison with NaN is false
     return tl.where(tokens < vocab_size, logits, -float("inf"))
 
 
 @triton.jit
 def clamped(temperature):
-    """A positive temperature that float32 can divide by, and whose inverse it can hold."""
+    """The temperature, limited so that float32 can divide by it and hold its inverse."""
     return tl.minimum(tl.maximum(temperature, _MIN_TEMPERATURE), _MAX_TEMPERATURE)
 
 
@@ -59,19 +59,19 @@ def weights_of(logits, best, temperature):
 
 @triton.jit
 def integer_weights(weights):
-    """Sums of integers do not depend on their order; see :data:`pagebrain.sampling.truncation.WEIGHT_UNIT`."""
+    """Weights as integers, whose sums do not depend on order; see :data:`pagebrain.sampling.truncation.WEIGHT_UNIT`."""
     return (weights * _WEIGHT_UNIT).to(tl.int64)
 
 
 @triton.jit
 def distances_from(best, logits, temperature):
-    """How far below the best token's each score is. It decides what is equal, so it is rounded as torch rounds."""
+    """How far each score is below the best one. It decides which scores are equal, so it is rounded as in torch."""
     return tl.div_rn(best - logits, temperature)
 
 
 @triton.jit
 def ranks_of(distances, tokens):
-    """64-bit integers in the order of the distances, equal ones in the order of their token ids."""
+    """64-bit integers in the order of the distances; equal distances in the order of the token ids."""
     return (distances.to(tl.int32, bitcast=True).to(tl.int64) << 32) | tokens
 
 
@@ -91,7 +91,7 @@ def best_of(values, tokens):
 
 @triton.jit
 def merged(values_ptr, tokens_ptr, index, num_splits):
-    """The best of what the splits of row ``index`` left."""
+    """The best result among the splits of row ``index``."""
     splits = tl.arange(0, _MAX_SPLITS)
     values = tl.load(values_ptr + index * num_splits + splits, mask=splits < num_splits, other=-float("inf"))
     tokens = tl.load(tokens_ptr + index * num_splits + splits, mask=splits < num_splits, other=_NO_TOKEN)
@@ -100,7 +100,7 @@ def merged(values_ptr, tokens_ptr, index, num_splits):
 
 @triton.jit
 def split_range(vocab_size, num_splits, TILE: tl.constexpr):
-    """``(first, last)``: the tokens that this program reads, whole tiles, ``last`` not among them."""
+    """``(first, last)``: this program reads tokens ``first .. last - 1``, in whole tiles."""
     split_len = tl.cdiv(tl.cdiv(vocab_size, TILE), num_splits) * TILE
     first = tl.program_id(1) * split_len
     return first, tl.minimum(first + split_len, vocab_size)
@@ -137,8 +137,8 @@ def random_words(key_low, key_high, tokens):
 def race(weights, words):
     """``weight / E`` with an exponentially distributed ``E = -log(1 - u)`` for each random word's ``u`` in (0, 1).
 
-    Where ``u`` is small, ``rest = 1 - u`` has lost most of its bits, and ``-log(rest)`` is too large or too small by the
-    same factor as ``1 - rest``. So ``E = -log(rest) * u / (1 - rest)`` is right again (Kahan's log1p).
+    Where ``u`` is small, ``rest = 1 - u`` has lost most of its bits. ``-log(rest)`` is then wrong by the same factor as
+    ``1 - rest``, and ``E = -log(rest) * u / (1 - rest)`` is exact again (Kahan's log1p).
     """
     uniform = words.to(tl.float32) * _UNIT_STEP + _HALF_STEP
     rest = 1.0 - uniform

@@ -1,4 +1,4 @@
-"""Whether there is a Triton that is new enough for the kernels. Nothing is imported from here that needs one."""
+"""Whether a Triton that is new enough for the kernels is installed. This module does not need one."""
 
 import re
 
@@ -9,7 +9,7 @@ MIN_TRITON = (3, 6)
 
 
 def available() -> bool:
-    """Whether there is a Triton that compiles the kernels."""
+    """Whether a Triton that compiles the kernels is installed."""
     try:
         require_triton()
     except ConfigError:

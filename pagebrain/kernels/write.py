@@ -1,4 +1,4 @@
-"""The Triton kernel that puts K and V of new tokens into their slots: one program per token copies all its heads."""
+"""The Triton kernel that writes K and V of new tokens to their slots: one program per token copies all its heads."""
 
 import triton
 import triton.language as tl
@@ -43,15 +43,15 @@ def write_kernel(
 
 
 def write_kv(key: Tensor, value: Tensor, key_pool: Tensor, value_pool: Tensor, slot_mapping: Tensor) -> None:
-    """Put K and V of new tokens into their slots; no other slot is touched.
+    """Write K and V of new tokens to their slots. No other slot changes.
 
     Args:
         key, value: ``[num_tokens, num_heads, head_dim]``, of the pools' dtype; the last dimension contiguous.
         key_pool, value_pool: ``[num_blocks, block_size, num_heads, head_dim]``, equal strides, the last one 1.
-        slot_mapping: int ``[num_tokens]``. Several tokens that are padding may share a slot of a block that nobody reads.
+        slot_mapping: int ``[num_tokens]``. Padding tokens may share a slot of the dummy block.
 
     Raises:
-        KernelError: for tensors that the kernel does not work on, before anything is written.
+        KernelError: for tensors that the kernel does not support, before anything is written.
     """
     check_pools(key_pool, value_pool)
     if key.shape != value.shape:

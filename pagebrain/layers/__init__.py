@@ -1,7 +1,7 @@
 """The layers that models are made of: linear, norm, embedding.
 
-A layer holds weights in the layout of the checkpoint, and knows the faster forms in which its device can compute it.
-:func:`~pagebrain.layers.forms.prepare` chooses a form for each layer of a model, once, when the weights are there.
+A layer holds weights in the layout of the checkpoint, and has faster forms for some devices.
+:func:`~pagebrain.layers.forms.prepare` chooses a form for each layer of a model, once, after its weights were loaded.
 """
 
 from pagebrain.layers.embedding import Embedding

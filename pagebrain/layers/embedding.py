@@ -16,9 +16,9 @@ class Embedding(Layer):
         self._gathers = True
 
     def forward(self, indices: Tensor) -> Tensor | Rows:
-        """The rows at ``indices`` ``[num_tokens]``: ``[num_tokens, hidden_size]``, or their names for the norm kernel."""
+        """The rows at ``indices`` ``[num_tokens]``: a tensor ``[num_tokens, hidden_size]``, or ``Rows`` for the norm."""
         return functional.embedding(indices, self.weight) if self._gathers else Rows(self.weight, indices)
 
     def prepare(self, *, kernels: bool, owned: bool) -> None:
-        """With kernels, leave the gathering to the norm that reads the rows."""
+        """With kernels, return :class:`Rows`."""
         self._gathers = not kernels

@@ -1,14 +1,14 @@
 """Matrix products, in the form that suits the device.
 
-As loaded, a product reads its weight in the checkpoint's layout. Two other forms are faster:
+The default form reads the weight in the checkpoint's layout. Two other forms are faster:
 
-* **packed**, on a CPU, if the weights are the engine's own: oneDNN reads a weight that it has reordered beforehand three
+* **packed**, on a CPU, if the weights belong to the engine: oneDNN reads a weight that it has reordered beforehand three
   times as fast as one in the layout of GPT-2's checkpoints (docs/performance), and applies the activation to the product
   while it is in registers. oneDNN compiles a product for each number of rows. For the four products of a layer this takes
-  5 ms and a megabyte of memory, which is not given back. So above ``EXACT_ROWS`` only some numbers of rows are computed
+  5 ms and a megabyte of memory, which is not freed. So above ``EXACT_ROWS`` only some numbers of rows are computed
   (:func:`padded_rows`): rows of zeros are added, and their results are dropped.
-* **fused**, on a GPU: a product of a decode step takes a few microseconds, about what it takes to launch another kernel. So
-  cuBLAS computes GELU in the product's own kernel, and the head gets rows of zeros up to a size that cuBLAS is fast at.
+* **fused**, on a GPU: a product of a decode step takes a few microseconds, about as long as the launch of another kernel.
+  So cuBLAS computes GELU in the product's own kernel, and the head gets rows of zeros up to a size that is fast in cuBLAS.
 """
 
 import functools
@@ -21,10 +21,10 @@ from pagebrain.layers.activations import Activation, find_activation
 from pagebrain.layers.forms import Layer, declared
 
 EXACT_ROWS = 64
-"""Up to here no row is added: a decode step, whose time is that of reading the weights, has a row for each sequence."""
+"""No row is added up to this number: a decode step has one row for each sequence."""
 
 HEAD_MULTIPLE = 128
-"""cuBLAS computes a head of 50,257 rows five times slower than one of 50,304: its fast kernels want rows in whole tiles."""
+"""cuBLAS is five times slower with a head of 50,257 rows than with 50,304: its fast kernels need whole tiles of rows."""
 
 _PACKABLE = (torch.float32, torch.bfloat16)
 
@@ -34,7 +34,7 @@ _ONEDNN_ACTIVATIONS = {
     "gelu": ("gelu", "none"),
     "relu": ("relu", ""),
 }
-"""oneDNN's name and variant for the activations of Hugging Face's that it can apply."""
+"""Hugging Face's name of an activation -> oneDNN's name and variant."""
 
 _CUBLAS_ACTIVATIONS = ("gelu_new", "gelu_pytorch_tanh")  # cuBLASLt's GELU is the tanh form
 
@@ -45,9 +45,9 @@ class Linear(Layer):
     Args:
         in_features, out_features: of ``x`` and of the result.
         bias: whether there is one, ``[out_features]``.
-        activation: by Hugging Face's name; ``None`` for a product alone.
+        activation: by Hugging Face's name; ``None`` for no activation.
         in_out: the weight is ``[in_features, out_features]`` instead, as in Hugging Face's Conv1D.
-        padded: the fused form may return columns of zeros past ``out_features``.
+        padded: whether the fused form may return columns of zeros past ``out_features``.
     """
 
     def __init__(
@@ -107,9 +107,9 @@ class Linear(Layer):
 
 
 def padded_rows(num_rows: int) -> int:
-    """Rows that are computed for ``num_rows``: above ``EXACT_ROWS`` one of 16 numbers between a power of two and the next.
+    """Rows that are computed for ``num_rows``. Above ``EXACT_ROWS`` there are 16 steps from each power of two to the next.
 
-    At most 1 row in 16 is added. There are 112 numbers up to 512 and 192 up to 16,384.
+    At most 1 row in 16 is added. There are 112 results up to 512 and 192 up to 16,384.
     """
     if num_rows <= EXACT_ROWS:
         return num_rows
@@ -119,7 +119,7 @@ def padded_rows(num_rows: int) -> int:
 
 @functools.cache
 def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether this torch packs weights of ``dtype`` on ``device``: tried on a small one, for it cannot be asked."""
+    """Whether this torch packs weights of ``dtype`` on ``device``. torch has no query for it, so a small weight is tried."""
     if device.type != "cpu" or dtype not in _PACKABLE or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     weight = torch.eye(32, dtype=dtype)
@@ -131,7 +131,7 @@ def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
 
 
 def _reordered(weight: Tensor) -> Tensor:
-    """``[out_features, in_features]`` in oneDNN's own layout."""
+    """A weight ``[out_features, in_features]`` in oneDNN's layout."""
     packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous())
     return packed
 

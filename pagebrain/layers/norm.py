@@ -1,8 +1,8 @@
 """Norms, each with the residual addition before it.
 
-A transformer adds what a sublayer brought to the stream of residuals, and norms the sum for the next sublayer. The two are
-one layer here, because they are one kernel on a GPU: both only read and write a few kilobytes per token, and launching a
-kernel takes longer than that. (The interface is nano-vllm's.)
+A transformer adds the output of a sublayer to the residual stream, and norms the sum for the next sublayer. The two are one
+layer here, because they are one kernel on a GPU: both read and write a few kilobytes per token, which takes less time than a
+launch. (The interface is nano-vllm's.)
 """
 
 from typing import cast
@@ -25,10 +25,10 @@ class LayerNorm(Layer):
         self._uses_kernel = False
 
     def forward(self, hidden: Tensor | Rows, residual: Tensor | Rows) -> tuple[Tensor, Tensor]:
-        """The norm of ``residual + hidden``, and the sum, which is the residual from here on.
+        """``(normed, sum)``: the norm of ``residual + hidden``, and the sum, which is the next residual.
 
-        All are ``[num_tokens, hidden_size]``. ``hidden`` is what the last sublayer brought. Where the stream of residuals
-        begins, the two are the embeddings that it begins with.
+        All are ``[num_tokens, hidden_size]``. ``hidden`` is the output of the last sublayer. At the start of the residual
+        stream, the arguments are the embeddings of tokens and positions.
         """
         if self._uses_kernel:
             from pagebrain.kernels.add_norm import add_norm
@@ -38,5 +38,5 @@ class LayerNorm(Layer):
         return functional.layer_norm(residual, self.weight.shape, self.weight, self.bias, self.eps), residual
 
     def prepare(self, *, kernels: bool, owned: bool) -> None:
-        """With kernels, the addition and the norm are one; then either argument may be :class:`Rows`."""
+        """With kernels, one kernel computes the addition and the norm, and either argument may be :class:`Rows`."""
         self._uses_kernel = kernels

@@ -1,8 +1,8 @@
-"""Where the weights of the engine's own model come from.
+"""Opens the checkpoint of the engine's own model.
 
-Safetensors files go straight into the model's layers, a tensor at a time, if they hold exactly what the model needs. All
-else goes through Hugging Face (:mod:`pagebrain.models.loading`): ``.bin`` files, tensors under old names, random weights,
-and files that do not fit, of which it says what is missing, left over or misshapen.
+Safetensors files are read directly into the model's layers, a tensor at a time, if they hold exactly the model's tensors. In
+all other cases Hugging Face reads the weights (:mod:`pagebrain.models.loading`): ``.bin`` files, tensors under old names,
+random weights, and files that do not fit, for which it reports the tensors that are missing, unexpected or misshapen.
 """
 
 import json
@@ -22,9 +22,9 @@ from pagebrain.models.weights import Checkpoint, SavedTensors
 def open_checkpoint(config: PageBrainConfig, notices: list[str] | None = None) -> Checkpoint:
     """The model that ``config`` names, in its dtype and on its device.
 
-    ``notices`` gets a line for what is left out of it, or does not apply by itself.
+    ``notices`` gets a line for each part that is left out and for settings that do not apply by themselves.
 
-    Raises ``ModelLoadError`` if there is none, it cannot be read whole, or it is not a GPT-2.
+    Raises ``ModelLoadError`` if there is no such model, it is incomplete, or it is not a GPT-2.
     """
     notices = [] if notices is None else notices
     config = config.with_device_and_dtype()
@@ -48,7 +48,7 @@ def _saved_tensors(
     found: FoundModel, model_config: ModelConfig, dtype: torch.dtype, device: torch.device
 ) -> SavedTensors | None:
     """The tensors of a saved model; ``None`` if they are not in safetensors files, or not exactly the model's."""
-    if getattr(found.config, "transformers_weights", None):  # which names a file of its own
+    if getattr(found.config, "transformers_weights", None):  # this setting names another file of weights
         return None
     try:
         saved = SavedTensors(_files(found.name), ARCHITECTURES[model_config.architecture].prefix, dtype, device)

@@ -1,7 +1,7 @@
-"""What a model's folder must hold, and one clear line for what keeps it from being a model.
+"""Checks of a model's folder, with a one-line error for each fault.
 
-Hugging Face's loaders try file names in turn, so what they say of a folder that is half downloaded, damaged or of another
-kind is about the last thing that they tried. These checks run before them. They read names, sizes and headers, no weights.
+Hugging Face's loaders try file names in turn, so their error for a folder that is incomplete, damaged or of another kind
+names the last file that they tried. These checks run before them. They read names, sizes and headers, no weights.
 """
 
 import json
@@ -27,10 +27,12 @@ _COPY_AGAIN = "copy or download it again"
 
 
 def check_is_folder(name: str, kind: str) -> None:
-    """Raise ``ModelLoadError`` for a path that is none of a folder. A name that can only be a path is not the hub's.
+    """Raise ``ModelLoadError`` for the path of a file, a folder that does not exist, or one that cannot be read.
+
+    A name that does not look like a path may be the name of a hub model, and passes.
 
     Args:
-        name: what the user named.
+        name: the user's name of a model or tokenizer.
         kind: ``model`` or ``tokenizer``.
     """
     path = Path(name)
@@ -38,7 +40,7 @@ def check_is_folder(name: str, kind: str) -> None:
         os.stat(name)
     except PermissionError as error:
         raise ModelLoadError(f"the {kind} folder {name} cannot be read: {error.strerror}; check its permissions") from None
-    except (OSError, ValueError):  # there is nothing of that name, or it can be none of a file
+    except (OSError, ValueError):  # there is no such file, or the name is not valid for a file
         pass
     if os.path.isfile(name):
         raise ModelLoadError(f"{name} is a file, and a {kind} is a folder: {_instead_of_file(path, kind)}")
@@ -51,7 +53,7 @@ def check_is_folder(name: str, kind: str) -> None:
 
 
 def check_has_config(name: str) -> None:
-    """Raise ``ModelLoadError`` for a folder without ``config.json``, or one that holds an adapter. No folder: the hub's."""
+    """Raise ``ModelLoadError`` for a folder without ``config.json`` or with an adapter. Hub names are not checked."""
     if not os.path.isdir(name):
         return
     folder = Path(name)
@@ -73,7 +75,7 @@ def check_has_config(name: str) -> None:
 
 
 def check_has_weights(name: str) -> None:
-    """Raise ``ModelLoadError`` for a folder without weights, or with files of weights missing, cut short or pointers."""
+    """Raise ``ModelLoadError`` for a folder without weights, or with files of weights missing, truncated or LFS pointers."""
     if not os.path.isdir(name):
         return
     folder = Path(name)
@@ -89,18 +91,18 @@ def check_has_weights(name: str) -> None:
 
 
 def has_tokenizer(name: str) -> bool:
-    """Whether a folder holds anything of a tokenizer's. Its settings alone do, for those that need no vocabulary."""
+    """Whether a folder holds a tokenizer's vocabulary or settings. Some tokenizers need no vocabulary."""
     return os.path.isfile(os.path.join(name, "tokenizer_config.json")) or has_vocabulary(name)
 
 
 def has_vocabulary(name: str) -> bool:
-    """Whether a folder holds a tokenizer's vocabulary, as one of the files that Hugging Face's tokenizers read."""
+    """Whether a folder holds a vocabulary file that Hugging Face's tokenizers read."""
     names = _names_in(Path(name)) if os.path.isdir(name) else []
     return any(file in _VOCABULARIES or file.endswith(_TOKENIZER_ENDINGS) for file in names)
 
 
 def check_tokenizer_files(name: str) -> None:
-    """Raise ``ModelLoadError`` if a file of a folder's tokenizer cannot be read, is a pointer, or no JSON as it must be."""
+    """Raise ``ModelLoadError`` if a tokenizer file cannot be read, is an LFS pointer, or is not the JSON that it must be."""
     if not os.path.isdir(name):
         return
     for file in sorted(_names_in(Path(name))):
@@ -114,7 +116,7 @@ def check_tokenizer_files(name: str) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file. Raises ``ModelLoadError`` for anything else, with what it is."""
+    """The JSON object in a file. Raises ``ModelLoadError`` if the file holds anything else."""
     try:
         value = json.loads(_read_text(path))
     except json.JSONDecodeError as error:
@@ -136,7 +138,7 @@ def _read_text(path: Path) -> str:
 
 
 def names_own_code(folder: str) -> bool:
-    """Whether a folder's config or tokenizer names Python code of its own. Nothing here runs it."""
+    """Whether a folder's config or tokenizer names its own Python code. PageBrain never runs it."""
     paths = [Path(folder, file) for file in ("config.json", "tokenizer_config.json")]
     return any("auto_map" in read_json(path) for path in paths if os.path.isfile(path))
 
@@ -174,7 +176,7 @@ def _check_weights_file(path: Path) -> None:
 
 
 def _shards(index: Path) -> list[Path]:
-    """The files that an index of weights names. Raises ``ModelLoadError`` if it names none, or some are missing."""
+    """The files in an index of weights. Raises ``ModelLoadError`` if it names none, or some are missing."""
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map or not isinstance(read_json(index).get("metadata"), dict):
         raise ModelLoadError(f"{index} must have a weight_map of names and files, and metadata: {_COPY_AGAIN}")

@@ -1,8 +1,8 @@
-"""Models and tokenizers: found, read, or refused in one clear line.
+"""Loads models and tokenizers, or refuses them with a one-line error.
 
-Weights come through Hugging Face's ``from_pretrained``, from a folder or the hub. ``load_format="dummy"`` draws random ones
-for a known GPT-2 size or a folder's config, without a network, for benchmarks and tests. (The engine's own model reads
-safetensors files past Hugging Face, see :mod:`pagebrain.models.checkpoints`. What is checked before is the same.)
+Hugging Face's ``from_pretrained`` reads weights from a folder or the hub. ``load_format="dummy"`` draws random ones for a
+known GPT-2 size or a folder's config, without a network, for benchmarks and tests. (For the engine's own model,
+:mod:`pagebrain.models.checkpoints` reads safetensors files without Hugging Face, after the same checks.)
 """
 
 import os
@@ -55,9 +55,9 @@ Loaded = TypeVar("Loaded")
 def load_model(config: PageBrainConfig, notices: list[str] | None = None) -> "GPT2LMHeadModel":
     """The Hugging Face model that ``config`` names, in its dtype and on its device, in eval mode.
 
-    ``notices`` gets a line for what is left out of the checkpoint. No code of the checkpoint's own is ever run.
+    ``notices`` gets a line for each part of the checkpoint that is left out. Code in the checkpoint is never run.
 
-    Raises ``ModelLoadError`` if there is none, it cannot be read whole, or it is not a GPT-2.
+    Raises ``ModelLoadError`` if there is no such model, it is incomplete, or it is not a GPT-2.
     """
     limit_threads()
     config = config.with_device_and_dtype()
@@ -71,8 +71,8 @@ def load_model(config: PageBrainConfig, notices: list[str] | None = None) -> "GP
 def load_tokenizer(config: PageBrainConfig) -> PreTrainedTokenizerBase | None:
     """The tokenizer that ``config`` names, the model's own by default; ``None`` for a dummy model without one.
 
-    Raises ``ModelLoadError`` if the folder or hub entry has none; ``UnsupportedTokenizerError``, which is one, if the
-    model's folder has one that Hugging Face's library cannot load here.
+    Raises ``ModelLoadError`` if the folder or hub entry has none, and its subclass ``UnsupportedTokenizerError`` if Hugging
+    Face's library cannot load the one in the model's folder.
     """
     name = _model_name(config) if config.tokenizer is None else os.path.expanduser(config.tokenizer)
     hint = "name another as the tokenizer, or save the model's own beside it"
@@ -80,7 +80,7 @@ def load_tokenizer(config: PageBrainConfig) -> PreTrainedTokenizerBase | None:
     if config.tokenizer is None:
         if config.load_format == "dummy" and not has_tokenizer(name):
             return None
-        options["config"] = read_config(config)  # if there is no model, that is what is wrong, and not its tokenizer
+        options["config"] = read_config(config)  # if there is no model, the error should name the model
     else:
         check_is_folder(name, "tokenizer")
     is_folder = os.path.isdir(name)
@@ -94,13 +94,13 @@ def load_tokenizer(config: PageBrainConfig) -> PreTrainedTokenizerBase | None:
         tokenizer: PreTrainedTokenizerBase = _attempt(
             f"the tokenizer of {name!r}", hint, lambda: AutoTokenizer.from_pretrained(name, **options)
         )
-    except ModelLoadError as error:  # its files are sound, but it wants a library or code that is not here
+    except ModelLoadError as error:  # its files are valid, but it needs a library or code that is missing
         if is_folder and not has_vocabulary(name) and not names_own_code(name):
             raise none_there from error
         if is_folder and config.tokenizer is None:
             raise UnsupportedTokenizerError(str(error)) from error
         raise
-    if is_folder and tokenizer.vocab_size == 0:  # of files that are not there Hugging Face makes an empty one
+    if is_folder and tokenizer.vocab_size == 0:  # Hugging Face makes an empty tokenizer if files are missing
         if config.load_format == "dummy" and config.tokenizer is None:
             return None
         raise none_there
@@ -110,10 +110,9 @@ def load_tokenizer(config: PageBrainConfig) -> PreTrainedTokenizerBase | None:
 def load_text(
     config: PageBrainConfig, tokenizer: PreTrainedTokenizerBase | None = None
 ) -> tuple[PreTrainedTokenizerBase | None, Detokenizer | None, str | None]:
-    """``tokenizer``, or the one that ``config`` names, its detokenizer, and why there are none although the model has one.
+    """``tokenizer``, or the one that ``config`` names; its detokenizer; and the reason if the model's own is not supported.
 
-    Raises what :func:`load_tokenizer` raises, but for tokenizers that PageBrain cannot make text with: token ids can be
-    served without.
+    Raises what :func:`load_tokenizer` raises, except ``UnsupportedTokenizerError``: then token ids are served without text.
     """
     try:
         tokenizer = load_tokenizer(config) if tokenizer is None else tokenizer
@@ -144,11 +143,12 @@ def _model_name(config: PageBrainConfig) -> str:
 
 @dataclass(frozen=True)
 class FoundModel:
-    """A saved model of which all but the weights was read and checked.
+    """A saved model whose files were checked and whose configs were read, but not its weights.
 
     Attributes:
         name: a folder, or a hub model.
-        config, generation_config: Hugging Face's. The second is made of what either file says about generating.
+        config: Hugging Face's.
+        generation_config: Hugging Face's, made from ``generation_config.json`` and ``config.json``.
     """
 
     name: str
@@ -157,13 +157,13 @@ class FoundModel:
 
 
 def find_model(config: PageBrainConfig, notices: list[str]) -> FoundModel:
-    """The saved model that ``config`` names. ``notices`` gets a line for what is left out of it.
+    """The saved model that ``config`` names. ``notices`` gets a line for each part that is left out.
 
-    Raises ``ModelLoadError`` if there is none, its files are not whole, or it is not a GPT-2.
+    Raises ``ModelLoadError`` if there is no such model, its files are incomplete, or it is not a GPT-2.
     """
     name = _model_name(config)
     hf_config, saved = _read_config(name)
-    if not saved.get("transformers_weights"):  # which names a file of its own
+    if not saved.get("transformers_weights"):  # this setting names another file of weights
         check_has_weights(name)
     if "auto_map" in saved or names_own_code(name):
         notices.append(f"{name!r} names code of its own (auto_map), which is never run: Hugging Face's own classes are used")
@@ -173,7 +173,7 @@ def find_model(config: PageBrainConfig, notices: list[str]) -> FoundModel:
 def load_weights_of(found: FoundModel, config: PageBrainConfig, notices: list[str]) -> "GPT2LMHeadModel":
     """A saved model with its weights, read by Hugging Face, in the dtype and on the device of ``config``, in eval mode.
 
-    ``notices`` gets a line for tensors that are left over. Raises ``ModelLoadError`` if one is missing or misshapen.
+    ``notices`` gets a line if there are more tensors. Raises ``ModelLoadError`` if one is missing or has a wrong shape.
     """
     name = found.name
     options: dict[str, Any] = {
@@ -199,7 +199,7 @@ def load_weights_of(found: FoundModel, config: PageBrainConfig, notices: list[st
 
 
 def _generation_settings(name: str, saved: dict[str, Any], notices: list[str]) -> GenerationConfig:
-    """What ``generation_config.json`` says; where it is missing or broken, what ``config.json`` says, as in Hugging Face."""
+    """The settings of ``generation_config.json``, or of ``config.json`` if it is missing or broken, as in Hugging Face."""
     try:
         path = find_file(name, "generation_config.json")
     except OSError:  # the hub has none
@@ -243,16 +243,15 @@ def _first(names: list[str]) -> str:
 
 
 def _read_config(name: str) -> tuple[GPT2Config, dict[str, Any]]:
-    """The config of a folder or hub model, and the JSON that it was made of. Raises ``ModelLoadError``."""
+    """The config of a folder or hub model, and its JSON. Raises ``ModelLoadError``."""
     check_is_folder(name, "model")
     check_has_config(name)
     what = f"the config of {name!r}"
     saved = read_json(_attempt(what, MODEL_HINT, lambda: find_file(name, "config.json")))
     _check_is_gpt2(name, saved)
     plain = dict(saved)
-    if (
-        type(plain.get("eos_token_id", 0)) is not int
-    ):  # Hugging Face's class takes no null in a list; the ids are kept in ``saved``
+    if type(plain.get("eos_token_id", 0)) is not int:
+        # Hugging Face's class refuses a null in a list. ``saved`` keeps all the ids.
         ends = plain.pop("eos_token_id", None)
         plain["eos_token_id"] = [end for end in ends if type(end) is int] if isinstance(ends, list) else None
     hf_config: GPT2Config = _attempt(what, MODEL_HINT, lambda: GPT2Config.from_dict(plain))
@@ -271,12 +270,12 @@ def _read_config(name: str) -> tuple[GPT2Config, dict[str, Any]]:
 
 
 def find_file(name: str, file: str) -> Path:
-    """Where a file of a folder or hub model lies; ``OSError`` if the hub has none. In a folder it may not be there."""
+    """The path of a file of a folder or hub model. Raises ``OSError`` if the hub has none; in a folder it may be missing."""
     return Path(name, file) if os.path.isdir(name) else Path(str(cached_file(name, file)))
 
 
 def _check_is_gpt2(name: str, saved: dict[str, Any]) -> None:
-    """Raise ``ModelLoadError`` for a config of another kind. One that names none is read as GPT-2's, as its class does."""
+    """Raise ``ModelLoadError`` for a config of another kind. A config without a kind is GPT-2's, as in Hugging Face."""
     kind, classes = saved.get("model_type"), saved.get("architectures")
     if kind is None and isinstance(classes, list) and classes and not any(str(item).startswith("GPT2") for item in classes):
         kind = classes[0]
@@ -294,7 +293,7 @@ def _check_is_gpt2(name: str, saved: dict[str, Any]) -> None:
 def _dummy_model(config: PageBrainConfig) -> "GPT2LMHeadModel":
     hf_config = read_config(config)
     hf_config._attn_implementation = "eager"
-    where = torch.device(config.device)  # a GPU draws them in a tenth of a second; they are other ones than a CPU's
+    where = torch.device(config.device)  # drawn on the device: a GPU takes 0.1 s, with other numbers than a CPU
     with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []), where:
         torch.manual_seed(config.seed % 2**63)
         from transformers import GPT2LMHeadModel
@@ -303,7 +302,7 @@ def _dummy_model(config: PageBrainConfig) -> "GPT2LMHeadModel":
 
 
 def _attempt(what: str, hint: str, load: Callable[[], Loaded]) -> Loaded:
-    """Run a loader of Hugging Face's; whatever it raises becomes one line, of which advice for their users is left out."""
+    """Run one of Hugging Face's loaders. Any exception becomes a ``ModelLoadError`` of one line, without their advice."""
     try:
         return load()
     except Exception as error:
@@ -311,8 +310,8 @@ def _attempt(what: str, hint: str, load: Callable[[], Loaded]) -> Loaded:
 
 
 def _reason(error: Exception) -> str:
-    """What happened, in one line: it stands in an error's first line, and first in that."""
-    if isinstance(error, pickle.UnpicklingError):  # torch's own words advise to run what is in the file
+    """The reason in one line: the beginning of the error's first line."""
+    if isinstance(error, pickle.UnpicklingError):  # torch's message advises to run the code in the file
         return "a file holds more than tensors, or is damaged, and reading it could run code in it"
     cause = error.__cause__ if isinstance(error, StrictDataclassFieldValidationError) else error
     reason = " ".join(str(cause).split()) or type(error).__name__

@@ -1,4 +1,4 @@
-"""Checks what a caller of the model says about positions, all of it before anything is changed."""
+"""Checks the positions that a caller of the model gives, before anything is changed."""
 
 import operator
 from collections.abc import Iterable, Mapping
@@ -20,7 +20,7 @@ class RowPlan:
 
     @property
     def context_len(self) -> int:
-        """Tokens in the cache when the row has been computed."""
+        """Tokens in the cache after the row was computed."""
         return self.num_cached + self.num_new
 
 
@@ -33,9 +33,9 @@ def plan_rows(
     vocab_size: int,
     num_positions: int,
 ) -> list[RowPlan]:
-    """The rows of a call, or ``InvalidRequestError`` naming the argument and the row that is wrong.
+    """The rows of a call. ``num_cached`` is the number of tokens in the cache for each sequence.
 
-    ``num_cached`` says how many tokens of each sequence are in the cache.
+    Raises ``InvalidRequestError`` with the argument and the row that is wrong.
     """
     if input_ids.ndim != 2 or input_ids.is_floating_point():
         raise InvalidRequestError(f"input_ids must be integers [B, T], got {input_ids.dtype} {list(input_ids.shape)}")

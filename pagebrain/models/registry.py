@@ -1,7 +1,7 @@
-"""The models that PageBrain has, by the name of their class in Hugging Face's library.
+"""PageBrain's models, by the name of their class in Hugging Face's library.
 
-A further model takes a module like :mod:`pagebrain.models.gpt2` (layers and a table of tensor names), a reading of its
-config in :mod:`pagebrain.model_config`, and an entry here.
+To add a model, write a module like :mod:`pagebrain.models.gpt2` (layers and a table of tensor names), a function that reads
+its config in :mod:`pagebrain.model_config`, and an entry here.
 """
 
 import re
@@ -19,10 +19,10 @@ class Architecture:
     """A family of models.
 
     Attributes:
-        model: its class here, which is made from a config.
+        model: PageBrain's class, which is made from a config.
         tensor_names: layer of the model -> layer of a checkpoint.
-        prefix: of the names in a checkpoint; one that was saved without the head leaves it out.
-        unused: names of tensors that old checkpoints hold and no model needs.
+        prefix: of the names in a checkpoint. A checkpoint that was saved without the head has no prefix.
+        unused: pattern of tensor names in old checkpoints that the model does not need.
     """
 
     model: Callable[[ModelConfig], Model]
@@ -42,7 +42,7 @@ ARCHITECTURES = {
 
 
 def build_model(checkpoint: Checkpoint) -> Model:
-    """The model of a checkpoint, which keeps its tensors. Raises ``ModelLoadError`` if one is missing or misshapen."""
+    """The model of a checkpoint, with its tensors. Raises ``ModelLoadError`` if one is missing or has a wrong shape."""
     architecture = ARCHITECTURES[checkpoint.config.architecture]
     model = architecture.model(checkpoint.config).eval()
     load_weights(model, checkpoint.tensors, architecture.tensor_names, checkpoint.config.tied_head)
@@ -50,6 +50,6 @@ def build_model(checkpoint: Checkpoint) -> Model:
 
 
 def is_whole(config: ModelConfig, saved: SavedTensors) -> bool:
-    """Whether safetensors files hold exactly the tensors of such a model, in their shapes."""
+    """Whether safetensors files hold exactly the tensors of such a model, in the right shapes."""
     architecture = ARCHITECTURES[config.architecture]
     return fits(architecture.model(config), saved, architecture.tensor_names, config.tied_head, architecture.unused)

@@ -1,7 +1,7 @@
-"""Brings tensors into a model's layers, by a table of names.
+"""Loads tensors into a model's layers by a table of names.
 
-A :class:`Checkpoint` is where they come from: a Hugging Face model, whose tensors are shared, or safetensors files, of which
-:class:`SavedTensors` reads one tensor at a time.
+The tensors of a :class:`Checkpoint` are those of a Hugging Face model, which are shared, or those of safetensors files,
+which :class:`SavedTensors` reads one at a time.
 """
 
 import re
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 TensorNames = Mapping[str, str]
-"""A layer of a model here -> the same in a checkpoint. ``*`` stands for the number of a transformer layer."""
+"""Layer of a model -> layer of a checkpoint. ``*`` stands for the number of a transformer layer."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ class Checkpoint:
     """A model that is not built yet.
 
     Attributes:
-        config: its shape.
+        config: the model's shape.
         tensors: by their names in Hugging Face's model; a tied head may be missing.
-        dtype, device: those of all tensors.
+        dtype, device: of all tensors.
     """
 
     config: ModelConfig
@@ -47,12 +47,12 @@ class Checkpoint:
 
 
 class SavedTensors(Mapping[str, Tensor]):
-    """The tensors in some safetensors files. One is read each time it is asked for, and converted.
+    """The tensors of safetensors files. Each access reads and converts a tensor.
 
     Args:
-        files: all that belong to the model.
-        prefix: of the names in Hugging Face's model. Files of a model that was saved without its head leave it out.
-        dtype, device: of the tensors that are handed out.
+        files: all files of the model.
+        prefix: of the names in Hugging Face's model. Files of a model that was saved without its head have no prefix.
+        dtype, device: of the returned tensors.
 
     Raises:
         OSError, SafetensorError: if a file cannot be read.
@@ -70,7 +70,7 @@ class SavedTensors(Mapping[str, Tensor]):
             self._files = stack.pop_all()  # stay open as long as this object lives
 
     def shape(self, name: str) -> torch.Size:
-        """The shape of a tensor, which is not read for it."""
+        """The shape of a tensor, without reading it."""
         file, saved_name = self._places[name]
         return torch.Size(file.get_slice(saved_name).get_shape())
 
@@ -87,11 +87,11 @@ class SavedTensors(Mapping[str, Tensor]):
 
 
 def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], names: TensorNames, tied_head: bool) -> None:
-    """Give each parameter of ``model`` its tensor, as it is.
+    """Set each parameter of ``model`` to its tensor, without a copy.
 
     Args:
-        model: made, with shapes and no weights.
-        tensors: by their names in a checkpoint; each is asked for once.
+        model: with shapes and without weights.
+        tensors: by their names in a checkpoint; each is read once.
         names: see :data:`TensorNames`.
         tied_head: whether the head is the embedding table.
 
@@ -116,7 +116,7 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], names: TensorN
 
 
 def sources(model: nn.Module, names: TensorNames, tied_head: bool) -> dict[str, list[str]]:
-    """For each tensor that the model needs, by its name in a checkpoint, the parameters that it becomes: two if tied."""
+    """Name of a tensor in a checkpoint -> names of the model's parameters with this tensor: two if the head is tied."""
     if tied_head:
         names = {**names, "lm_head": names["wte"]}
     found: dict[str, list[str]] = {}
@@ -132,7 +132,7 @@ def sources(model: nn.Module, names: TensorNames, tied_head: bool) -> dict[str, 
 
 
 def fits(model: nn.Module, saved: SavedTensors, names: TensorNames, tied_head: bool, unused: re.Pattern[str]) -> bool:
-    """Whether ``saved`` holds what the model needs, in its shapes, and nothing else but what is known to be ``unused``."""
+    """Whether ``saved`` holds exactly the model's tensors in the right shapes, apart from names that match ``unused``."""
     wanted = sources(model, names, tied_head)
     if {name for name in saved if not unused.search(name)} != set(wanted):
         return False

@@ -1,8 +1,8 @@
 """From logits to tokens: one row of logits per sequence, each with its own sampling parameters.
 
-In reading order: :mod:`.rows` (what comes with a row), :mod:`.adjustments` (penalties, bias, ``min_tokens``),
-:mod:`.ranking` and :mod:`.truncation` (min-p, top-k, top-p), :mod:`.random_bits` (random numbers that depend on nothing but
-who asks), :mod:`.logprobs`, and :mod:`.sampler`, which strings them together.
+In reading order: :mod:`.rows` (the parameters of a row), :mod:`.adjustments` (penalties, bias, ``min_tokens``),
+:mod:`.ranking` and :mod:`.truncation` (min-p, top-k, top-p), :mod:`.random_bits` (random numbers as a pure function of seed,
+sample, position and token), :mod:`.logprobs`, and :mod:`.sampler`, which calls the others.
 """
 
 from pagebrain.sampling.logprobs import LogprobsTensors, gather_logprobs, prompt_logprobs, score_prompt

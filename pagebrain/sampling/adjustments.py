@@ -1,7 +1,7 @@
 """Changes to the logits that can change which token is the most probable: penalties, logit bias, ``min_tokens``.
 
-They come before temperature and in this order. Formulas: repetition penalty from Keskar et al., "CTRL" (2019), presence and
-frequency penalty as in OpenAI's API; both as vLLM and Hugging Face compute them.
+They are applied before temperature, in this order. Formulas: repetition penalty from Keskar et al., "CTRL" (2019), presence
+and frequency penalty as in OpenAI's API; the same as in vLLM and Hugging Face.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ def needs_adjustment(row: SampleRow) -> bool:
 
 
 def adjust_logits(logits: Tensor, rows: Sequence[SampleRow], eos_token_ids: tuple[int, ...]) -> Tensor:
-    """Logits ``[num_rows, vocab_size]`` after penalties, bias and ``min_tokens``; the argument is left as it was."""
+    """Logits ``[num_rows, vocab_size]`` after penalties, bias and ``min_tokens``. The argument is not changed."""
     if not any(needs_adjustment(row) for row in rows):
         return logits
     adjusted = logits.clone()
@@ -48,7 +48,7 @@ def _apply_penalties_(logits: Tensor, rows: Sequence[SampleRow]) -> None:
 
     index = per_row(members, torch.int64, device)
     scores = logits[index]  # [num_penalised, vocab_size]
-    # A penalty above 1 must make a token less probable whatever the sign of its logit.
+    # A penalty above 1 must make a token less probable for either sign of its logit.
     scores = torch.where(seen, torch.where(scores < 0, scores * repetition, scores / repetition), scores)
     scores -= frequency * output_counts
     scores -= presence * (output_counts > 0)
@@ -57,7 +57,7 @@ def _apply_penalties_(logits: Tensor, rows: Sequence[SampleRow]) -> None:
 
 def _count_tokens(histories: list[Tensor], vocab_size: int) -> Tensor:
     """How often each token occurs in each history: int64 ``[len(histories), vocab_size]``."""
-    # Padding counts as one token past the vocabulary, whose column is cut off.
+    # Padding is counted as a token past the vocabulary, and its column is cut off.
     tokens = pad_sequence(histories, batch_first=True, padding_value=float(vocab_size))
     counts = tokens.new_zeros(len(histories), vocab_size + 1)
     counts.scatter_add_(1, tokens, torch.ones_like(tokens))
@@ -74,7 +74,7 @@ def _apply_logit_bias_(logits: Tensor, rows: Sequence[SampleRow]) -> None:
 
 
 def _mask_early_stops_(logits: Tensor, rows: Sequence[SampleRow], eos_token_ids: tuple[int, ...]) -> None:
-    """While fewer than ``min_tokens`` tokens are out, no token that would end the sample can be drawn."""
+    """While a sample has fewer than ``min_tokens`` tokens, no token that would end it can be drawn."""
     entries: list[tuple[int, int]] = []
     for i, row in enumerate(rows):
         if row.output_position < row.params.min_tokens:
@@ -83,5 +83,5 @@ def _mask_early_stops_(logits: Tensor, rows: Sequence[SampleRow], eos_token_ids:
                 entries += [(i, token_id) for token_id in eos_token_ids]
     if entries:
         where = per_row(entries, torch.int64, logits.device)
-        # A tensor made on the device: a Python number would be copied there, and the copy would wait for the GPU.
+        # A tensor made on the device: a Python number would be copied there, and the copy waits for the GPU.
         logits[where[:, 0], where[:, 1]] = logits.new_full((), float("-inf"))

@@ -1,6 +1,6 @@
-"""Log-probabilities that users see: of the chosen token and of the most probable ones, from the model's raw logits.
+"""Log-probabilities for users: of the chosen token and of the most probable ones.
 
-They are those of the model's own distribution, before penalties, temperature and truncation.
+They are those of the model's own distribution: of its logits before penalties, temperature and truncation.
 """
 
 from collections.abc import Sequence
@@ -19,10 +19,10 @@ SCORED_TOGETHER = {"cuda": 1024, "cpu": 64}
 
 @dataclass(frozen=True, eq=False)
 class LogprobsTensors:
-    """Log-probabilities of one step on the device; nothing waits for them until :meth:`to_list`.
+    """Log-probabilities of one step on the device. Only :meth:`to_list` waits for them.
 
-    ``num_top`` has an entry for each row of the step: how many of the most probable tokens it asked for, ``None`` for no
-    log-probabilities at all. The tensors have a row for each that is not ``None``.
+    ``num_top`` has an entry for each row of the step: how many of the most probable tokens are wanted, ``None`` for no
+    log-probabilities. The tensors have a row for each entry that is not ``None``.
     """
 
     num_top: tuple[int | None, ...]
@@ -33,7 +33,7 @@ class LogprobsTensors:
     top_logprobs: Tensor  # float [num_scored, max(num_top)]
 
     def to_list(self) -> list[TokenLogprobs | None]:
-        """One entry for each row of the step, ``None`` where a row did not ask. Waits for the device."""
+        """One entry for each row of the step, ``None`` where none is wanted. Waits for the device."""
         columns = (self.token_ids, self.logprobs, self.ranks, self.top_token_ids, self.top_logprobs)
         scored = zip(*(column.tolist() for column in columns), strict=True)
         entries: list[TokenLogprobs | None] = []
@@ -55,7 +55,7 @@ def gather_logprobs(logits: Tensor, token_ids: Tensor, num_top: Sequence[int | N
         token_ids: int64 ``[num_rows]``.
         num_top: for each row how many of the most probable tokens to add, ``None`` to leave the row out.
 
-    A token's rank is its place when all are ordered by logit, equal ones by token id.
+    A token's rank is its place, from 1, in the order by logit; equal logits are ordered by token id.
     """
     scored = [i for i, count in enumerate(num_top) if count is not None]
     if len(scored) < len(num_top):
@@ -80,9 +80,9 @@ def gather_logprobs(logits: Tensor, token_ids: Tensor, num_top: Sequence[int | N
 
 
 def score_prompt(logits: Tensor, token_ids: Tensor, num_top: int) -> list[LogprobsTensors]:
-    """Log-probabilities of prompt tokens ``[num_tokens]``, still on the device, in pieces; row ``i`` predicts token ``i``.
+    """Log-probabilities of prompt tokens ``[num_tokens]``, on the device, in pieces; row ``i`` predicts token ``i``.
 
-    A row in float32 takes 200 kB several times over, and a step may score thousands: so a part at a time.
+    Each row needs several float32 copies of 200 kB, and a step may score thousands of rows, so it is done in pieces.
     """
     together = SCORED_TOGETHER[logits.device.type]
     pieces = zip(torch.split(logits, together), torch.split(token_ids, together), strict=True)
@@ -90,5 +90,5 @@ def score_prompt(logits: Tensor, token_ids: Tensor, num_top: int) -> list[Logpro
 
 
 def prompt_logprobs(scored: Sequence[LogprobsTensors]) -> list[TokenLogprobs]:
-    """What :func:`score_prompt` found, one entry for each token. Waits for the device."""
+    """The result of :func:`score_prompt` as one entry for each token. Waits for the device."""
     return [entry for piece in scored for entry in piece.to_list() if entry is not None]

@@ -1,7 +1,7 @@
 """Random numbers that are a pure function of (request seed, sample index, output position, token id).
 
-A generator with a state would give a sequence other numbers when its batch mates change, when it is preempted, or when
-steps are launched ahead. Here nothing has a state: hash who is asking, and the hash is the random number. Two stages:
+A generator with a state would give a sequence other numbers when other sequences join its batch, when it is preempted, or
+with async scheduling. Here there is no state: the random number is a hash of the four arguments. There are two stages:
 
 1. On the host, :func:`row_key` hashes (seed, sample index, output position) to 64 bits with SplitMix64
    (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014).
@@ -14,7 +14,7 @@ In unsigned 32-bit arithmetic, which wraps around, the second stage is::
     bits(key, token_id) = lowbias32((lowbias32(token_id) ^ low32(key)) + high32(key))
 
 The inner hash depends on the token id alone, so it is computed once per vocabulary. It spreads neighbouring ids over all
-32 bits; otherwise two keys that differ in low bits only would hand the same numbers to permuted tokens. torch has no
+32 bits; otherwise two keys that differ in low bits only would give the same numbers to permuted tokens. torch has no
 wrapping unsigned arithmetic on all devices, so the code below keeps 32-bit words in int64, where nothing can overflow.
 """
 
@@ -40,18 +40,18 @@ HALF_STEP = 2.0**-33
 
 
 def mix64(word: int) -> int:
-    """SplitMix64's finalizer: a permutation of 64-bit words in which each input bit moves each output bit."""
+    """SplitMix64's finalizer: a permutation of 64-bit words in which each input bit influences each output bit."""
     word = ((word ^ (word >> 30)) * MIX_64_FACTORS[0]) & MASK_64
     word = ((word ^ (word >> 27)) * MIX_64_FACTORS[1]) & MASK_64
     return word ^ (word >> 31)
 
 
-@lru_cache(maxsize=1 << 12)  # more than run at once; a long-lived server keeps no more of them than this
+@lru_cache(maxsize=1 << 12)  # more entries than sequences run at once; the limit bounds a server's memory
 def stream_key(seed: int, sample_index: int) -> int:
-    """64 bits that name one sample of one request.
+    """A 64-bit key for one sample of one request.
 
-    ``seed`` is any integer, in two's complement, in as many 64-bit words as its magnitude and a sign bit need. These words
-    and ``sample_index`` go through :func:`mix64` one after the other.
+    ``seed`` is any integer. It is split into as many 64-bit words in two's complement as it needs. :func:`mix64` mixes these
+    words and then ``sample_index`` into the key.
     """
     num_words = seed.bit_length() // 64 + 1
     seed_bytes = seed.to_bytes(8 * num_words, "little", signed=True)
@@ -63,7 +63,7 @@ def stream_key(seed: int, sample_index: int) -> int:
 
 
 def row_key(seed: int, sample_index: int, output_position: int) -> int:
-    """64 bits that name one token to draw: number ``output_position`` of the SplitMix64 stream of this sample."""
+    """A 64-bit key for one token to draw: number ``output_position`` of the sample's SplitMix64 stream."""
     return mix64((stream_key(seed, sample_index) + (output_position + 1) * GOLDEN_GAMMA) & MASK_64)
 
 
@@ -101,8 +101,8 @@ def gumbel_noise(keys: Tensor, hashes: Tensor, dtype: torch.dtype) -> Tensor:
     "A* sampling", 2014), and since the noise of one token does not depend on the others, dropping tokens before the draw
     renormalises by itself. Values lie between -2.9 and 22.9.
 
-    A token of small probability wins only by large noise, so that is where resolution is needed: ``log1p`` keeps all 32
-    bits of a uniform number close to 0, which ``log`` of one close to 1 would round away.
+    A token of small probability wins only by large noise, so resolution is needed there: ``log1p`` keeps all 32 bits of a
+    uniform number close to 0. ``log`` of a number close to 1 would round them away.
     """
     uniform = random_bits(keys, hashes).to(dtype)
     uniform *= UNIT_STEP

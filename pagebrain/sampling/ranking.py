@@ -1,8 +1,8 @@
-"""The best tokens of each row in order, equal scores by token id, lower first, on every device.
+"""The best tokens of each row in order; equal scores by token id, lower first, on every device.
 
-``torch.topk`` and ``torch.sort`` leave the order of equal scores open (a stable sort does not, but it cannot stop after the
-first few). Equal scores are common: bfloat16 logits around -40 are 0.25 apart. So score and token id are packed into one
-integer that is never equal to another.
+``torch.topk`` and ``torch.sort`` do not define the order of equal scores. A stable sort does, but it must sort the whole
+row. Equal scores are common: bfloat16 logits around -40 are 0.25 apart. So score and token id are packed into one integer,
+and all integers of a row differ.
 """
 
 import torch
@@ -19,11 +19,11 @@ def best_tokens(scores: Tensor, width: int) -> tuple[Tensor, Tensor]:
     Returns:
         ``(scores, token_ids)``, both ``[num_rows, width]``, best first.
     """
-    if scores.dtype != torch.float32:  # 64 bits of score leave no room for the token id
+    if scores.dtype != torch.float32:  # a float64 score leaves no bits for the token id
         ordered, token_ids = torch.sort(scores, dim=1, descending=True, stable=True)
         return ordered[:, :width], token_ids[:, :width]
     vocab_size = scores.shape[1]
-    bits = (scores + 0.0).view(torch.int32)  # adding 0.0 turns -0.0, which compares equal to 0.0, into it
+    bits = (scores + 0.0).view(torch.int32)  # adding 0.0 turns -0.0 into 0.0, which compares equal to it
     # As integers, floats of either sign are in order once all bits but the sign of the negative ones are flipped.
     keys = (bits ^ ((bits >> 31) & 0x7FFF_FFFF)).to(torch.int64)
     keys *= 1 << 32

@@ -1,6 +1,6 @@
-"""What comes with one row of logits, and how small per-row numbers reach the device.
+"""The parameters that belong to one row of logits, and how per-row numbers are copied to the device.
 
-The executor makes one :class:`SampleRow` per sequence that gets a token in this step; the modules beside this one read them.
+The executor makes one :class:`SampleRow` for each sequence that gets a token in this step.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from pagebrain.sampling_params import SamplingParams
 
 @dataclass(frozen=True, eq=False)
 class SampleRow:
-    """Everything besides the logits that decides which token a row gets.
+    """Everything besides the logits that determines the token of a row.
 
     Attributes:
         params: the request's sampling parameters.
@@ -38,8 +38,8 @@ def per_row(
 ) -> Tensor:
     """A tensor of ``values`` on ``device``, without waiting for the work that is queued there.
 
-    An ordinary copy to a GPU waits until the GPU has caught up, which would stop the engine from launching ahead; one from
-    pinned memory does not.
+    An ordinary copy to a GPU waits for all queued work, which would prevent async scheduling. A copy from pinned memory
+    does not wait.
     """
     if device.type == "cuda":
         return torch.tensor(values, dtype=dtype, pin_memory=True).to(device, non_blocking=True)

@@ -1,8 +1,9 @@
 """The sampler: one token for each row of logits.
 
 A row goes through these stages in order: penalties, logit bias, ``min_tokens``, temperature, min-p, top-k, top-p, and a draw
-from what is left; a greedy row takes the best token after the first three. (vLLM's order too, except that it adds the bias
-before the penalties.) Rows that need the same stages go through them together; what a row gets never depends on the others.
+from the tokens that are left. A greedy row takes the best token after the first three stages. (vLLM has the same order,
+except that it adds the bias before the penalties.) Rows that need the same stages are computed together. The token of a row
+does not depend on the other rows.
 """
 
 import math
@@ -24,28 +25,28 @@ if TYPE_CHECKING:
     from pagebrain.config import PageBrainConfig
 
 MIN_TEMPERATURE = 1e-10
-"""Smaller positive temperatures are taken as this: next to greedy, and still a float32 that can divide."""
+"""Smaller positive temperatures are raised to this: nearly greedy, and a float32 can be divided by it."""
 
 MAX_TEMPERATURE = 1e30
-"""Larger temperatures are taken as this: as flat as can be, and no infinity that makes NaN of a token that is ruled out."""
+"""Larger temperatures are lowered to this: the distribution is flat, and ``-inf`` divided by it is not NaN."""
 
 
 @dataclass(frozen=True, eq=False)
 class SamplerOutput:
-    """The tokens of one step, still on the device; ``logprobs`` is ``None`` if no row asked for any."""
+    """The tokens of one step, on the device; ``logprobs`` is ``None`` if no row wants any."""
 
     token_ids: Tensor  # int64 [num_rows]
     logprobs: LogprobsTensors | None
 
 
 class Sampler:
-    """Draws the next token of each sequence; keeps nothing between steps but a table of hashed token ids.
+    """Draws the next token of each sequence. It keeps no state between steps except a table of hashed token ids.
 
     Raises:
         ConfigError: the config was not resolved for a model.
     """
 
-    # In a CUDA graph its work is done by the sampling kernels, where they can; see pagebrain.worker.cuda_executor.
+    # In a CUDA graph the sampling kernels replace it, for the rows that they support; see pagebrain.worker.cuda_executor.
     supports = frozenset({"cuda_graph", "async_scheduling"})
 
     def __init__(self, config: "PageBrainConfig") -> None:
@@ -60,14 +61,14 @@ class Sampler:
 
         Args:
             logits: ``[num_rows, vocab_size]``, any float dtype; not changed. Computed in float32, float64 stays float64.
-            rows: what belongs to each row.
+            rows: the parameters of each row.
 
         Returns:
-            Token ids below ``vocab_size`` whatever the logits hold; equal logits go to the lower token id.
+            Token ids below ``vocab_size`` for any logits; of equal logits the lower token id wins.
 
         Raises:
             StepError: the shape is not ``[len(rows), vocab_size]``; or, on the CPU, a logit is NaN or plus infinity. On a
-                GPU, where looking would mean to wait, such a row yields a meaningless token.
+                GPU this is not checked, because the check waits for the GPU: such a row gives a meaningless token.
         """
         if logits.shape != (len(rows), self.vocab_size):
             raise StepError(
@@ -85,7 +86,7 @@ class Sampler:
         return SamplerOutput(token_ids, gather_logprobs(logits, token_ids, num_top) if wanted else None)
 
     def _choose(self, scores: Tensor, rows: Sequence[SampleRow]) -> Tensor:
-        """Token ids ``[num_rows]``: rows are put in three groups, and a group that is everybody is not copied."""
+        """Token ids ``[num_rows]``. Rows are put in three groups; skip the gather if one group covers all rows."""
         greedy: list[int] = []
         unlimited: list[int] = []
         limited: list[int] = []
@@ -125,14 +126,14 @@ class Sampler:
 
 
 def _apply_temperature(scores: Tensor, rows: Sequence[SampleRow]) -> Tensor:
-    """Scores divided by temperature, shifted so that each row's maximum is 0: nothing overflows, however low it is."""
+    """Scores divided by temperature, shifted so that each row's maximum is 0. So a low temperature cannot overflow."""
     clamped = [min(max(row.params.temperature, MIN_TEMPERATURE), MAX_TEMPERATURE) for row in rows]
     temperatures = per_row(clamped, scores.dtype, scores.device)
     return (scores - scores.amax(dim=1, keepdim=True)) / temperatures.unsqueeze(1)
 
 
 def _refuse_garbage(logits: Tensor) -> None:
-    # The maximum of numbers with a NaN among them is NaN: one pass over the logits finds both.
+    # The maximum of numbers with a NaN is NaN: one pass over the logits finds both NaN and infinity.
     if logits.numel() and not bool(logits.amax() < math.inf):
         rows = (~(logits.amax(dim=1) < math.inf)).nonzero().flatten().tolist()
         raise StepError(f"the logits of rows {rows} hold NaN or infinity: look at the model or its attention kernel")

@@ -1,9 +1,9 @@
-"""Keeping only the probable tokens: min-p, then top-k, then top-p, each on what the one before it left.
+"""Keeping only the probable tokens: min-p, then top-k, then top-p, each on the result of the one before.
 
-Top-k and top-p need the tokens in order. A vocabulary of 50,257 is expensive to sort on a CPU, and most of it would be
-dropped at once, so only as many of the best tokens are put in order as are needed.
+Top-k and top-p need the tokens in order. A vocabulary of 50,257 is expensive to sort on a CPU, and most of it is dropped, so
+only as many of the best tokens are sorted as are needed.
 
-The kept set is a function of the row alone, on any device and beside any batch mates: ties go to the lower token id
+The kept set is a function of the row alone, on any device and in any batch: of equal scores the lower token id comes first
 (:mod:`.ranking`), and probabilities are added up as integers, because a sum of floats depends on how a kernel splits it.
 """
 
@@ -18,17 +18,17 @@ from pagebrain.sampling.rows import SampleRow, per_row
 from pagebrain.sampling_params import SamplingParams
 
 FIRST_WIDTH = 1024
-"""Tokens put in order at first when a row has top-p but no top-k; while they do not reach ``top_p``, eight times as many."""
+"""Tokens sorted at first for a row with top-p and without top-k. While they do not reach ``top_p``, eight times as many."""
 
 WEIGHT_UNIT = 2.0**44
 """A token's probability relative to the best token's is rounded down to a multiple of 2**-44 to make it an integer.
 
-Sums over fewer than 2**19 tokens fit in int64; what is rounded away is below the error of a float32 softmax.
+Sums over fewer than 2**19 tokens fit in int64; the rounding is below the error of a float32 softmax.
 """
 
 
 def limits_rank(params: SamplingParams, vocab_size: int) -> bool:
-    """Whether top-k or top-p is in force, so that tokens must be put in order."""
+    """Whether top-k or top-p drops tokens, so that tokens must be sorted."""
     return 0 < params.top_k < vocab_size or params.top_p < 1.0
 
 
@@ -54,7 +54,7 @@ def keep_top_k_top_p(scores: Tensor, rows: Sequence[SampleRow]) -> tuple[Tensor,
 
     Returns:
         ``(kept, token_ids)``, both ``[num_rows, width]``, best first; ``kept`` is ``-inf`` where a token was dropped.
-        ``width`` is what the most demanding row needs.
+        ``width`` is the largest that a row needs.
     """
     vocab_size, device = scores.shape[1], scores.device
     limits = [row.params.top_k if 0 < row.params.top_k < vocab_size else vocab_size for row in rows]
@@ -69,7 +69,7 @@ def keep_top_k_top_p(scores: Tensor, rows: Sequence[SampleRow]) -> tuple[Tensor,
     whole_weight = _weights(scores).sum(dim=1, keepdim=True)  # int64 [num_rows, 1]
     width = min(vocab_size, max(FIRST_WIDTH, *(limit for limit in limits if limit < vocab_size), 1))
     if scores.is_cuda:
-        width = vocab_size  # to see whether less was enough would mean to wait for the GPU
+        width = vocab_size  # a check whether fewer are enough would wait for the GPU
     while True:
         ordered, token_ids = best_tokens(scores, width)
         dropped, reached = _dropped_ranks(ordered, top_k, top_p, whole_weight)
@@ -79,7 +79,7 @@ def keep_top_k_top_p(scores: Tensor, rows: Sequence[SampleRow]) -> tuple[Tensor,
 
 
 def _dropped_ranks(ordered: Tensor, top_k: Tensor, top_p: Tensor, whole_weight: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Which ranks of ``ordered`` fall away (bool, same shape), and whether each row reaches its ``top_p`` within them.
+    """Which ranks of ``ordered`` are dropped (bool, same shape), and whether each row reaches its ``top_p`` within them.
 
     ``whole_weight`` is the weight of all tokens of the vocabulary, for rows without top-k.
     """
