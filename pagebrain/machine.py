@@ -5,6 +5,7 @@ on the path up to the root) and ``ulimit`` set limits, and the smallest one appl
 them. It reads small files and does not import torch.
 """
 
+import contextlib
 import math
 import os
 import re
@@ -58,6 +59,19 @@ def available_cores(root: Path = ROOT) -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quotas = [quota for group in _groups("cpu", root) if (quota := group.processors()) is not None]
     return max(1, min([cores, *(math.floor(quota + 0.5) for quota in quotas)]))
+
+
+def allow_many_connections() -> None:
+    """Raise the soft limit of open files as far as permitted. Each connection takes one, and the usual limit is 1024."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for soft in (hard, 10_240):  # macOS reports an infinite limit and refuses more than 10,240
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            return
 
 
 # The machine and the process ------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Keeps the libraries underneath from talking into a command's output: progress bars, advice, retries."""
+"""Suppresses the output of libraries in commands: progress bars, advice, messages about retries."""
 
 import contextlib
 import logging
@@ -15,15 +15,15 @@ _ENVIRONMENT = {
     "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
     "TRANSFORMERS_VERBOSITY": "error",
 }
-_LOGGERS = ("huggingface_hub", "transformers", "pagebrain.build")  # the last one's notices are printed by the commands
+_LOGGERS = ("huggingface_hub", "transformers", "pagebrain.build")  # the commands print the notices of the last one
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence Hugging Face's libraries and Python's warnings until the block ends; settings of the user's own win."""
+    """Silence Hugging Face's libraries and Python's warnings within the block. The user's environment takes precedence."""
     missing = [name for name in _ENVIRONMENT if name not in os.environ]
     os.environ.update({name: _ENVIRONMENT[name] for name in missing})  # read when the libraries are imported
-    loggers = [logging.getLogger(name) for name in _LOGGERS]  # where they are imported already
+    loggers = [logging.getLogger(name) for name in _LOGGERS]  # for libraries that are imported already
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
@@ -45,5 +45,5 @@ def quiet() -> Iterator[None]:
 
 
 def _progress_bars() -> ModuleType | None:
-    """The module that switches progress bars, if it is imported already; otherwise the environment does it."""
+    """The module that switches progress bars, if it is imported already. Otherwise the environment variable is enough."""
     return sys.modules.get("transformers.utils.logging")

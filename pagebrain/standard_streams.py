@@ -1,8 +1,8 @@
-"""The standard streams of a process whose work must not depend on them.
+"""Standard streams that cannot fail or block a process.
 
-What a process says on standard error is never its purpose. If it cannot be written, it is dropped and counted, and the work
-goes on. A process that serves does not wait for a slow reader either: a thread writes for it. The standard output of a
-command that prints results stays as it is: there a closed pipe ends the command, as with other Unix tools.
+Output on standard error is not essential. If it cannot be written, it is dropped and counted, and the process continues. A
+server does not wait for a slow reader either: a thread writes its output. The standard output of a command that prints
+results is not changed: there a closed pipe ends the command, as with other Unix tools.
 """
 
 import contextlib
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 MAX_QUEUED_BYTES = 4 * 2**20
-"""What may wait for the writing thread; it is some ten thousand lines."""
+"""Most bytes that wait for the writing thread: some ten thousand lines."""
 
 EXIT_S = 2.0
-"""How long the end of a process may wait for its last lines to be written."""
+"""Seconds that a process waits at its end until its last lines are written."""
 
 
 class UnfailingFile(io.RawIOBase):
-    """The raw side of a text stream: writes to a descriptor, and drops and counts what cannot be written.
+    """The raw side of a text stream. It writes to a descriptor, and drops and counts lines that cannot be written.
 
     Args:
         fd: the descriptor; it is not closed here.
-        max_queued_bytes: most that may wait once :meth:`queue` was called.
+        max_queued_bytes: most bytes that may wait after :meth:`queue` was called.
 
     Attributes:
         num_lost: lines that could not be written so far.
@@ -44,7 +44,7 @@ class UnfailingFile(io.RawIOBase):
         self._max_queued_bytes = max_queued_bytes
         self._chunks: deque[bytes] = deque()
         self._num_queued_bytes = 0
-        self._num_untold = 0  # of the lines lost, those that no note tells of yet
+        self._num_untold = 0  # lost lines that no note has reported yet
         self._changed = threading.Condition()
         self._writer: threading.Thread | None = None
 
@@ -53,15 +53,15 @@ class UnfailingFile(io.RawIOBase):
         return self._fd
 
     def isatty(self) -> bool:
-        """Whether it is a terminal."""
+        """Whether the descriptor is a terminal."""
         return os.isatty(self._fd)
 
     def writable(self) -> bool:
-        """It is."""
+        """Always true."""
         return True
 
     def write(self, data: "Buffer", /) -> int:
-        """Take all of ``data``. Never fails; after :meth:`queue` it never waits either."""
+        """Accept all of ``data``. Never fails; after :meth:`queue` it never waits either."""
         chunk = bytes(data)
         if self._writer is None:
             self._write_now(chunk)
@@ -76,13 +76,13 @@ class UnfailingFile(io.RawIOBase):
         return len(chunk)
 
     def queue(self) -> None:
-        """From now on a thread writes, in order, and :meth:`write` only queues."""
+        """Start a thread that writes in order. From now on :meth:`write` only queues."""
         if self._writer is None:
             self._writer = threading.Thread(target=self._write_queued, name=f"pagebrain-writer-{self._fd}", daemon=True)
             self._writer.start()
 
     def drain(self, timeout_s: float) -> bool:
-        """Wait until nothing is queued, no longer than ``timeout_s``; returns whether that is so."""
+        """Wait until nothing is queued, at most ``timeout_s``. Returns whether the queue is empty."""
         with self._changed:
             return self._changed.wait_for(lambda: not self._num_queued_bytes, timeout_s)
 
@@ -101,7 +101,7 @@ class UnfailingFile(io.RawIOBase):
         note = f"pagebrain: warning: lines that could not be written here and are lost: {told}\n".encode() if told else b""
         try:
             _write_all(self._fd, note + chunk)
-        except OSError:  # nobody reads it any more, the disk is full, the terminal has gone
+        except OSError:  # the reader has closed the pipe, the disk is full, or the terminal has gone
             with self._changed:
                 self._lose(chunk)
         else:
@@ -119,13 +119,13 @@ def _write_all(fd: int, data: bytes) -> None:
     while left:
         try:
             left = left[os.write(fd, left) :]
-        except BlockingIOError:  # whoever shares the descriptor has made it so
+        except BlockingIOError:  # another process that shares the descriptor has made it non-blocking
             select.select([], [fd], [])
 
 
 @contextlib.contextmanager
 def unfailing_stderr() -> Iterator[None]:
-    """Within the block, what cannot be written to standard error is dropped. A stream that a test has put there stays."""
+    """Within the block, output that cannot be written to standard error is dropped. A replaced ``sys.stderr`` is kept."""
     before = sys.stderr
     if before is not sys.__stderr__:
         yield
@@ -139,7 +139,7 @@ def unfailing_stderr() -> Iterator[None]:
 
 
 def queue_output() -> None:
-    """For a process that serves: from now on threads write what it says on standard output and standard error."""
+    """For a server: from now on threads write its standard output and standard error."""
     for name, fd in (("stdout", 1), ("stderr", 2)):
         before = getattr(sys, name)
         if before is getattr(sys, f"__{name}__"):
@@ -150,29 +150,28 @@ def queue_output() -> None:
 
 
 def drain_output(timeout_s: float = EXIT_S) -> None:
-    """Wait until what was queued is written, no longer than ``timeout_s``."""
+    """Wait until all queued output is written, at most ``timeout_s``."""
     until = time.monotonic() + timeout_s
     for stream in (sys.stdout, sys.stderr):
         file = _own_file(stream)
         if file is not None:
-            stream.flush()  # a line without its end
+            stream.flush()  # an incomplete line
             file.drain(max(0.0, until - time.monotonic()))
 
 
 def reserve_descriptors() -> None:
-    """Open descriptors 0 to 2 where they are closed, so that no socket or file of this process gets one of these numbers.
+    """Open descriptors 0 to 2 to the null device if they are closed, so that no socket or file gets one of these numbers.
 
-    Libraries write to them, and libuv aborts the process when it closes one. They lead nowhere: input is empty, and
-    output goes nowhere.
+    Libraries write to these numbers, and libuv aborts the process when it closes one of them.
     """
     for fd in range(3):
         try:
             os.fstat(fd)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free, which is this one
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
             os.set_inheritable(fd, True)  # child processes need it for the same reason
     for name, fd in (("stdout", 1), ("stderr", 2)):
-        if getattr(sys, name) is None:  # print() to None would print to the other one
+        if getattr(sys, name) is None:  # otherwise print(file=None) would write to the other stream
             for attribute in (name, f"__{name}__"):
                 setattr(sys, attribute, _text(io.FileIO(fd, "w", closefd=False), "utf-8"))
 
@@ -182,7 +181,7 @@ def _unfailing(fd: int, before: TextIO | None) -> io.TextIOWrapper:
 
 
 def _text(file: io.RawIOBase, encoding: str) -> io.TextIOWrapper:
-    """A text stream that passes on whole lines."""
+    """A line-buffered text stream."""
     return io.TextIOWrapper(io.BufferedWriter(file), encoding=encoding, errors="backslashreplace", line_buffering=True)
 
 

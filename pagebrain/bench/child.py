@@ -1,10 +1,11 @@
-"""Runs part of a benchmark in a fresh Python: what the child is given, what it gives back, and how the two talk.
+"""Runs part of a benchmark in a child process: its task, its result, and the protocol between the two.
 
-Each run gets a process of its own, so that no run inherits memory, threads or compiled kernels of another. The child reads
-its task as JSON from standard input and writes JSON objects to standard output, one a line, each as soon as it is known.
-Results before a crash are not lost.
+Each run has a process of its own, so that no run inherits memory, threads or compiled kernels of another. The child reads
+its task as JSON from standard input. It writes JSON objects to standard output, one a line, each as soon as it is known, so
+that results before a crash are kept.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -14,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import IO, Any
+from typing import Any
 
 from pagebrain import errors
 from pagebrain.bench.workload import GREEDY, BenchRequest, Sampling
@@ -23,10 +24,10 @@ from pagebrain.errors import PageBrainError
 
 @dataclass(frozen=True)
 class RunSpec:
-    """What one child process does: ``model`` are fields of ``PageBrainConfig``, ``settings`` the engine's own.
+    """The task of one child process: ``model`` are fields of ``PageBrainConfig``, ``settings`` those of the engine.
 
     ``sampling`` and ``request_rate`` (requests a second; ``None`` is all at once) are for PageBrain alone. With
-    ``look_closer`` it runs the requests again after the timed run, to see where the time of a step went.
+    ``look_closer`` it runs the requests again after the timed run and measures the parts of its steps.
     """
 
     engine: str
@@ -45,7 +46,7 @@ class RunSpec:
 
     @classmethod
     def from_json(cls, text: str) -> "RunSpec":
-        """The spec as :meth:`to_json` wrote it."""
+        """The inverse of :meth:`to_json`."""
         raw = json.loads(text)
         for name in ("requests", "warmup"):
             raw[name] = [BenchRequest(tuple(item["prompt_token_ids"]), item["output_len"]) for item in raw[name]]
@@ -53,7 +54,7 @@ class RunSpec:
 
 
 Mark = Callable[[str], None]
-"""Called with ``ready`` when an engine could take its first request, and with ``warm`` when it has warmed up."""
+"""Called with ``ready`` when an engine can take its first request, and with ``warm`` after its warm-up."""
 
 
 def no_mark(name: str) -> None:
@@ -62,7 +63,7 @@ def no_mark(name: str) -> None:
 
 @dataclass(frozen=True)
 class RunResult:
-    """What one timed run gave, per request in the order of the requests; times in seconds, sizes in bytes.
+    """The result of one timed run. Lists are in the order of the requests; times are seconds, sizes are bytes.
 
     ``configuration`` is what the engine ran with, ``detokenization`` whether text was made of the tokens. ``start`` has
     ``imported_s`` and ``ready_s``, seconds since the child was spawned, and ``warmup_s``, the seconds of the warm-up after
@@ -83,7 +84,7 @@ class RunResult:
 
 
 def synchronize(device: str) -> None:
-    """Wait until everything that was asked of a GPU is done, so that a clock may be read."""
+    """Wait until a GPU has done all queued work. No effect on a CPU."""
     if device.startswith("cuda"):
         import torch
 
@@ -95,13 +96,13 @@ Emit = Callable[[dict[str, Any]], None]
 
 @dataclass
 class StartClock:
-    """When the child was spawned, and when what happened since, in seconds of ``time.time``."""
+    """When the child was spawned, and the marks since then, in seconds of ``time.time``."""
 
     spawned_s: float
     marks: dict[str, float] = field(default_factory=dict)
 
     def mark(self, name: str) -> None:
-        """Note the time of ``imported``, ``ready`` or ``warm``."""
+        """Record the time of ``imported``, ``ready`` or ``warm``."""
         self.marks[name] = time.time()
 
     def times(self) -> dict[str, float]:
@@ -113,32 +114,37 @@ class StartClock:
 
 
 Work = Callable[[str, StartClock, Emit], None]
-"""What a child does with its task."""
+"""The function that a child runs on its task."""
 
 
 def run_in_child(spec: RunSpec) -> RunResult:
-    """Run ``spec`` in a fresh Python. A ``PageBrainError`` of the child is raised again, any other error as one line."""
+    """Run ``spec`` in a child process. A ``PageBrainError`` of the child is raised again, any other error as one line."""
     what = f"the {spec.engine} run"
     for result in child_events("pagebrain.bench.runners", spec.to_json(), spec.threads, what):
         return RunResult(**result)
     raise PageBrainError(f"{what} ended without a result")
 
 
+def child_environment(threads: int | None) -> dict[str, str]:
+    """The environment for a Python that imports the same modules as this one, with ``threads`` for computing if given."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
+    return environment | ({} if threads is None else dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads)))
+
+
 def child_events(
     module: str, task: str, threads: int, what: str, more_environment: Mapping[str, str] | None = None
 ) -> Iterator[dict[str, Any]]:
-    """Run ``python -m module`` on ``task`` and yield its events. Raises what the child raised, naming ``what``."""
+    """Run ``python -m module`` on ``task`` and yield its events. Raises what the child raised; messages name ``what``."""
     quiet = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    path = os.pathsep.join(entry for entry in sys.path if entry)  # the same modules, however this process found them
-    environment = os.environ | quiet | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "PYTHONPATH": path}
-    environment |= more_environment or {}
+    environment = child_environment(threads) | quiet | dict(more_environment or {})
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:
         command = [sys.executable, "-W", "ignore", "-m", module, repr(time.time())]
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": said}
         with subprocess.Popen(command, env=environment, text=True, encoding="utf-8", **pipes) as child:
             assert child.stdin is not None and child.stdout is not None
             try:
-                _hand_over(task, child.stdin)
+                with contextlib.suppress(BrokenPipeError), child.stdin:  # if it ends early, standard error says why
+                    child.stdin.write(task)
                 for line in child.stdout:
                     event = json.loads(line)
                     if "error" in event:
@@ -154,18 +160,10 @@ def child_events(
             raise PageBrainError(f"{what} failed: {lines[-1]}")
 
 
-def _hand_over(task: str, stdin: IO[str]) -> None:
-    try:
-        with stdin:
-            stdin.write(task)
-    except BrokenPipeError:  # the child ended before it had read its task: standard error says why
-        pass
-
-
 def child_main(work: Work) -> int:
     """The child's side: read the task, do the ``work``, report a ``PageBrainError``."""
     answer = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # libraries that print must not spoil the answer
+    os.dup2(2, 1)  # libraries that print must not write between the events
     clock = StartClock(float(sys.argv[1]) if len(sys.argv) > 1 else time.time())
     clock.mark("imported")
 

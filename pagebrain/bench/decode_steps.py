@@ -1,7 +1,7 @@
-"""A closer look at the decode steps, after a timed run: their share of the memory roof, and where their time goes.
+"""Measures decode steps after a timed run: their share of the memory roof, and the parts of their time.
 
 A decode step reads every weight once, and the K and V of every sequence in it; activations are small beside these. No step
-can be faster than a copy of as many bytes, so that time over the time of the step is the share of the roof that it reached.
+can be faster than a copy of as many bytes. The time of that copy divided by the time of the step is its share of the roof.
 
 The same requests run again with a clock at every step, and on a GPU once more while the profiler records some of the steps.
 The host's parts are the engine's own totals. The rest of a step's time has a row of its own, so that every table adds up.
@@ -9,13 +9,14 @@ The host's parts are the engine's own totals. The rest of a step's time has a ro
 
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
+from pagebrain.bench.command import new_table, say
 from pagebrain.bench.engine_loop import LoopRun, StepRecord, run_loop
 from pagebrain.bench.gpu_times import GpuTimes, Recorder
 from pagebrain.bench.workload import BenchRequest
@@ -29,21 +30,21 @@ if TYPE_CHECKING:
     from transformers import GPT2Config
 
 _GPU_COPY_BYTES, _CPU_COPY_BYTES = 2**30, 2**27
-"""Several times any cache."""
+"""Several times the size of any cache."""
 
 _COPIES = 11
 
 
 @dataclass(frozen=True)
 class ModelBytes:
-    """What a decode step moves: ``weights`` once, ``kv_token`` for each token of context of each sequence."""
+    """Bytes that a decode step reads: ``weights`` once, ``kv_token`` for each token of context of each sequence."""
 
     weights: int
     kv_token: int
 
     @classmethod
     def of(cls, hf_config: "GPT2Config", itemsize: int) -> "ModelBytes":
-        """Of a model with numbers of ``itemsize`` bytes, as Hugging Face describes it; the tied head counts once."""
+        """For a model with numbers of ``itemsize`` bytes and Hugging Face's config. A tied head counts once."""
         import torch
         from transformers import GPT2LMHeadModel
 
@@ -52,14 +53,14 @@ class ModelBytes:
         return cls(num_weights * itemsize, 2 * hf_config.n_layer * hf_config.n_embd * itemsize)
 
     def of_steps(self, num_steps: int, context_tokens: int) -> int:
-        """Bytes that ``num_steps`` decode steps must move whose rows attended to ``context_tokens`` tokens in all."""
+        """Bytes that ``num_steps`` decode steps read if their rows attended to ``context_tokens`` tokens in all."""
         return num_steps * self.weights + context_tokens * self.kv_token
 
 
 def decode_roof(steps: Sequence[StepRecord], model: ModelBytes, copy_bytes_per_s: float | None) -> dict[str, Any] | None:
-    """What the steps without prefill moved, and their share of the roof; ``None`` if there was no such step.
+    """The bytes that steps without prefill moved, and their share of the roof; ``None`` if there was no such step.
 
-    ``share`` is missing where the speed of a copy was not measured.
+    ``share`` is missing if the speed of a copy was not measured.
     """
     decodes = [step for step in steps if step.only_decodes]
     if not decodes:
@@ -84,7 +85,7 @@ def decode_roof(steps: Sequence[StepRecord], model: ModelBytes, copy_bytes_per_s
 
 
 def measure_copy(device: str) -> float | None:
-    """Bytes read plus bytes written per second by a copy in ``device``'s memory; ``None`` if there is no room to measure."""
+    """Bytes read plus bytes written per second by a copy in ``device``'s memory; ``None`` if there is not enough memory."""
     import torch
 
     size = _GPU_COPY_BYTES if device.startswith("cuda") else _CPU_COPY_BYTES
@@ -93,29 +94,31 @@ def measure_copy(device: str) -> float | None:
         target = torch.zeros_like(source)
     except RuntimeError:  # out of memory: the engine's blocks may take nearly all
         return None
-    clock = _gpu_seconds if device.startswith("cuda") else _cpu_seconds
-    return 2 * size / statistics.median(clock(source, target) for _ in range(_COPIES))
+    clock = gpu_seconds if device.startswith("cuda") else cpu_seconds
+    return 2 * size / statistics.median(clock(lambda: target.copy_(source)) for _ in range(_COPIES))
 
 
-def _gpu_seconds(source: Any, target: Any) -> float:
+def gpu_seconds(launch: Callable[[], object]) -> float:
+    """The time between two events on the GPU, before and after the work of ``launch``."""
     import torch
 
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     begin.record()
-    target.copy_(source)
+    launch()
     end.record()
     end.synchronize()
     return float(begin.elapsed_time(end)) / 1000
 
 
-def _cpu_seconds(source: Any, target: Any) -> float:
+def cpu_seconds(work: Callable[[], object]) -> float:
+    """The time of ``work`` on the host's clock."""
     began = time.perf_counter()
-    target.copy_(source)
+    work()
     return time.perf_counter() - began
 
 
 WINDOW_STEPS = 64
-"""Steps that the table is about, at most: the first of the longest stretch without prefill."""
+"""Most steps in the table of parts: the first ones of the longest run of steps without prefill."""
 
 
 def look_closer(
@@ -131,21 +134,21 @@ def look_closer(
     run_loop(engine, requests, params, before_step=recorder.before_step)
     try:
         gpu = recorder.times()
-    except Exception as error:  # the roof does not need it
+    except Exception as error:  # the roof does not need the recording
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         return _report(engine, run.steps, window, None, model) | {"not_recorded": reason}
     return _report(engine, run.steps, window, gpu, model)
 
 
 def look_back(engine: Engine, run: LoopRun, model: Mapping[str, Any]) -> dict[str, Any]:
-    """Describe all decode steps of a run that is over, without what only a recording of the GPU shows."""
+    """Describe all decode steps of a run that has ended, without the GPU's side."""
     return _report(engine, run.steps, [index for index, step in enumerate(run.steps) if step.only_decodes], None, model)
 
 
 def _report(
     engine: Engine, steps: Sequence[StepRecord], window: Sequence[int], gpu: GpuTimes | None, model: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The roof over all steps without prefill, and the parts of those whose numbers ``window`` names."""
+    """The roof over all steps without prefill, and the parts of the steps in ``window``."""
     device, copy_bytes_per_s = engine.config.device, measure_copy(engine.config.device)
     moves = ModelBytes.of(read_config(PageBrainConfig(**model)), engine.config.torch_dtype.itemsize)
     report: dict[str, Any] = {"decode": decode_roof(steps, moves, copy_bytes_per_s), "window": None}
@@ -158,7 +161,7 @@ def _report(
 
 
 def decode_window(steps: Sequence[StepRecord]) -> range:
-    """The first ``WINDOW_STEPS`` of the longest stretch of steps without prefill; empty if there is none."""
+    """The first ``WINDOW_STEPS`` of the longest run of steps without prefill; empty if there is none."""
     best, start = range(0), 0
     for index, step in enumerate(steps):
         if not step.only_decodes:
@@ -169,10 +172,10 @@ def decode_window(steps: Sequence[StepRecord]) -> range:
 
 
 def step_parts(steps: Sequence[StepRecord], gpu: GpuTimes | None, on_gpu: bool) -> dict[str, Any]:
-    """Mean seconds of a step, and of its parts on the host and, where it was recorded, on the GPU. Each side adds up.
+    """Mean seconds of a step, and of its parts on the host and, if recorded, on the GPU. Each side adds up to the step.
 
-    On a CPU the host computes while it waits for the tokens: that part is called ``compute`` then. Launching is what the
-    recorded calls of the CUDA runtime took, and preparing is the rest of what the engine took to launch a step.
+    On a CPU the host computes while it waits for the tokens, so this part is called ``compute``. ``launch`` is the time of
+    the recorded calls of the CUDA runtime, ``prepare`` the rest of the engine's launch time.
     """
     count = len(steps)
     seconds = sum(step.seconds for step in steps) / count
@@ -200,18 +203,16 @@ def step_parts(steps: Sequence[StepRecord], gpu: GpuTimes | None, on_gpu: bool) 
 def print_closer(closer: Mapping[str, Any], console: Console) -> None:
     """One line on the roof, then the table of the parts of a step."""
     if "error" in closer:
-        console.print(f"no closer look at the steps: {closer['error']}", highlight=False, markup=False, soft_wrap=True)
+        say(console, f"no closer look at the steps: {closer['error']}")
         return
-    console.print(roof_line(closer["decode"]), highlight=False, markup=False, soft_wrap=True)
+    say(console, roof_line(closer["decode"]))
     window = closer["window"]
     if window is not None:
-        line = f"where the {window['seconds'] * 1000:.2f} ms of a decode step go: {window['num_steps']} steps of "
-        line += f"{window['num_seqs_mean']:.0f} sequences"
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        steps = f"{window['num_steps']} steps of {window['num_seqs_mean']:.0f} sequences"
+        say(console, f"where the {window['seconds'] * 1000:.2f} ms of a decode step go: {steps}")
         console.print(step_table(window))
     if "not_recorded" in closer:
-        line = f"the GPU's side was not recorded: {closer['not_recorded']}"
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        say(console, f"the GPU's side was not recorded: {closer['not_recorded']}")
 
 
 def roof_line(decode: Mapping[str, Any] | None) -> str:
@@ -232,11 +233,7 @@ def roof_line(decode: Mapping[str, Any] | None) -> str:
 def step_table(window: Mapping[str, Any]) -> Table:
     """The parts of a step on the host and on the GPU; each side adds up to the step."""
     seconds = window["seconds"]
-    table = Table(header_style="bold")
-    table.add_column("where")
-    table.add_column("part")
-    table.add_column("ms", justify="right")
-    table.add_column("share", justify="right")
+    table = new_table("where", "part", "ms", "share", num_left=2)
     for where in ("host", "gpu"):
         for number, (part, value) in enumerate((window[where] or {}).items()):
             label = "" if number else {"host": "host", "gpu": "GPU"}[where]

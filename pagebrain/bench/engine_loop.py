@@ -1,7 +1,7 @@
-"""The engine's loop with a clock beside it: requests added when their time has come, and a record of every step.
+"""A timed engine loop: it adds each request at its arrival time and records every step.
 
-``LLM.generate`` is what the headline figures are measured with. This loop is for requests that arrive one by one, and for
-looking closer afterwards. The record costs a few microseconds a step.
+The headline figures are measured with ``LLM.generate``. This loop is for requests that arrive over time, and for measuring
+the parts of a step. The record costs a few microseconds a step.
 """
 
 import contextlib
@@ -23,11 +23,11 @@ class StepRecord:
     """One call of ``Engine.step``.
 
     Attributes:
-        seconds: how long it took.
-        totals: what it added to the engine's totals, for the step that it launched.
+        seconds: its duration.
+        totals: its part of the engine's totals, for the step that it launched.
         num_decodes: decode rows of the step whose tokens it read.
         context_tokens: tokens that those rows attended to.
-        only_decodes: whether there was no prefill, neither in the step that was read nor in the one that was launched.
+        only_decodes: whether there was no prefill in the step that was read and in the one that was launched.
     """
 
     seconds: float
@@ -39,7 +39,7 @@ class StepRecord:
 
 @dataclass
 class LoopRun:
-    """What one run of the loop gave; times in seconds, ``first_token_s`` since the request's arrival."""
+    """The result of one run of the loop; times in seconds, ``first_token_s`` since the request's arrival."""
 
     elapsed_s: float = 0.0
     first_token_s: list[float] = field(default_factory=list)
@@ -57,8 +57,8 @@ def run_loop(
 ) -> LoopRun:
     """Serve ``requests``, each added ``arrivals_s`` seconds after the start (ascending; ``None`` is all at once).
 
-    ``before_step`` is called with the number of each step before it is taken. After an exception too, no request of this run
-    stays in the engine.
+    ``before_step`` is called with the number of each step before it. No request of this run stays in the engine, even after
+    an exception.
     """
     run = LoopRun(first_token_s=[0.0] * len(requests), token_ids=[[] for _ in requests])
     reader = _Reader(requests, run)
@@ -69,7 +69,7 @@ def run_loop(
         for request_id in reader.under_way:
             engine.abort(request_id)
         if reader.under_way:
-            with contextlib.suppress(StepError):  # its requests have ended
+            with contextlib.suppress(StepError):  # the requests of a failing step have ended
                 engine.drain()
     return run
 
@@ -80,7 +80,7 @@ def _serve(
     reader: "_Reader",
     before_step: Callable[[int], None] | None,
 ) -> None:
-    """The loop itself: add the requests that have arrived, take a step, read it; sleep while the engine has no request."""
+    """Add the requests that have arrived, take a step, read it. Sleep while the engine has no request."""
     run, to_come = reader.run, deque(enumerate(asked))
     first = before = StepTotals.of(engine.stats())
     had_prefill = False
@@ -111,7 +111,7 @@ def _serve(
 
 
 class _Reader:
-    """Follows how far each request is, from the deltas of the steps."""
+    """Collects tokens and times of each request from the deltas of the steps."""
 
     def __init__(self, requests: Sequence[BenchRequest], run: LoopRun) -> None:
         self._requests = requests
@@ -126,9 +126,9 @@ class _Reader:
         self._arrived_s[index] = arrived_s
 
     def read(self, deltas: Sequence[OutputDelta], now: float) -> tuple[int, int, int]:
-        """Decode rows among ``deltas``, the tokens they attended to, and how many requests had their first token.
+        """Decode rows among ``deltas``, the tokens they attended to, and the number of requests with their first token.
 
-        The decode row that brought output token ``k`` (from 2) attended to the prompt and to ``k - 1`` tokens after it.
+        The decode row of output token ``k`` (from 2) attended to the prompt and to ``k - 1`` output tokens.
         """
         num_decodes = context_tokens = num_firsts = 0
         for delta in deltas:

@@ -1,4 +1,4 @@
-"""What a GPU did during a few steps: kernels by what they are for, and the host's calls that started them.
+"""What a GPU did during a few steps: the time of its kernels by category, and of the host's calls that launched them.
 
 ``torch.profiler`` records every kernel, those inside a CUDA graph too, and every call of the CUDA runtime. Its trace is read
 as the JSON that it exports. Recording slows the host down, so no timed run is recorded.
@@ -25,14 +25,14 @@ CATEGORIES = {
     "norms and embedding": r"norm|embed|locate|gather|index",
     "copies": r"memcpy|memset|copy|catarray|fill",
 }
-"""Category -> what the names of libraries' kernels contain, first match first; anything else is ``other``."""
+"""Category -> pattern of the names of libraries' kernels; the first match counts, and the rest is ``other``."""
 
 OTHER = "other"
 ALL_CATEGORIES = ("attention", PRODUCTS, "norms and embedding", HEAD, SAMPLING, "copies", OTHER)
 """In the order in which they are shown."""
 
 _LAUNCHES = re.compile(r"launch|memcpyasync|memsetasync", re.IGNORECASE)
-"""Calls of the runtime that give the GPU something to do; those that wait for it do not count."""
+"""Calls of the runtime that launch work on the GPU; calls that wait for it do not count."""
 
 
 @dataclass
@@ -40,12 +40,12 @@ class GpuTimes:
     """Seconds over all recorded steps.
 
     Attributes:
-        by_category: kernel time of each category; kernels that ran side by side count twice.
+        by_category: kernel time of each category. Time in which two kernels ran counts for both.
         busy_s: time in which at least one kernel ran.
-        launch_s: time that the host spent in calls that start kernels, graphs and copies.
-        num_kernels: how many ran.
-        num_launches: how many calls started them.
-        longest: the kernels that took longest in all, name -> seconds.
+        launch_s: time of the host's calls that launch kernels, graphs and copies.
+        num_kernels: number of kernels.
+        num_launches: number of calls that launched them.
+        longest: the kernels with the longest total time, name -> seconds.
     """
 
     by_category: dict[str, float] = field(default_factory=lambda: dict.fromkeys(ALL_CATEGORIES, 0.0))
@@ -58,7 +58,7 @@ class GpuTimes:
 
 @functools.cache
 def own_kernels() -> dict[str, str]:
-    """The engine's own kernels in the modules that hold kernels of one category only, by name."""
+    """Name -> category of the engine's own kernels, for the modules whose kernels are all of one category."""
     found: dict[str, str] = {}
     attention = ("decode", "grouped_decode", "prefill", "write")
     sampling = ("sample", "sample_kernels", "sample_limits", "sample_row")
@@ -71,7 +71,7 @@ def own_kernels() -> dict[str, str]:
 
 
 def category_of(kernel: str) -> str:
-    """What a kernel is for: by where it lives if it is the engine's own, otherwise by its name."""
+    """The category of a kernel: by its module if it is the engine's own, otherwise by its name."""
     if kernel in own_kernels():
         return own_kernels()[kernel]
     name = kernel.lower()
@@ -104,9 +104,9 @@ def read_trace(events: Iterable[Mapping[str, Any]]) -> GpuTimes:
 
 
 def _with_head(categories: Sequence[str]) -> list[str]:
-    """The last matrix product before a step samples is the head's, though its kernel is named as the others are."""
+    """Relabel the last matrix product before sampling: it is the head's, although its kernel is named like the others."""
     found = list(categories)
-    product: list[int] = []  # the kernels of the latest one: a split product adds its parts up in a second kernel
+    product: list[int] = []  # the kernels of the latest product: a split product adds its parts up in a second kernel
     for index, category in enumerate(categories):
         if category == PRODUCTS:
             product = [*product, index] if product and product[-1] == index - 1 else [index]
@@ -118,7 +118,7 @@ def _with_head(categories: Sequence[str]) -> list[str]:
 
 
 class Recorder:
-    """Records from step ``first`` to step ``last``, both included, of a loop that calls it before each step."""
+    """Records the steps ``first`` to ``last``, both included, of a loop that calls :meth:`before_step`."""
 
     def __init__(self, device: str, first: int, last: int) -> None:
         from torch.profiler import ProfilerActivity, profile
@@ -129,16 +129,16 @@ class Recorder:
         self._error: Exception | None = None
 
     def before_step(self, number: int) -> None:
-        """Called by the loop; begins and ends the recording. :meth:`times` raises what failed here."""
+        """Begin or end the recording. :meth:`times` raises an error that occurs here."""
         if number == self.first:
-            synchronize(self.device)  # a step in flight is not among the steps to record
+            synchronize(self.device)  # a step in flight is not recorded
             self._attempt(self._profile.start)
             self._is_on = True
         elif number > self.last:
             self.stop()
 
     def stop(self) -> None:
-        """End the recording, if it is on."""
+        """End the recording if it is on."""
         if self._is_on:
             self._is_on = False
             synchronize(self.device)
@@ -148,11 +148,11 @@ class Recorder:
         try:
             if self._error is None:
                 change()
-        except Exception as error:  # there may be no permission to record: the run must go on all the same
+        except Exception as error:  # recording may not be permitted, and the run must continue without it
             self._error = error
 
     def times(self) -> GpuTimes:
-        """What was recorded. Raises what the profiler raised."""
+        """The recorded times. Raises what the profiler raised."""
         self.stop()
         if self._error is not None:
             raise self._error

@@ -1,8 +1,7 @@
 """Hugging Face on the benchmark's requests: ``generate`` on static batches, and continuous batching.
 
-Both get the weights that PageBrain loads, take the most probable token, and know each request's own length. Their settings
-(attention, batch size, page size) come with the :class:`~pagebrain.bench.child.RunSpec`; :mod:`~pagebrain.bench.offline`
-says which are best.
+Both use the weights that PageBrain loads, sample greedily, and get each request's output length. Their settings (attention,
+batch size, page size) are in the :class:`~pagebrain.bench.child.RunSpec`; :mod:`~pagebrain.bench.offline` chooses them.
 """
 
 import inspect
@@ -21,13 +20,13 @@ from pagebrain.models.loading import load_model
 
 _GENERATION_CONFIG: Any = GenerationConfig  # transformers leaves it untyped
 _NO_EOS = -1
-"""What continuous batching takes for "no token ends a request"."""
+"""Means "no end-of-sequence token" in continuous batching."""
 
 # Hugging Face generate ------------------------------------------------------------------------------------------------
 
 
 class _FirstTokenClock(StoppingCriteria):  # type: ignore[misc, unused-ignore]
-    """Never stops; notes when ``generate`` first had a token."""
+    """Never stops; records the time of the first token."""
 
     def __init__(self, device: str) -> None:
         self.device = device
@@ -41,7 +40,7 @@ class _FirstTokenClock(StoppingCriteria):  # type: ignore[misc, unused-ignore]
 
 
 def run_hf_static(spec: RunSpec, mark: Mark = no_mark) -> RunResult:
-    """``generate`` on left-padded batches, each until its longest output is done; surplus tokens are not counted."""
+    """``generate`` on left-padded batches, each up to its longest output. Surplus tokens are not counted."""
     model, device = _hf_model(spec, spec.settings["attn_implementation"])
     mark("ready")
     order = _static_order(spec.requests, spec.settings["sort_by"])
@@ -99,7 +98,7 @@ def _generate_padded(model: Any, batch: Sequence[BenchRequest], clock: _FirstTok
 
 
 def _static_order(requests: Sequence[BenchRequest], sort_by: str) -> list[int]:
-    """Request indices in the order in which they are cut into batches."""
+    """Request indices in the order of the batches."""
     keys: dict[str, Callable[[int], int]] = {
         "arrival": lambda index: index,
         "input_len": lambda index: len(requests[index].prompt_token_ids),
@@ -112,7 +111,7 @@ def _static_order(requests: Sequence[BenchRequest], sort_by: str) -> list[int]:
 
 
 def run_hf_continuous(spec: RunSpec, mark: Mark = no_mark) -> RunResult:
-    """The manager behind ``generate_batch``, driven directly: only that takes a ``max_new_tokens`` for each request."""
+    """Hugging Face's continuous batching manager. Only this takes a ``max_new_tokens`` for each request."""
     try:
         from transformers import ContinuousBatchingConfig
     except ImportError as error:
@@ -143,7 +142,7 @@ def run_hf_continuous(spec: RunSpec, mark: Mark = no_mark) -> RunResult:
 
 
 def _serve(manager: Any, requests: Sequence[BenchRequest], name: str) -> list[Any]:
-    """Hand all requests over, wait for all outputs, return them in the order of the requests."""
+    """Add all requests, wait for all outputs, return them in the order of the requests."""
     for index, request in enumerate(requests):
         manager.add_request(
             list(request.prompt_token_ids),
@@ -165,7 +164,7 @@ def _serve(manager: Any, requests: Sequence[BenchRequest], name: str) -> list[An
 
 
 def _known(config_class: type, settings: dict[str, Any]) -> dict[str, Any]:
-    """``settings`` under the names that this version of transformers has: ``page_size`` was ``block_size`` before 5.17."""
+    """``settings`` under the names of this version of transformers: ``page_size`` was ``block_size`` before 5.17."""
     names = inspect.signature(config_class).parameters
     if "page_size" not in names and "page_size" in settings:
         settings = {("block_size" if name == "page_size" else name): value for name, value in settings.items()}
@@ -178,8 +177,8 @@ def _known(config_class: type, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _hf_model(spec: RunSpec, attn_implementation: str) -> tuple[Any, str]:
-    """The same weights that PageBrain loads, with the attention that Hugging Face is fastest with, and their device."""
+    """PageBrain's weights in Hugging Face's model, with this attention, and their device."""
     model: Any = load_model(PageBrainConfig(**spec.model))
     model.set_attn_implementation(attn_implementation)
-    model.generation_config = _GENERATION_CONFIG(pad_token_id=0)  # or GPT-2's own end of sequence would be filled in again
+    model.generation_config = _GENERATION_CONFIG(pad_token_id=0)  # otherwise GPT-2's end-of-sequence token would be used
     return model, str(model.device)

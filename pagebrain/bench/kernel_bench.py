@@ -1,27 +1,24 @@
-"""``pagebrain bench kernels``: how near the attention kernels come to what the GPU's memory and arithmetic allow.
+"""``pagebrain bench kernels``: the speed of the attention kernels, as a share of what the GPU's memory and arithmetic allow.
 
-Each launch is checked against the torch path, then captured many times over in a CUDA graph, so that no launch waits for
-Python, and replayed; the medians count. Consecutive launches read different blocks, together several times the L2 cache, as
-the layers of a model do. A copy and a matrix product measured in the same run are the roofs: a kernel can be no faster than
-operations per byte times bytes per second below the ridge, and no faster than the product beyond it (Williams, Waterman and
-Patterson, "Roofline: an insightful visual performance model", 2009). :func:`pagebrain.viz.roofline` draws them.
+Each launch is checked against the torch path. Then many launches are captured in a CUDA graph, so that no launch waits for
+Python, and replayed; medians are reported. Consecutive launches read different blocks, together several times the L2 cache,
+as the layers of a model do. A copy and a matrix product measured in the same run are the roofs: below the ridge, a kernel
+can be no faster than operations per byte times bytes per second, and beyond it no faster than the product (Williams,
+Waterman and Patterson, "Roofline: an insightful visual performance model", 2009). :func:`pagebrain.viz.roofline` draws them.
 """
 
 import argparse
-import datetime
 import json
 import statistics
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
-from pagebrain.bench.decode_steps import measure_copy
+from pagebrain.bench.command import check_at_least_1, check_files, new_table, report_head, require
+from pagebrain.bench.decode_steps import gpu_seconds, measure_copy
 from pagebrain.bench.machine_facts import triton_version, versions
 from pagebrain.errors import ConfigError, PageBrainError
 
@@ -29,7 +26,7 @@ _L2_TIMES = 4
 _MIN_LAUNCHES, _MAX_SETS = 16, 512
 _PRODUCT_SIZE = 8192
 _PREFILLS = ((1, 512), (8, 512))
-"""Prompts, and the tokens of each."""
+"""Number of prompts, and tokens of each."""
 
 
 def add_kernels_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,7 +46,7 @@ def add_kernels_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_kernels(args: argparse.Namespace) -> int:
-    """Measure, print, write the JSON. Raises ``ConfigError`` before anything is run where there is no GPU to measure."""
+    """Measure, print, write the JSON. Raises ``ConfigError`` before anything is run, also if there is no GPU."""
     report = KernelBench(args).run()
     if args.json is not None:
         args.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
@@ -61,7 +58,7 @@ def run_kernels(args: argparse.Namespace) -> int:
 
 @dataclass(frozen=True)
 class Shape:
-    """What all launches have in common: the model's attention and how it is paged."""
+    """The sizes that all launches share: those of the model's attention, and the block size."""
 
     num_heads: int
     num_kv_heads: int
@@ -74,32 +71,24 @@ class Shape:
         return 2 * num_seqs * context_len * self.num_kv_heads * self.head_dim * self.itemsize
 
     def flops(self, num_seqs: int, query_len: int, context_len: int) -> int:
-        """Operations of a launch whose queries are the last ``query_len`` of the context: two products, causal."""
+        """Operations of a launch whose queries are the last ``query_len`` tokens of the context: two causal products."""
         seen = query_len * context_len - query_len * (query_len - 1) // 2
         return 4 * num_seqs * self.num_heads * self.head_dim * seen
 
 
 class KernelBench:
-    """One checked benchmark on the GPU that torch uses by default."""
+    """One benchmark on torch's current GPU. Its options are checked when it is made."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
         self.batches = _positive_numbers("--batch", args.batch)
         self.contexts = _positive_numbers("--context", args.context)
-        for name in ("heads", "kv_heads", "head_dim", "block_size", "max_model_len", "replays"):
-            value = getattr(args, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+        check_at_least_1(args, "heads", "kv_heads", "head_dim", "block_size", "max_model_len", "replays")
         if max(self.contexts) > args.max_model_len:
             raise ConfigError(f"--context goes to {max(self.contexts)}: use --max-model-len {max(self.contexts)} at least")
-        if args.json is not None and (args.json.is_dir() or not args.json.absolute().parent.is_dir()):
-            raise ConfigError(f"--json {args.json} cannot be written: name a file in a folder that exists")
-        if args.chart is not None and (
-            args.chart.suffix not in (".png", ".svg") or not args.chart.absolute().parent.is_dir()
-        ):
-            raise ConfigError(f"--chart must name a .png or .svg file in a folder that exists, got {args.chart}")
-        if args.chart is not None and find_spec("matplotlib") is None:
-            raise ConfigError("--chart needs the package matplotlib: pip install 'pagebrain[bench]'")
+        check_files(args)
+        if args.chart is not None:
+            require("matplotlib", "--chart")
 
         import torch
 
@@ -124,11 +113,11 @@ class KernelBench:
         self.l2_bytes: int = torch.cuda.get_device_properties(self.device).L2_cache_size
 
     def run(self) -> dict[str, Any]:
-        """Everything measured, as ``--json`` writes it. Times in seconds, rates per second."""
+        """The report that ``--json`` writes. Times in seconds, rates per second."""
         import torch
 
         torch.manual_seed(self.args.seed)
-        copy_bytes_per_s = measure_copy(str(self.device))  # not in a graph, which would leave it to slower copy engines
+        copy_bytes_per_s = measure_copy(str(self.device))  # without a graph, which would use the slower copy engines
         if copy_bytes_per_s is None:
             raise ConfigError("there is no room on the GPU to measure a copy: stop other programs on it")
         product_flops_per_s = self._product()
@@ -136,10 +125,7 @@ class KernelBench:
         for row in decode:
             row["share_of_copy"] = row["kv_bytes_per_s"] / copy_bytes_per_s
         prefill = [self._attention(num_seqs, query_len, query_len) for num_seqs, query_len in _PREFILLS]
-        return {
-            "benchmark": "kernels",
-            "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-            "command": " ".join(["pagebrain", *sys.argv[1:]]),
+        return report_head("kernels") | {
             "versions": versions(str(self.device)) | {"triton": triton_version(), "cuda": str(torch.version.cuda)},
             "shape": vars(self.shape) | {"dtype": self.args.dtype, "max_model_len": self.args.max_model_len},
             "replays": self.args.replays,
@@ -157,7 +143,7 @@ class KernelBench:
         return row
 
     def _attention(self, num_seqs: int, query_len: int, context_len: int) -> dict[str, Any]:
-        """The last ``query_len`` tokens of each sequence, checked and timed."""
+        """Check and time attention of the last ``query_len`` tokens of each sequence."""
         import torch
 
         from pagebrain.attention.cpu import paged_attention
@@ -195,17 +181,17 @@ class KernelBench:
         }
 
     def make_sets(self, num_seqs: int, query_len: int, context_len: int) -> "InputSets":
-        """Inputs for launches that follow one another, whose K and V together are several times the L2 cache."""
+        """Inputs for consecutive launches. K and V of all sets are together several times as large as the L2 cache."""
         kv_bytes = self.shape.kv_bytes(num_seqs, context_len)
         num_sets = max(2, min(_MAX_SETS, -(-_L2_TIMES * self.l2_bytes // kv_bytes)))
         return InputSets(self.shape, self.dtype, self.device, num_sets, num_seqs, query_len, context_len, self.args)
 
     def time(self, launch: Callable[[int], object], num_sets: int) -> float:
-        """Median seconds of a launch in a graph that runs through all sets, at least ``_MIN_LAUNCHES`` times in all."""
+        """Median seconds of a launch, in a graph of at least ``_MIN_LAUNCHES`` launches that uses all sets in turn."""
         import torch
 
         num_launches = num_sets * -(-_MIN_LAUNCHES // num_sets)
-        for index in range(num_sets):  # before the graph, which cannot hold a compilation
+        for index in range(num_sets):  # kernels cannot be compiled during capture
             launch(index)
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
@@ -213,18 +199,10 @@ class KernelBench:
             for index in range(num_launches):
                 launch(index % num_sets)
         graph.replay()
-        times: list[float] = []
-        for _ in range(self.args.replays):
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-            begin.record()
-            graph.replay()
-            end.record()
-            end.synchronize()
-            times.append(begin.elapsed_time(end) / 1000 / num_launches)
-        return statistics.median(times)
+        return statistics.median(gpu_seconds(graph.replay) for _ in range(self.args.replays)) / num_launches
 
     def _product(self) -> float:
-        """Operations per second of a large matrix product at this dtype."""
+        """Operations per second of a large matrix product in this dtype."""
         import torch
 
         a, b = (torch.randn(_PRODUCT_SIZE, _PRODUCT_SIZE, dtype=self.dtype, device=self.device) for _ in range(2))
@@ -233,7 +211,7 @@ class KernelBench:
 
 
 class InputSets:
-    """One pool of random K and V, laid out as the engine's, and for each set block tables to blocks of its own."""
+    """One pool of random K and V in the engine's layout, and for each set the block tables to its own blocks."""
 
     def __init__(
         self,
@@ -276,7 +254,7 @@ def _positive_numbers(option: str, text: str) -> list[int]:
 
 
 def roof(intensity: float, bytes_per_s: float, flops_per_s: float) -> float:
-    """Operations per second that a kernel of ``intensity`` operations per byte can reach at most."""
+    """Most operations per second of a kernel with ``intensity`` operations per byte."""
     return min(intensity * bytes_per_s, flops_per_s)
 
 
@@ -290,21 +268,8 @@ def print_kernel_report(report: dict[str, Any], console: Console) -> None:
         f"medians of {report['replays']} replays",
         highlight=False,
     )
-    table = Table(header_style="bold")
-    headings = (
-        "sequences",
-        "queries",
-        "context",
-        "time",
-        "K and V",
-        "TB/s",
-        "of a copy",
-        "TFLOP/s",
-        "FLOP/byte",
-        "of the roof",
-    )
-    for heading in headings:
-        table.add_column(heading, justify="right", no_wrap=True)
+    speeds = ("time", "K and V", "TB/s", "of a copy", "TFLOP/s", "FLOP/byte", "of the roof")
+    table = new_table("sequences", "queries", "context", *speeds, num_left=0)
     for row in [*report["decode"], *report["prefill"]]:
         read = ["", "", ""]
         if "kv_bytes" in row:

@@ -1,4 +1,4 @@
-"""What the numbers were measured on and with."""
+"""The machine and the versions that a benchmark was measured with."""
 
 import platform
 
@@ -7,7 +7,7 @@ from pagebrain.machine import memory_limit_bytes
 
 
 def versions(device: str) -> dict[str, str]:
-    """Versions of what computes, and the machine; ``device`` as torch names it."""
+    """Versions of the libraries, and the machine; ``device`` is torch's name."""
     import torch
     import transformers
 

@@ -1,23 +1,25 @@
-"""``pagebrain bench offline``: the same requests through PageBrain and what it is compared with, in interleaved rounds.
+"""``pagebrain bench offline``: the same requests through PageBrain and Hugging Face, in interleaved rounds.
 
 This module checks the arguments, makes the workload, chooses each engine's settings and runs the engines: A B C, A B C,
-A B C, each run in a process of its own, so that none inherits another's memory or threads, and a change in the machine's
-load meets all of them.
+A B C. Each run has a process of its own, so that no run inherits memory or threads. Because the rounds are interleaved, a
+change in the machine's load affects all engines.
 """
 
 import argparse
-import datetime
 import heapq
 import json
 import math
-import shlex
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
 from pagebrain.bench.child import RunResult, RunSpec, run_in_child
+from pagebrain.bench.command import check_at_least_1, check_files, report_head
 from pagebrain.bench.machine_facts import versions
+from pagebrain.bench.offline_report import compare, engine_report, print_report
 from pagebrain.bench.workload import (
     BenchRequest,
     LengthRange,
@@ -27,6 +29,7 @@ from pagebrain.bench.workload import (
     make_workload,
     model_limits,
 )
+from pagebrain.config import PageBrainConfig
 from pagebrain.errors import ConfigError, InvalidRequestError, PageBrainError
 from pagebrain.machine import available_cores
 
@@ -34,17 +37,17 @@ ENGINES = ("pagebrain", "hf-static", "hf-continuous")
 """All engines, in the order in which they run and are shown."""
 
 HF_PAGE_SIZE = 32
-"""Tokens in a page of Hugging Face's cache. Speed does not depend on it, memory does (its own default is 256)."""
+"""Tokens in a page of Hugging Face's cache. It affects memory and not speed (Hugging Face's default is 256)."""
 
 
 def candidates(engine: str, requests: Sequence[BenchRequest], device: str, max_num_seqs: int | None) -> list[dict[str, Any]]:
-    """Settings to run ``engine`` with, best known first. ``max_num_seqs`` limits the sequences in a step of every engine."""
+    """Settings for ``engine``, best known first. ``max_num_seqs`` limits the sequences in a step of every engine."""
     make = {"pagebrain": _pagebrain, "hf-static": _hf_static, "hf-continuous": _hf_continuous}[engine]
     return make(requests, device, max_num_seqs)
 
 
 def _pagebrain(requests: Sequence[BenchRequest], device: str, max_num_seqs: int | None) -> list[dict[str, Any]]:
-    if device != "cpu":  # the engine's own settings are those for a GPU
+    if device != "cpu":  # the engine's defaults are those for a GPU
         return [{} if max_num_seqs is None else {"max_num_seqs": max_num_seqs}]
     seqs = max_num_seqs or 64
     longest = max(request.num_tokens for request in requests)
@@ -56,7 +59,7 @@ def _hf_static(requests: Sequence[BenchRequest], device: str, max_num_seqs: int 
     limit = min(len(requests), max_num_seqs or (32 if device == "cpu" else 256))
     best = {
         "attn_implementation": "sdpa",
-        # A static cache is not copied at every step; on a GPU it makes generate compile the model anew for each shape.
+        # A static cache is not copied at every step. On a GPU, generate would compile the model for each of its shapes.
         "cache": "static" if device == "cpu" else "dynamic",
         "batch_size": limit,
         "sort_by": "output_len",
@@ -136,10 +139,6 @@ def add_offline_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_offline(args: argparse.Namespace) -> int:
     """Measure, print the table, write the JSON. Raises ``ConfigError`` or ``ModelLoadError`` before anything is run."""
-    from rich.console import Console
-
-    from pagebrain.bench.offline_report import print_report
-
     bench = OfflineBench(args)
     report = bench.run(Console(stderr=True))
     if args.json is not None:
@@ -149,24 +148,17 @@ def run_offline(args: argparse.Namespace) -> int:
 
 
 class OfflineBench:
-    """One checked benchmark: the workload, the engines and what they run with."""
+    """One benchmark: the workload, the engines and their settings. Its options are checked when it is made."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        for name in ("requests", "rounds", "threads", "max_num_seqs"):
-            value = getattr(args, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
-        if args.json is not None and (args.json.is_dir() or not args.json.absolute().parent.is_dir()):
-            raise ConfigError(f"--json {args.json} cannot be written: name a file in a folder that exists")
+        check_at_least_1(args, "requests", "rounds", "threads", "max_num_seqs")
+        check_files(args)
         self.args = args
         self.engines = parse_engines(args.compare)
         self.sampling = Sampling(args.temperature, args.top_p, args.top_k)
-        self._check_what_only_pagebrain_does()
+        self._check_options_of_pagebrain()
         self.input_len = LengthRange.parse("--input-len", args.input_len)
         self.output_len = LengthRange.parse("--output-len", args.output_len)
-
-        from pagebrain.config import PageBrainConfig
-
         config = PageBrainConfig(
             model=args.model, load_format=args.load_format, dtype=args.dtype, device=args.device, seed=args.seed
         )
@@ -183,7 +175,7 @@ class OfflineBench:
             engine: candidates(engine, self.requests, config.device, args.max_num_seqs) for engine in self.engines
         }
 
-    def _check_what_only_pagebrain_does(self) -> None:
+    def _check_options_of_pagebrain(self) -> None:
         rate = self.args.request_rate
         if rate is not None and not 0 < rate < math.inf:
             raise ConfigError(f"--request-rate must be greater than 0 and finite, got {rate}: leave it out for all at once")
@@ -198,9 +190,7 @@ class OfflineBench:
                 )
 
     def run(self, console: Any) -> dict[str, Any]:
-        """All rounds; returns the report that ``--json`` writes. Progress goes to ``console``."""
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
+        """Run all rounds and return the report that ``--json`` writes. Progress goes to ``console``."""
         tuned = [engine for engine in self.engines if self.args.tune and len(self.candidates[engine]) > 1]
         total = self.args.rounds * len(self.engines) + sum(len(self.candidates[engine]) for engine in tuned)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("runs"))
@@ -235,7 +225,7 @@ class OfflineBench:
         )
 
     def _tune(self, engine: str, run_once: Callable[[str, dict[str, Any], str], RunResult]) -> list[dict[str, Any]]:
-        """Time each candidate once and put the fastest first. One that this machine cannot run is noted and left out."""
+        """Time each candidate once and put the fastest first. One that fails here is recorded and left out."""
         trials: list[dict[str, Any]] = []
         for settings in self.candidates[engine]:
             try:
@@ -256,8 +246,6 @@ class OfflineBench:
         return sum(request.output_len for request in self.requests)
 
     def _report(self, results: dict[str, list[RunResult]], trials: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-        from pagebrain.bench.offline_report import compare, engine_report
-
         args = self.args
         workload = self.model | {
             "model": args.model or "bundled",
@@ -271,10 +259,7 @@ class OfflineBench:
             "sampling": vars(self.sampling),
             "request_rate": args.request_rate,
         }
-        return {
-            "benchmark": "offline",
-            "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-            "command": shlex.join(["pagebrain", *sys.argv[1:]]),
+        return report_head("offline") | {
             "workload": workload,
             "threads": self.threads,
             "rounds": args.rounds,
@@ -286,24 +271,9 @@ class OfflineBench:
 
 
 def parse_engines(compare: str) -> list[str]:
-    """PageBrain first, then those named, each once. Raises ``ConfigError`` for a name that is none."""
+    """PageBrain first, then the named engines, each once. Raises ``ConfigError`` for an unknown name."""
     named = [name.strip() for name in compare.split(",") if name.strip()]
     for name in named:
         if name not in ENGINES:
             raise ConfigError(f"--compare knows {', '.join(ENGINES[1:])}; got {name!r}")
     return [engine for engine in ENGINES if engine == "pagebrain" or engine in named]
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The same without the rest of the command line: ``python -m pagebrain.bench.offline``."""
-    parser = argparse.ArgumentParser(prog="python -m pagebrain.bench.offline", description=__doc__)
-    add_offline_arguments(parser)
-    try:
-        return run_offline(parser.parse_args(argv))
-    except PageBrainError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,13 +1,13 @@
-"""From the timed runs to numbers: medians, spreads, ratios; as a JSON object and as a table."""
+"""The figures of timed runs, as a JSON object and as a table: medians, spreads, ratios."""
 
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from pagebrain.bench.child import RunResult
+from pagebrain.bench.command import new_table, say
 from pagebrain.bench.decode_steps import print_closer
 from pagebrain.bench.workload import GREEDY, BenchRequest, Sampling
 from pagebrain.engine.trace import StepTotals
@@ -16,7 +16,7 @@ _MB = 1e6
 
 
 def summarize(values: Sequence[float]) -> dict[str, Any]:
-    """Median, smallest, largest, and the spread between those two as a share of the median."""
+    """Median, smallest, largest, and the difference of the last two as a share of the median."""
     median = statistics.median(values)
     return {
         "median": median,
@@ -30,7 +30,7 @@ def summarize(values: Sequence[float]) -> dict[str, Any]:
 def engine_report(
     requests: Sequence[BenchRequest], results: Sequence[RunResult], sampling: Sampling = GREEDY
 ) -> dict[str, Any]:
-    """One engine's rounds. Only the tokens that were asked for count; ``ttft_s`` counts from the start of the run."""
+    """The figures of one engine. Surplus tokens do not count; ``ttft_s`` is measured from the start of the run."""
     useful = sum(request.output_len for request in requests)
     speed = summarize([useful / result.elapsed_s for result in results])
     cuda = [result.peak_cuda_bytes / _MB for result in results if result.peak_cuda_bytes is not None]
@@ -56,13 +56,13 @@ def engine_report(
 
 
 def start_report(results: Sequence[RunResult]) -> dict[str, Any] | None:
-    """Seconds from the spawning of the process to ready, and what the first requests took after it, of all rounds."""
+    """Seconds from the start of the process to ready, and of the warm-up, over all rounds."""
     starts = [result.start for result in results if result.start]
     return {name: summarize([start[name] for start in starts]) for name in starts[0]} if starts else None
 
 
 def totals_report(results: Sequence[RunResult]) -> dict[str, Any]:
-    """What PageBrain counted in the timed runs: steps, and the share of decode tokens that CUDA graphs produced."""
+    """PageBrain's totals of the timed runs, and the share of decode tokens that CUDA graphs produced."""
     rounds = [StepTotals(**result.totals) for result in results if result.totals is not None]  # type: ignore[arg-type]
     if not rounds:
         return {}
@@ -71,7 +71,7 @@ def totals_report(results: Sequence[RunResult]) -> dict[str, Any]:
 
 
 def compare(results: Mapping[str, Sequence[RunResult]]) -> dict[str, dict[str, Any]]:
-    """PageBrain against each other engine: how many times as fast, round by round, and how often the tokens are the same."""
+    """PageBrain against each other engine: ratios of times, round by round, and the number of requests with equal tokens."""
     ours = results["pagebrain"]
     ratios = {}
     for name, theirs in results.items():
@@ -83,7 +83,7 @@ def compare(results: Mapping[str, Sequence[RunResult]]) -> dict[str, dict[str, A
 
 
 def print_report(report: Mapping[str, Any], console: Console) -> None:
-    """The table, what each engine ran with, and where the time of PageBrain's decode steps went."""
+    """Print the table, the settings of each engine, and the parts of PageBrain's decode steps."""
     workload, engines, ratios = report["workload"], report["engines"], report["comparison"]
     rate = workload["request_rate"]
     console.print(
@@ -94,12 +94,8 @@ def print_report(report: Mapping[str, Any], console: Console) -> None:
         f"median of {report['rounds']} interleaved rounds (lowest to highest)",
         highlight=False,
     )
-    table = Table(header_style="bold")
-    table.add_column("engine")
-    for heading in ("output\ntokens/s", "first token,\nmedian / last", "start to ready,\nwarm-up", "peak\nmemory"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    if ratios:
-        table.add_column("PageBrain\nis faster", justify="right", no_wrap=True)
+    headings = ["output\ntokens/s", "first token,\nmedian / last", "start to ready,\nwarm-up", "peak\nmemory"]
+    table = new_table("engine", *headings, *(["PageBrain\nis faster"] if ratios else []))
     for name, engine in engines.items():
         speed, ttft, start = engine["output_tokens_per_s_stats"], engine["ttft_s"], engine["start"]
         memory = f"{engine['peak_memory_mb']:,.0f} MB"
@@ -124,7 +120,7 @@ def print_report(report: Mapping[str, Any], console: Console) -> None:
             lines.append(f"  same tokens as pagebrain: {equal} of {of} requests")
         if "graph_decode_share" in engine and workload["device"] != "cpu":
             lines.append(f"  decode tokens produced by CUDA graphs: {engine['graph_decode_share']['median']:.1%}")
-        console.print("\n".join(lines), highlight=False, soft_wrap=True, markup=False)
+        say(console, "\n".join(lines))
     if engines["pagebrain"]["closer"] is not None:
         print_closer(engines["pagebrain"]["closer"], console)
 

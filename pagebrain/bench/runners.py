@@ -1,9 +1,9 @@
-"""The child process of the benchmark: load one engine, warm up, run the requests once against the clock.
+"""The child process of the benchmark: load one engine, warm up, run the requests once and time them.
 
 ``python -m pagebrain.bench.runners`` reads a :class:`~pagebrain.bench.child.RunSpec` as JSON from standard input. It writes
 a :class:`~pagebrain.bench.child.RunResult` as JSON to standard output, the way :mod:`~pagebrain.bench.child` describes. All
-engines get the same weights, the same requests and the same number of threads. The clock runs from the first request handed
-over to the last token known on the CPU.
+engines get the same weights, the same requests and the same number of threads. The time is measured from the first request
+to the last token known on the CPU.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ _CONFIGURATION = ("block_size", "num_blocks", "max_num_seqs", "max_num_batched_t
 
 
 class PageBrainRunner:
-    """One engine. It is ready for requests when it has been made: weights read, blocks allocated, graphs captured."""
+    """One engine. It is made ready for requests: weights are read, blocks are allocated, graphs are captured."""
 
     def __init__(self, model: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
         self.model = dict(model)
@@ -35,18 +35,18 @@ class PageBrainRunner:
         self._arrived: LoopRun | None = None
 
     def generate(self, requests: Sequence[BenchRequest], sampling: Sampling) -> list[Any]:
-        """Serve all requests through the front door, ``LLM.generate``."""
+        """Serve all requests with ``LLM.generate``."""
         prompts = [list(request.prompt_token_ids) for request in requests]
         return self.llm.generate(prompts, sampling.params(requests), use_tqdm=False)
 
     def timed(self, requests: Sequence[BenchRequest], sampling: Sampling, request_rate: float | None = None) -> RunResult:
-        """Serve all requests against the clock; with a rate, each when its time has come."""
+        """Serve all requests and time them; with a rate, each request is added at its arrival time."""
         if request_rate is not None:
             return self._timed_loop(requests, sampling, request_rate)
         self._arrived = None
         engine = self.llm.engine
         before = StepTotals.of(engine.stats())
-        began = time.monotonic()  # the engine's own clock
+        began = time.monotonic()  # the engine's clock
         outputs = self.generate(requests, sampling)
         elapsed = time.monotonic() - began
         return RunResult(
@@ -73,9 +73,9 @@ class PageBrainRunner:
         )
 
     def look_closer(self, requests: Sequence[BenchRequest], sampling: Sampling) -> dict[str, Any]:
-        """Where the time of a decode step goes; an error there is reported, not raised.
+        """The parts of a decode step's time. An error is reported and not raised.
 
-        The requests run again for it, unless they came one by one: then the loop that added them kept a record of its steps.
+        The requests run again for it, unless there was a request rate: then the loop has a record of its steps.
         """
         engine = self.llm.engine
         try:
@@ -87,40 +87,39 @@ class PageBrainRunner:
 
     @property
     def configuration(self) -> dict[str, Any]:
-        """What the engine runs with."""
+        """The engine's settings."""
         return {name: getattr(self.llm.config, name) for name in _CONFIGURATION} | {
             "weights_packed": self.llm.weights_packed
         }
 
     @property
     def detokenization(self) -> str:
-        """Whether text is made of the tokens."""
+        """Whether tokens are decoded to text."""
         return "none: the model has no tokenizer" if self.llm.tokenizer is None else "each token as it comes, in the clock"
 
 
 def run_pagebrain(spec: RunSpec, mark: Mark = no_mark) -> RunResult:
-    """PageBrain through its front door, ``LLM.generate``; with a request rate, request by request."""
-    return _warm_pagebrain(spec, mark).timed(spec.requests, spec.sampling, spec.request_rate)
-
-
-def _warm_pagebrain(spec: RunSpec, mark: Mark) -> PageBrainRunner:
+    """PageBrain's run, with the closer look if the spec asks for it."""
     runner = PageBrainRunner(spec.model, spec.settings)
     mark("ready")
     runner.generate(spec.warmup, spec.sampling)
     mark("warm")
-    return runner
+    result = checked(spec, runner.timed(spec.requests, spec.sampling, spec.request_rate))
+    if spec.look_closer:
+        result = dataclasses.replace(result, closer=runner.look_closer(spec.requests, spec.sampling))
+    return result
 
 
 def _hf_static(spec: RunSpec, mark: Mark = no_mark) -> RunResult:
-    from pagebrain.bench.hf_runners import run_hf_static  # here, so that PageBrain's start does not pay for it
+    from pagebrain.bench.hf_runners import run_hf_static  # imported here to keep it out of PageBrain's start time
 
-    return run_hf_static(spec, mark)
+    return checked(spec, run_hf_static(spec, mark))
 
 
 def _hf_continuous(spec: RunSpec, mark: Mark = no_mark) -> RunResult:
     from pagebrain.bench.hf_runners import run_hf_continuous
 
-    return run_hf_continuous(spec, mark)
+    return checked(spec, run_hf_continuous(spec, mark))
 
 
 RUNNERS: dict[str, Callable[..., RunResult]] = {
@@ -128,23 +127,11 @@ RUNNERS: dict[str, Callable[..., RunResult]] = {
     "hf-static": _hf_static,
     "hf-continuous": _hf_continuous,
 }
-"""Engine name -> function that loads it and runs a spec once; it calls ``mark``, if given, when it is ready and warm."""
-
-
-def run(spec: RunSpec, mark: Mark = no_mark) -> RunResult:
-    """Run ``spec`` in this process, add the memory it took, and look closer if that was asked for."""
-    torch.set_num_threads(spec.threads)
-    if spec.engine != "pagebrain":
-        return checked(spec, RUNNERS[spec.engine](spec, mark))
-    runner = _warm_pagebrain(spec, mark)
-    result = checked(spec, runner.timed(spec.requests, spec.sampling, spec.request_rate))
-    if spec.look_closer:
-        result = dataclasses.replace(result, closer=runner.look_closer(spec.requests, spec.sampling))
-    return result
+"""Engine name -> function that loads it and runs a spec once. It calls ``mark`` when the engine is ready and warm."""
 
 
 def checked(spec: RunSpec, result: RunResult) -> RunResult:
-    """``result`` with the memory that this process took, once every request has as many tokens as it asked for."""
+    """``result`` with this process's peak memory. Raises ``RuntimeError`` if a request has a wrong number of tokens."""
     checked_tokens(spec.engine, spec.requests, result)
     on_gpu = str(spec.model.get("device", "")).startswith("cuda")
     peak_cuda = torch.cuda.max_memory_allocated() if on_gpu else None
@@ -152,19 +139,21 @@ def checked(spec: RunSpec, result: RunResult) -> RunResult:
 
 
 def checked_tokens(engine: str, requests: Sequence[BenchRequest], result: RunResult) -> None:
-    """Raise ``RuntimeError`` unless every request has as many tokens as it asked for."""
+    """Raise ``RuntimeError`` unless every request has exactly its ``output_len`` tokens."""
     for index, (request, token_ids) in enumerate(zip(requests, result.token_ids)):
         if len(token_ids) != request.output_len:
             raise RuntimeError(f"{engine} made {len(token_ids)} tokens for request {index}, not {request.output_len}")
 
 
 def _work(task: str, clock: StartClock, emit: Emit) -> None:
-    result = run(RunSpec.from_json(task), clock.mark)
+    spec = RunSpec.from_json(task)
+    torch.set_num_threads(spec.threads)
+    result = RUNNERS[spec.engine](spec, clock.mark)
     emit(dataclasses.asdict(dataclasses.replace(result, start=clock.times())))
 
 
 def _peak_rss_bytes() -> int:
-    """Most resident memory that this process had. On Linux ``ru_maxrss`` may be the parent's, from before ``exec``."""
+    """Peak resident memory of this process. On Linux ``ru_maxrss`` may be the parent's, from before ``exec``."""
     try:
         with open("/proc/self/status", encoding="ascii") as status:
             return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM:"))

@@ -1,8 +1,7 @@
 """The requests of a benchmark: random prompts with lengths drawn from ranges, the same for every engine.
 
-A workload is a pure function of its numbers, so that two runs (or two machines) time the same work. Token ids are random,
-which no engine can profit from: nothing is shared between prompts, and the end-of-sequence token is ignored. Tokens are
-chosen greedily, or sampled with seeds that make a run repeatable.
+A workload is a pure function of its arguments, so that two runs or two machines time the same work. Token ids are random, so
+prompts share no prefix, and the end-of-sequence token is ignored. Tokens are chosen greedily, or sampled with fixed seeds.
 """
 
 import random
@@ -17,10 +16,10 @@ if TYPE_CHECKING:
     from pagebrain.config import PageBrainConfig
 
 WARMUP_SEED_OFFSET = 1_000_003
-"""Added to the seed for the warm-up, so that its prompts differ and no prefix cache learns the timed ones."""
+"""Added to the seed for the warm-up, so that its prompts differ and no prefix cache can hold the timed ones."""
 
 WARMUP_OUTPUT_LEN = 4
-"""Tokens that a request of the warm-up generates."""
+"""Most output tokens of a warm-up request."""
 
 
 class LengthRange(NamedTuple):
@@ -31,7 +30,7 @@ class LengthRange(NamedTuple):
 
     @classmethod
     def parse(cls, name: str, text: str) -> "LengthRange":
-        """``"32:128"``, or ``"64"`` for one length. Raises ``ConfigError`` naming the argument."""
+        """``"32:128"``, or ``"64"`` for one length. Raises ``ConfigError`` with the argument's name."""
         low, colon, high = text.partition(":")
         try:
             numbers = cls(int(low), int(high if colon else low))
@@ -47,7 +46,7 @@ class LengthRange(NamedTuple):
 
 @dataclass(frozen=True)
 class BenchRequest:
-    """One request: a prompt, and exactly how many tokens to generate for it."""
+    """One request: a prompt, and the exact number of tokens to generate."""
 
     prompt_token_ids: tuple[int, ...]
     output_len: int
@@ -61,7 +60,7 @@ class BenchRequest:
 def make_workload(
     num_requests: int, input_len: LengthRange, output_len: LengthRange, vocab_size: int, seed: int
 ) -> list[BenchRequest]:
-    """``num_requests`` requests with uniformly drawn lengths and token ids; the same arguments give the same requests."""
+    """Requests with uniformly drawn lengths and token ids. The same arguments give the same requests."""
     rng = random.Random(seed)
     requests = []
     for _ in range(num_requests):
@@ -71,9 +70,7 @@ def make_workload(
 
 
 def make_warmup(requests: Sequence[BenchRequest], vocab_size: int, seed: int) -> list[BenchRequest]:
-    """Requests that make an engine allocate and touch what it needs: prompts as long as those of ``requests``, of other
-    tokens, and only the beginning of each output.
-    """
+    """Requests with prompts as long as those of ``requests``, other tokens, and at most ``WARMUP_OUTPUT_LEN`` outputs."""
     rng = random.Random(seed + WARMUP_SEED_OFFSET)
     warmup = []
     for request in requests:
@@ -105,7 +102,7 @@ def model_limits(config: "PageBrainConfig") -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Sampling:
-    """What ``--temperature``, ``--top-p`` and ``--top-k`` say, as vLLM spells them; temperature 0 is greedy."""
+    """The values of ``--temperature``, ``--top-p`` and ``--top-k``; temperature 0 is greedy."""
 
     temperature: float = 0.0
     top_p: float = 1.0
@@ -124,7 +121,7 @@ class Sampling:
         return f"{', '.join(parts)}; a request's seed is its number; the end-of-sequence token ignored"
 
     def params(self, requests: Sequence[BenchRequest]) -> list[SamplingParams]:
-        """Parameters for each request. Raises ``InvalidRequestError`` for numbers that there cannot be."""
+        """Parameters for each request. Raises ``InvalidRequestError`` for values out of range."""
         return [
             SamplingParams(
                 temperature=self.temperature,

@@ -1,9 +1,9 @@
 """The command line: ``pagebrain serve``, ``generate``, ``demo``, ``doctor`` and ``bench``, one module each.
 
-Options without a command, as in ``pagebrain --model openai-community/gpt2``, are those of ``serve``.
+Options without a command, as in ``pagebrain --model openai-community/gpt2``, are options of ``serve``.
 
 The exit status is 2 for a mistake in the input, 1 for a step that failed, 130 when interrupted.
-Nothing here imports torch before a command needs it.
+torch is imported only when a command needs it.
 """
 
 from collections.abc import Sequence
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         commands=COMMANDS,
         module="pagebrain.cli.{}",
         mistakes=(PageBrainError,),
-        internal=(StepError, IntegrityError, BlockError, BlockTableError),  # a part's, not the user's
+        internal=(StepError, IntegrityError, BlockError, BlockTableError),  # errors of a part, not of the input
         version=f"pagebrain {__version__}",
         advice=", then pagebrain doctor",
         default="serve",

@@ -1,7 +1,7 @@
-"""Options that commands share: sampling parameters and engine settings, under the names they have in Python.
+"""Options that commands share: sampling parameters and engine settings, under their Python names.
 
-An option that is not given leaves no trace in the parsed arguments, so each default is written once, in
-:class:`~pagebrain.sampling_params.SamplingParams` and :class:`~pagebrain.config.PageBrainConfig`, as is each check.
+An option that is not given is missing in the parsed arguments. So :class:`~pagebrain.sampling_params.SamplingParams` and
+:class:`~pagebrain.config.PageBrainConfig` alone hold the defaults and the checks.
 """
 
 import argparse
@@ -64,14 +64,14 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_logprobs_arguments(parser: argparse.ArgumentParser) -> None:
-    """``--logprobs`` and ``--prompt-logprobs``, for commands that can show them."""
+    """``--logprobs`` and ``--prompt-logprobs``."""
     group = parser.add_argument_group("log-probabilities (with --json)", argument_default=argparse.SUPPRESS)
     group.add_argument("--logprobs", type=int, metavar="K", help="of each generated token and the K best ones, 0 to 20")
     group.add_argument("--prompt-logprobs", type=int, metavar="K", help="of each prompt token and the K best ones, 0 to 20")
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
-    """One option for each setting of ``PageBrainConfig`` that a user makes."""
+    """One option for each setting of ``PageBrainConfig`` that a user may set."""
     group = parser.add_argument_group("model", argument_default=argparse.SUPPRESS)
     group.add_argument("--model", metavar="NAME", help="hub name or folder of a GPT-2 (default: the bundled story model)")
     group.add_argument("--tokenizer", metavar="NAME", help="hub name or folder (default: the model's own)")
@@ -111,13 +111,13 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def sampling_params(args: argparse.Namespace) -> SamplingParams:
-    """What the user asked for, checked. Raises ``InvalidRequestError``."""
+    """The options as ``SamplingParams``. Raises ``InvalidRequestError``."""
     given = {name: value for name, value in vars(args).items() if name in _SAMPLING_FIELDS}
     if "logit_bias" in given:
         given["logit_bias"] = _logit_bias(given["logit_bias"])
     if "stop_token_ids" in given:
         given["stop_token_ids"] = token_ids("--stop-token-ids", given["stop_token_ids"])
-    if given.get("max_tokens") == 0:  # what only scores a prompt has no text to show
+    if given.get("max_tokens") == 0:  # only scores the prompt, so there is no text to print
         raise InvalidRequestError("max_tokens must be at least 1 on the command line, got 0: it would print nothing")
     return SamplingParams(**given)
 

@@ -1,6 +1,6 @@
-"""``pagebrain demo``: a few stories at once from the bundled model, one of them streamed, and where their K and V lie.
+"""``pagebrain demo``: generates several stories at once with the bundled model, streams one, and shows the blocks of all.
 
-What is shown comes from the :class:`~pagebrain.engine.trace.StepTrace` of every step, as any observer of an engine sees it.
+The data come from an observer of the engine, which gets the :class:`~pagebrain.engine.trace.StepTrace` of every step.
 """
 
 import argparse
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from pagebrain.engine.trace import StepTrace
 
 MAX_STORIES = 6
-"""As many as a terminal has colours for; story 0 is called A."""
+"""The number of colours in a terminal; story 0 is called A."""
 
 POOL_BLOCKS = 64
-"""The demo's pool. A cache that reserves 1024 tokens for a sequence would fill it with one."""
+"""Blocks of the demo's pool. A cache that reserves 1024 tokens for a sequence would fill it with one sequence."""
 
 WIDTH = 80
 
@@ -41,11 +41,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Generate, streaming the first story, then show what the cache looked like when that story ended."""
+    """Generate and stream the first story, then show the cache at the end of that story."""
     if not 1 <= args.stories <= MAX_STORIES:
         raise ConfigError(f"--stories must be between 1 and {MAX_STORIES}, got {args.stories}")
 
-    # Threads that spin while they wait cost more than they bring for so small a model on a machine that does other work too.
+    # For so small a model, threads that spin while they wait slow down a machine that does other work too.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported
     from rich.console import Console
 
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     llm.engine.observers.append(recorder)
     params = SamplingParams(n=args.stories, max_tokens=args.max_tokens, temperature=args.temperature, seed=args.seed)
     width = min(WIDTH, shutil.get_terminal_size().columns)
-    writer = WordWrap(width - 1)  # the space after the last word of a line is printed too
+    writer = WordWrap(width - 1)  # one column for the space after the last word
     writer.write(args.prompt)
     began = time.monotonic()
     with started(llm, args.prompt, params) as deltas:
@@ -71,10 +71,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 class Recorder:
-    """An observer that keeps what the demo shows.
+    """An observer that keeps the data of the demo.
 
-    ``last`` is the last step that computed the first story, so it shows that story's cache as it ended; ``fullest`` is the
-    step, of those that computed it, in which most blocks were in use. ``story_of`` says which story a sequence is.
+    ``last`` is the last step that computed the first story. ``fullest`` is the step with the most blocks in use among those
+    that computed it. ``story_of`` maps sequence ids to stories.
     """
 
     def __init__(self) -> None:
@@ -95,7 +95,7 @@ class Recorder:
 
 
 class WordWrap:
-    """Writes text to standard output as it comes, breaking lines between words."""
+    """Writes streamed text to standard output, with line breaks between words."""
 
     def __init__(self, width: int) -> None:
         self.width = width
@@ -103,14 +103,14 @@ class WordWrap:
         self._word = ""
 
     def write(self, text: str) -> None:
-        """Print every word that is complete; the last one may go on."""
+        """Print all complete words. The last one may be incomplete."""
         *complete, self._word = re.split(r"(?<=\s)(?=\S)", self._word + text)
         for word in complete:
             self._print(word)
         sys.stdout.flush()
 
     def end(self) -> None:
-        """Print what is left, and a blank line."""
+        """Print the last word and a blank line."""
         self._print(self._word)
         print("\n", flush=True)
         self._word, self.column = "", 0

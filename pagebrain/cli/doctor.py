@@ -1,6 +1,6 @@
-"""``pagebrain doctor``: what the engine finds on this machine, whether it works, and what to do about what is missing.
+"""``pagebrain doctor``: checks this machine for what the engine needs, and says what to do about each lack.
 
-It must run where the rest does not, so every import happens inside a check, and a check that fails becomes a line.
+It must work where the rest of PageBrain does not. So imports are inside the checks, and a check that fails is a finding.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from pagebrain import __version__
 from pagebrain.machine import available_cores, available_memory
 
 NUM_TOKENS = 24
-"""Tokens that the bundled model generates to be compared with Hugging Face."""
+"""Tokens that the bundled model generates for the comparison with Hugging Face."""
 
 _MARKS = {"ok": "ok", "absent": "-", "broken": "BROKEN"}
 _STYLES = {"ok": "green", "absent": "yellow", "broken": "bold red"}
@@ -25,7 +25,7 @@ _STYLES = {"ok": "green", "absent": "yellow", "broken": "bold red"}
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report. ``absent`` is something that the engine does without, ``broken`` something that it needs."""
+    """One line of the report. ``absent``: the engine works without it. ``broken``: the engine needs it."""
 
     name: str
     state: Literal["ok", "absent", "broken"]
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Check everything, print it, and return 0 if the engine can run and 1 if not."""
+    """Run all checks and print the findings. Returns 0 if the engine can run and 1 if not."""
     findings = [finding for check in CHECKS for finding in _attempt(check)]
     can_run = all(finding.state != "broken" for finding in findings)
     if args.json:
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _attempt(check: Callable[[], Iterator[Finding]]) -> list[Finding]:
-    """The findings of a check; if it fails in a way that nobody foresaw, that is a finding as well."""
+    """The findings of a check. An unexpected exception is a finding too."""
     findings: list[Finding] = []
     try:
         findings.extend(check())
@@ -74,25 +74,26 @@ def check_python() -> Iterator[Finding]:
 
 
 def check_packages() -> Iterator[Finding]:
-    """The libraries that the engine stands on."""
+    """The libraries that the engine needs."""
     for package in ("torch", "transformers", "tokenizers", "safetensors", "rich"):
-        try:
-            yield Finding(package, "ok", importlib.metadata.version(package))
-        except importlib.metadata.PackageNotFoundError:
-            yield Finding(package, "broken", "not installed", f"pip install {package}")
+        yield _package(package, "broken", "")
 
 
 def check_server() -> Iterator[Finding]:
-    """The libraries that ``pagebrain serve`` stands on."""
+    """The libraries that ``pagebrain serve`` needs."""
     for package in ("fastapi", "uvicorn", "httptools", "prometheus-client"):
-        try:
-            yield Finding(package, "ok", importlib.metadata.version(package))
-        except importlib.metadata.PackageNotFoundError:
-            yield Finding(package, "absent", "not installed", f"pagebrain serve needs it: pip install {package}")
+        yield _package(package, "absent", "pagebrain serve needs it: ")
+
+
+def _package(name: str, if_missing: Literal["absent", "broken"], reason: str) -> Finding:
+    try:
+        return Finding(name, "ok", importlib.metadata.version(name))
+    except importlib.metadata.PackageNotFoundError:
+        return Finding(name, if_missing, "not installed", f"{reason}pip install {name}")
 
 
 def check_device() -> Iterator[Finding]:
-    """What there is to compute on."""
+    """Processors and GPUs."""
     import torch
 
     from pagebrain.devices import limit_threads
@@ -110,7 +111,7 @@ def check_device() -> Iterator[Finding]:
 
 
 def check_kernels() -> Iterator[Finding]:
-    """Which implementations compute."""
+    """The implementations that the engine will use."""
     import torch
 
     from pagebrain.attention import choose_backend
@@ -134,7 +135,7 @@ def check_kernels() -> Iterator[Finding]:
 
 
 def check_bundled_model() -> Iterator[Finding]:
-    """The model that ships with the package: there, readable, and equal to Hugging Face token by token."""
+    """The bundled model: it can be read, and its tokens are equal to Hugging Face's."""
     import torch
 
     from pagebrain import LLM, PageBrainConfig, PageBrainError, SamplingParams
@@ -161,14 +162,13 @@ def check_bundled_model() -> Iterator[Finding]:
         "max_new_tokens": NUM_TOKENS,
         "pad_token_id": 0,
     }
-    hugging_face: Any = base  # as typed, generate() does not accept the class that it belongs to
-    expected = hugging_face.generate(prompt, attention_mask=torch.ones_like(prompt), **options)[
-        0, prompt.shape[1] :
-    ].tolist()
-    if list(output.outputs[0].token_ids) == expected:
+    hugging_face: Any = base  # the types of generate() do not accept its own class
+    answer = hugging_face.generate(prompt, attention_mask=torch.ones_like(prompt), **options)
+    expected, got = answer[0, prompt.shape[1] :].tolist(), list(output.outputs[0].token_ids)
+    if got == expected:
         yield Finding("engine", "ok", f"{NUM_TOKENS} greedy tokens equal to Hugging Face's generate")
     else:
-        found = f"the engine generated {list(output.outputs[0].token_ids)}, Hugging Face {expected}"
+        found = f"the engine generated {got}, Hugging Face {expected}"
         yield Finding("engine", "broken", found, "please report this with the output of pagebrain doctor --json")
 
 

@@ -1,7 +1,7 @@
-"""What every command line of this repository has in common: commands that are modules, and errors that are one line.
+"""The frame of all command lines in this repository: commands are modules, and errors are one line.
 
-A command is a module with ``add_arguments(parser)`` and ``run(args) -> int``. It is imported when it is asked for, so that
-``--help`` answers at once.
+A command is a module with ``add_arguments(parser)`` and ``run(args) -> int``. It is imported only when it is called, so that
+``--help`` is fast.
 """
 
 import argparse
@@ -27,15 +27,14 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 PIPE_CLOSED = 141  # 128 + SIGPIPE
 
 OWN_PACKAGES = ("pagebrain", "chapters")
-"""A module of these that is missing is no package that a user could install."""
-
+"""Packages that a user cannot install: a missing module of these is a bug."""
 
 _OWN_OPTIONS = ("-h", "--help", "--version")
-"""Options of the program itself: they need no command."""
+"""Options of the program itself, without a command."""
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line, and whose help stays readable however many options there are."""
+    """An argument parser with one-line errors and wide help."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(formatter_class=_Formatter, **settings)
@@ -45,7 +44,7 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 class _WrongUsage(Exception):
-    """What the parser says of a command line that it cannot read."""
+    """The command line cannot be parsed; the message says why."""
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
@@ -58,16 +57,16 @@ class CommandLine:
     """A program with commands.
 
     Attributes:
-        name: how its error messages begin.
-        prog, description, epilog: what its help says.
-        commands: command -> what it does, in the order of the help.
-        module: where a command's module is, such as ``pagebrain.cli.{}``.
-        mistakes: exceptions that are told in one line, with exit status 2.
-        internal: exceptions that are no mistake of the user's, told in one line, with exit status 1.
-        version: what ``--version`` prints, if there is one.
-        advice: what to say besides when a package is missing.
-        default: the command that is meant when only options are given.
-        address_space_bytes: what a command takes of ``ulimit -v`` at least. With less, libraries abort without a word.
+        name: the first word of its error messages.
+        prog, description, epilog: of its help.
+        commands: command -> its description, in the order of the help.
+        module: name of a command's module, such as ``pagebrain.cli.{}``.
+        mistakes: exceptions for mistakes in the input: one line, exit status 2.
+        internal: exceptions that are no mistake in the input: one line, exit status 1.
+        version: the text of ``--version``, if there is this option.
+        advice: added to the error for a missing package.
+        default: the command if only options are given.
+        address_space_bytes: least ``ulimit -v`` of a command. With less, libraries abort without a message.
     """
 
     name: str
@@ -96,12 +95,12 @@ class CommandLine:
         mistakes: tuple[type[Exception], ...] = (_WrongUsage, *self.mistakes)
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
-                stream.reconfigure(errors="replace")  # a story may hold characters that the terminal has not
+                stream.reconfigure(errors="replace")  # text may have characters that the terminal's encoding lacks
         try:
             with quiet():
                 status = self._run(arguments)
                 if sys.stdout is not None:
-                    sys.stdout.flush()  # a closed pipe should be noticed here, not by the interpreter on its way out
+                    sys.stdout.flush()  # so that a closed pipe raises here, not when the interpreter exits
                 return status
         except self.internal as error:
             return self._fail(str(error), INTERNAL_ERROR)
@@ -118,11 +117,11 @@ class CommandLine:
             _discard_output()
             return PIPE_CLOSED
         except SystemExit as stop:
-            if isinstance(stop.__context__, BrokenPipeError):  # how rich answers a closed pipe
+            if isinstance(stop.__context__, BrokenPipeError):  # rich raises SystemExit for a closed pipe
                 _discard_output()
                 return PIPE_CLOSED
             raise
-        except OSError as error:  # a full disk, say
+        except OSError as error:  # for instance a full disk
             _discard_output()
             return self._fail(str(error))
         except Exception as error:
@@ -151,7 +150,7 @@ class CommandLine:
         return int(self._module(args.command).run(args))
 
     def _parser(self, arguments: list[str]) -> argparse.ArgumentParser:
-        """The parser, with the options of the command in ``arguments`` only: those of the others are not needed."""
+        """The parser. Only the command in ``arguments`` gets its options, so that the others are not imported."""
         parser = OneLineParser(prog=self.prog, description=self.description, epilog=self.epilog)
         if self.version is not None:
             parser.add_argument("--version", action="version", version=self.version)
@@ -172,6 +171,6 @@ class CommandLine:
 
 
 def _discard_output() -> None:
-    """Send what is still buffered nowhere, or the interpreter would fail over it at its end."""
+    """Discard buffered output. Otherwise the interpreter would try to write it at exit, and fail."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,4 +1,4 @@
-"""``pagebrain generate``: one prompt in, its continuation out, streamed or as JSON."""
+"""``pagebrain generate``: prints the continuation of one prompt, streamed or as JSON."""
 
 import argparse
 import json
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Generate and print; everything that can be checked without the model is checked first."""
+    """Generate and print. All checks that need no model come first."""
     params = arguments.sampling_params(args)
     settings = arguments.engine_settings(args)
     if not args.json and (params.logprobs is not None or params.prompt_logprobs is not None):
@@ -60,16 +60,16 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _announce_download(settings: dict[str, Any]) -> None:
-    """A model that is not in a folder may take minutes to come, or to be given up on: say what is going on."""
+    """Print a line if the model may have to be downloaded, which can take minutes or fail after minutes."""
     name = settings.get("model")
     if name is not None and settings.get("load_format") != "dummy" and not Path(name).expanduser().is_dir():
         print(f"pagebrain: looking for {name} in the local cache and on the Hugging Face hub", file=sys.stderr)
 
 
 def read_prompt(args: argparse.Namespace) -> "Prompt":
-    """The prompt from the command line or standard input, of which one newline at the end is left out.
+    """The prompt from the command line or standard input, where one newline at the end is removed.
 
-    Raises ``InvalidRequestError`` if there is none, or two.
+    Raises ``InvalidRequestError`` if there is no prompt, or two.
     """
     if args.prompt_token_ids is not None:
         if args.prompt is not None:
@@ -87,7 +87,7 @@ def read_prompt(args: argparse.Namespace) -> "Prompt":
 
 
 def stream(llm: "LLM", prompt: "Prompt", params: "SamplingParams") -> None:
-    """Print text (token ids, if there is no tokenizer) as it is generated. However this ends, so does the request."""
+    """Print text (token ids without a tokenizer) as it is generated. The request ends with this call."""
     last = "\n"
     try:
         with started(llm, prompt, params) as deltas:
@@ -101,18 +101,18 @@ def stream(llm: "LLM", prompt: "Prompt", params: "SamplingParams") -> None:
 
 
 def started(llm: "LLM", prompt: "Prompt", params: "SamplingParams") -> "closing[Generator[OutputDelta, None, None]]":
-    """The deltas of a request as a context, at whose end the request ends too, by whatever way it is left."""
+    """The deltas of a request as a context manager. At the end of the block, the request is aborted if it has not ended."""
     return closing(llm.stream(prompt, params))
 
 
 def pieces(llm: "LLM", deltas: "Iterator[OutputDelta]") -> Iterator[str]:
-    """What each delta adds to the output of a single sample."""
+    """The text that each delta adds to the output of a single sample."""
     for number, delta in enumerate(deltas):
         yield delta.text if llm.tokenizer is not None else " " * (number > 0) + _ids(delta.token_ids)
 
 
 def print_samples(llm: "LLM", prompt: "Prompt", params: "SamplingParams") -> None:
-    """Print each sample under a header, in their order, as soon as it and those before it are complete."""
+    """Print each sample under a header, in order, as soon as it and the samples before it are complete."""
     texts = [""] * params.n
     ids: list[list[int]] = [[] for _ in texts]
     complete: dict[int, str] = {}
@@ -166,7 +166,7 @@ def _sample(sample: "CompletionOutput") -> dict[str, Any]:
 
 
 def _finite(value: Any) -> Any:
-    """``value`` with null for infinities and NaN, which JSON does not have."""
+    """``value`` with ``None`` for infinities and NaN, which JSON does not have."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""``pagebrain serve``: the engine behind an OpenAI-compatible HTTP server."""
+"""``pagebrain serve``: an OpenAI-compatible HTTP server."""
 
 import argparse
 import os
@@ -53,8 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Serve until told to end; everything that can be checked without the model is checked first."""
-    parent = os.getppid()  # before the imports, which take seconds in which it may go
+    """Serve until a signal. All checks that need no model come first."""
+    parent = os.getppid()  # before the imports: they take seconds, and the parent may end meanwhile
     from pagebrain.config import PageBrainConfig
     from pagebrain.server.options import ServerOptions
 
@@ -100,7 +100,7 @@ def _read_template(path: Path) -> str:
         raise ConfigError(f"--chat-template {path} is empty: name a file that holds a Jinja template")
     from pagebrain.server.api.templates import template_mistake
 
-    mistake = template_mistake(text)  # otherwise every chat would fail over it
+    mistake = template_mistake(text)  # checked now, because otherwise every chat would fail
     if mistake is not None:
         raise ConfigError(f"--chat-template {path} is no Jinja template: {mistake}")
     return text

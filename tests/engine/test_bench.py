@@ -16,6 +16,7 @@ from pagebrain.bench.offline import ENGINES, candidates
 from pagebrain.bench.offline_report import compare, engine_report, summarize
 from pagebrain.bench.runners import RUNNERS
 from pagebrain.bench.workload import BenchRequest, LengthRange, Sampling, make_warmup, make_workload
+from pagebrain.cli import main
 from pagebrain.engine.trace import StepTotals
 from pagebrain.errors import ConfigError, ModelLoadError, PageBrainError
 
@@ -167,9 +168,11 @@ def test_a_model_that_does_not_exist_is_named(tmp_path: Path) -> None:
         offline.OfflineBench(arguments("--model", str(tmp_path / "nowhere"), "--load-format", "dummy"))
 
 
-def test_module_prints_one_line_and_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
-    assert offline.main(["--output-len", "x"]) == 2
-    assert capsys.readouterr().err == "error: --output-len must be LOW:HIGH or one number, such as 32:128; got 'x'\n"
+def test_the_command_prints_one_line_and_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "offline", "--output-len", "x"]) == 2
+    assert (
+        capsys.readouterr().err == "pagebrain: error: --output-len must be LOW:HIGH or one number, such as 32:128; got 'x'\n"
+    )
 
 
 # The engines ----------------------------------------------------------------------------------------------------------

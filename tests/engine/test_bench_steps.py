@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -180,12 +181,12 @@ def test_without_a_copy_there_is_no_share_and_without_decodes_no_roof() -> None:
 def test_a_copy_is_measured_in_bytes_read_and_written(monkeypatch: pytest.MonkeyPatch) -> None:
     copied = []
 
-    def half_a_second(source: torch.Tensor, target: torch.Tensor) -> float:
-        copied.append(source.nbytes)
+    def half_a_second(copy: Callable[[], torch.Tensor]) -> float:
+        copied.append(copy().nbytes)
         return 0.5
 
     monkeypatch.setattr(decode_steps, "_CPU_COPY_BYTES", 4096)
-    monkeypatch.setattr(decode_steps, "_cpu_seconds", half_a_second)
+    monkeypatch.setattr(decode_steps, "cpu_seconds", half_a_second)
     assert measure_copy("cpu") == 2 * 4096 / 0.5
     assert set(copied) == {4096}
 

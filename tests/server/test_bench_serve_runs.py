@@ -207,7 +207,7 @@ def test_a_reader_of_the_tables_that_goes_away_costs_no_results(
     def print_to_a_closed_pipe(report: object, console: object) -> None:
         raise BrokenPipeError
 
-    monkeypatch.setattr("pagebrain.bench.serve.serve_report.print_report", print_to_a_closed_pipe)
+    monkeypatch.setattr("pagebrain.bench.serve.serve_bench.print_report", print_to_a_closed_pipe)
     file = tmp_path / "kept.json"
     assert bench(server, "--requests", "2", "--json", str(file)) == PIPE_CLOSED
     assert json.loads(file.read_text())["runs"][0]["metrics"]["done"] == 2
@@ -261,9 +261,7 @@ def test_mistakes_are_named_before_anything_is_sent(
 def test_a_missing_package_is_named_with_what_to_install(
     package: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from pagebrain.bench.serve import load
-
-    monkeypatch.setattr(load, "find_spec", lambda name: None if name == package else object())
+    monkeypatch.setattr("pagebrain.bench.command.find_spec", lambda name: None if name == package else object())
     assert main(["bench", "serve", "--sweep", "1,2", "--chart", "chart.png"]) == 2
     assert f"bench serve needs the package {package}: pip install 'pagebrain[bench]'" in capsys.readouterr().err
 

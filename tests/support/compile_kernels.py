@@ -16,10 +16,10 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from pagebrain.kernels.add_norm import add_norm_kernel
 from pagebrain.kernels.decode import decode_kernel, merge_kernel
 from pagebrain.kernels.decode_plan import DecodeTiling
 from pagebrain.kernels.grouped_decode import grouped_decode_kernel
-from pagebrain.kernels.add_norm import add_norm_kernel
 from pagebrain.kernels.prefill import PrefillTiling, prefill_kernel
 from pagebrain.kernels.sample import ROW_TILE, ROW_WARPS, SPLIT_TILE, SPLIT_WARPS
 from pagebrain.kernels.sample_kernels import best_kernel, choose_kernel, deliver_best_kernel, draw_kernel

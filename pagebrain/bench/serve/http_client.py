@@ -1,15 +1,14 @@
-"""The clients of one process: they send the requests and stamp what comes back, chunk by chunk, as cheaply as they can.
+"""The clients of one process: they send requests and record the time of each chunk of the answers, at low cost.
 
-With 256 streams at 50,000 tokens a second an event may cost 20 microseconds at most. So nothing is parsed here: bodies of
-requests are made before the run, answers are kept as bytes (some 300 for each event) and read after it, by
-:mod:`~pagebrain.bench.serve.measurements`.
+With 256 streams at 50,000 tokens a second an event may cost 20 microseconds at most. So nothing is parsed here: request
+bodies are made before the run, answers are kept as bytes (some 300 for each event), and
+:mod:`~pagebrain.bench.serve.measurements` reads them after the run.
 """
 
 import asyncio
 import json
 import time
-from collections.abc import Coroutine
-from typing import Any, Protocol, TypeVar
+from typing import Protocol
 
 import aiohttp
 
@@ -19,26 +18,24 @@ from pagebrain.bench.serve.measurements import Exchange, error_message
 _REFUSING = (429, 503)
 _MAX_ERROR_BYTES = 65_536
 _IDLE_CONNECTION_S = 2.0
-"""Idle connections are closed after this. Servers do so too (uvicorn after 5 s): a request sent just then would be lost."""
-
-T = TypeVar("T")
+"""Idle connections are closed after this time. A server closes them later (uvicorn after 5 s), which can lose a request."""
 
 
 class Counters(Protocol):
-    """What the clients share with the process that shows the progress."""
+    """Counters that the clients share with the process that shows the progress."""
 
     def take_next(self) -> int:
-        """The next request of a closed loop; each number is handed out once."""
+        """The next request of a closed loop. Each number is returned once."""
 
     def count_tokens(self, number: int) -> None:
-        """Add tokens that came; a negative number corrects an earlier count."""
+        """Add received tokens; a negative number corrects an earlier count."""
 
     def count_ended(self) -> None:
-        """A request has ended: done, failed or refused."""
+        """Count a request that has ended: done, failed or refused."""
 
 
 def open_session(job: ClientJob) -> aiohttp.ClientSession:
-    """A session with as many connections as it needs, which are kept alive. Call it in a running event loop."""
+    """A session without a limit of connections, which are kept alive. Call it in a running event loop."""
     own = {"Content-Type": "application/json", "Accept": "text/event-stream", "Accept-Encoding": "identity"}
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_CONNECTION_S),
@@ -52,19 +49,18 @@ def open_session(job: ClientJob) -> aiohttp.ClientSession:
 async def warm_up(session: aiohttp.ClientSession, job: ClientJob) -> list[Exchange]:
     """Send the warm-up and return the answers."""
     todo = iter(range(len(job.warmup)))
-    silent = _NoCounters()
 
     async def client() -> list[Exchange]:
-        return [await exchange(session, job.url, job.warmup[index], index, None, silent) for index in todo]
+        return [await exchange(session, job.url, job.warmup[index], index, None, None) for index in todo]
 
-    return sum(await _all(client() for _ in range(job.num_clients)), [])
+    return sum(await asyncio.gather(*(client() for _ in range(job.num_clients))), [])
 
 
 async def drive(session: aiohttp.ClientSession, job: ClientJob, start_s: float, counters: Counters) -> list[Exchange]:
-    """Send this process's share of the requests from ``start_s`` (of ``perf_counter``) on, and return the answers."""
+    """Send this process's requests from ``start_s`` (of ``perf_counter``) on, and return the answers."""
     if job.arrivals_s is None:
         await _sleep_until(start_s)
-        return sum(await _all(_client(session, job, counters) for _ in range(job.num_clients)), [])
+        return sum(await asyncio.gather(*(_client(session, job, counters) for _ in range(job.num_clients))), [])
     sent = []
     for index, arrival_s in job.arrivals_s.items():
         await _sleep_until(start_s + arrival_s)
@@ -82,9 +78,9 @@ async def _client(session: aiohttp.ClientSession, job: ClientJob, counters: Coun
 
 
 async def exchange(
-    session: aiohttp.ClientSession, url: str, body: bytes, index: int, scheduled_s: float | None, counters: Counters
+    session: aiohttp.ClientSession, url: str, body: bytes, index: int, scheduled_s: float | None, counters: Counters | None
 ) -> Exchange:
-    """Send one request and keep the answer. An error is noted in the exchange, never raised."""
+    """Send one request and keep the answer. An error is stored in the exchange and not raised. A warm-up is not counted."""
     sent_s = time.perf_counter()
     result = Exchange(index, sent_s if scheduled_s is None else scheduled_s, sent_s)
     counted = 0
@@ -102,14 +98,16 @@ async def exchange(
     except (aiohttp.ClientError, OSError, ValueError) as error:
         result.error = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     result.ended_s = time.perf_counter()
-    counters.count_tokens(_usage(result.chunks, counted) - counted)
-    counters.count_ended()
+    if counters is not None:
+        counters.count_tokens(_usage(result.chunks, counted) - counted)
+        counters.count_ended()
     return result
 
 
-async def _keep_chunks(content: aiohttp.StreamReader, result: Exchange, counters: Counters) -> int:
-    """The hot loop. Returns how many events there seem to be, which is good enough for a progress bar."""
-    clock, arrivals_s, chunks, count_tokens = time.perf_counter, result.arrivals_s, result.chunks, counters.count_tokens
+async def _keep_chunks(content: aiohttp.StreamReader, result: Exchange, counters: Counters | None) -> int:
+    """Store the chunks with their times. Returns an approximate number of events, for the progress bar."""
+    clock, arrivals_s, chunks = time.perf_counter, result.arrivals_s, result.chunks
+    count_tokens = (lambda number: None) if counters is None else counters.count_tokens
     counted = 0
     while chunk := await content.readany():
         arrivals_s.append(clock())
@@ -121,14 +119,14 @@ async def _keep_chunks(content: aiohttp.StreamReader, result: Exchange, counters
 
 
 def _usage(chunks: list[bytes], default: int) -> int:
-    """The server's count of tokens, found near the end of the answer, or ``default``."""
+    """The server's count of tokens, from the end of the answer, or ``default``."""
     _, found, rest = b"".join(chunks[-3:]).rpartition(b'"completion_tokens":')
     digits = rest.lstrip()[:12].partition(b",")[0].partition(b"}")[0].strip()
     return int(digits) if found and digits.isdigit() else default
 
 
 async def _error_text(response: aiohttp.ClientResponse) -> str:
-    """What the body of an error says, from OpenAI's error object if it is one."""
+    """The message in OpenAI's error object, or else the body as text."""
     text = (await response.content.read(_MAX_ERROR_BYTES)).decode(errors="replace")
     try:
         return error_message(json.loads(text))
@@ -136,25 +134,7 @@ async def _error_text(response: aiohttp.ClientResponse) -> str:
         return text or str(response.reason)
 
 
-async def _all(work: Any) -> list[T]:
-    coroutines: list[Coroutine[Any, Any, T]] = list(work)
-    return list(await asyncio.gather(*coroutines))
-
-
 async def _sleep_until(when_s: float) -> None:
     delay_s = when_s - time.perf_counter()
     if delay_s > 0:
         await asyncio.sleep(delay_s)
-
-
-class _NoCounters:
-    """For the warm-up, which is not counted."""
-
-    def take_next(self) -> int:
-        raise AssertionError("the warm-up has a list of its own")
-
-    def count_tokens(self, number: int) -> None:
-        pass
-
-    def count_ended(self) -> None:
-        pass

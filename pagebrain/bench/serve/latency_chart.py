@@ -1,4 +1,4 @@
-"""The picture of a sweep: latency against throughput as the load grows. Needs matplotlib."""
+"""The chart of a sweep: latency against throughput as the load grows. Needs matplotlib."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,7 +15,7 @@ _LOOKS: dict[str, dict[str, Any]] = {
     "p99": {"color": VERMILLION, "linestyle": LINES[1], "marker": MARKERS[1]},
 }
 _LOG_FROM = 20.0
-"""Latencies that differ by more than this factor are drawn on a logarithmic scale."""
+"""Latencies whose ratio is larger than this are drawn on a logarithmic scale."""
 
 
 @styled

@@ -1,28 +1,28 @@
-"""The load of ``pagebrain bench serve``: how many clients or requests a second, when each request is sent; the options."""
+"""The options and the load of ``pagebrain bench serve``: clients or requests a second, and arrival times."""
 
 import argparse
 import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeVar
 
+from pagebrain.bench.command import check_at_least_1, check_files, require
 from pagebrain.errors import ConfigError
 
 T = TypeVar("T")
 
 ARRIVAL_SEED_OFFSET = 2_000_003
-"""Added to the seed for the arrivals, so that they do not follow the draws that made the prompts."""
+"""Added to the seed for the arrivals, so that they are independent of the prompts."""
 
 
 @dataclass(frozen=True)
 class Load:
     """A closed loop of ``concurrency`` clients, or an open loop at ``rate`` requests a second; exactly one is set.
 
-    In a closed loop each client sends its next request when its last has ended, so a slow server is asked less. In an open
-    loop requests come whether or not others have ended, as independent users send them: a Poisson process. A rate of
+    In a closed loop each client sends its next request when its last has ended, so a slow server gets fewer requests a
+    second. In an open loop requests do not wait for others, like those of independent users: a Poisson process. A rate of
     infinity sends all at once.
     """
 
@@ -44,13 +44,13 @@ class Load:
 
     @property
     def label(self) -> str:
-        """As short as a chart needs it."""
+        """A short text for charts."""
         if self.rate is None:
             return str(self.concurrency)
         return "all" if self.rate == math.inf else f"{self.rate:g}/s"
 
     def arrivals_s(self, num_requests: int, seed: int) -> dict[int, float] | None:
-        """When each request is to be sent: request -> seconds from the start, ascending. ``None`` for a closed loop.
+        """Request -> seconds from the start at which it is sent, ascending; ``None`` for a closed loop.
 
         The same arguments give the same times.
         """
@@ -61,22 +61,22 @@ class Load:
         rng = random.Random(seed + ARRIVAL_SEED_OFFSET)
         now_s, arrivals = 0.0, {}
         for index in range(num_requests):
-            arrivals[index] = now_s  # the first at once: the gap before it would only make the run longer
+            arrivals[index] = now_s  # the first at 0: a gap before it would only make the run longer
             now_s += rng.expovariate(self.rate)
         return arrivals
 
 
 @dataclass(frozen=True)
 class ClientJob:
-    """What the clients of one process do; those of a whole run before it is split.
+    """The work of the clients of one process; before :meth:`split`, of a whole run.
 
     Attributes:
         url: of the completions endpoint.
         headers: of every request.
         bodies: of all requests of the run, as JSON.
-        warmup: bodies that are sent first, not timed, as many at once as there are clients.
+        warmup: bodies that are sent first and not timed, as many at once as there are clients.
         num_clients: of a closed loop, and during the warm-up.
-        arrivals_s: of an open loop: request -> seconds after the start, in order; ``None`` in a closed loop.
+        arrivals_s: of an open loop: request -> seconds after the start, ascending; ``None`` in a closed loop.
         timeout_s: a request that takes longer has failed.
     """
 
@@ -89,7 +89,7 @@ class ClientJob:
     timeout_s: float
 
     def split(self, num_processes: int) -> "list[ClientJob]":
-        """At most ``num_processes`` jobs with something to do: clients, arrivals and the warm-up are dealt out in turn."""
+        """At most ``num_processes`` jobs, none of them empty. Clients, arrivals and warm-up are assigned in turn."""
         num_jobs = min(num_processes, self.num_clients if self.arrivals_s is None else len(self.arrivals_s))
         shares = [slice(number, None, num_jobs) for number in range(num_jobs)]
         return [
@@ -104,7 +104,7 @@ class ClientJob:
 
 
 def parse_loads(concurrency: int | None, rate: float | None, sweep_concurrency: str | None, sweep: str | None) -> list[Load]:
-    """The loads that the options ask for, one or several. Raises ``ConfigError``."""
+    """The loads of the options, one or several. Raises ``ConfigError``."""
     if sweep is not None:
         return [Load(rate=_number("--sweep", item, float)) for item in sweep.split(",")]
     if sweep_concurrency is not None:
@@ -179,25 +179,24 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check_options(args: argparse.Namespace, num_loads: int) -> None:
-    """Raise ``ConfigError`` for numbers out of range, options that do not go together, files that could not be written."""
+    """Raise ``ConfigError`` for numbers out of range, options that exclude each other, files that cannot be written."""
     _check_numbers(args)
-    _check_results(args, num_loads)
+    check_files(args)
+    if args.chart is not None and num_loads < 2:
+        raise ConfigError("--chart draws a sweep: give several loads with --sweep or --sweep-concurrency")
     if args.threads is not None and args.launch is None:
         raise ConfigError("--threads is for --launch: a server that runs already has its threads")
     if args.against_offline:
         _check_against_offline(args, num_loads)
     elif args.rounds is not None:
         raise ConfigError("--rounds is for --against-offline")
-    _require("aiohttp")
+    require("aiohttp", "bench serve")
     if args.chart is not None:
-        _require("matplotlib")
+        require("matplotlib", "bench serve")
 
 
 def _check_numbers(args: argparse.Namespace) -> None:
-    for name in ("requests", "processes", "threads", "rounds", "vocab_size"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+    check_at_least_1(args, "requests", "processes", "threads", "rounds", "vocab_size")
     if args.warmup is not None and args.warmup < 0:
         raise ConfigError(f"--warmup must be at least 0, got {args.warmup}")
     if not 0 < args.timeout < float("inf"):
@@ -208,17 +207,6 @@ def _check_numbers(args: argparse.Namespace) -> None:
         raise ConfigError(f"--top-p must be greater than 0 and at most 1, got {args.top_p}")
 
 
-def _check_results(args: argparse.Namespace, num_loads: int) -> None:
-    """Files that could not be written are named now, not after the measurement."""
-    for option, path in (("--json", args.json), ("--chart", args.chart)):
-        if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
-            raise ConfigError(f"{option} {path} cannot be written: name a file in a folder that exists")
-    if args.chart is not None and args.chart.suffix not in (".png", ".svg"):
-        raise ConfigError(f"--chart must name a .png or .svg file, got {args.chart}")
-    if args.chart is not None and num_loads < 2:
-        raise ConfigError("--chart draws a sweep: give several loads with --sweep or --sweep-concurrency")
-
-
 def _check_against_offline(args: argparse.Namespace, num_loads: int) -> None:
     if args.launch is None:
         raise ConfigError("--against-offline needs --launch: both sides must have the same model and engine settings")
@@ -226,8 +214,3 @@ def _check_against_offline(args: argparse.Namespace, num_loads: int) -> None:
         raise ConfigError("--against-offline compares a closed loop: use it with --concurrency")
     if args.temperature != 0 or args.top_p is not None or not args.ignore_eos:
         raise ConfigError("--against-offline is greedy, to the length asked for: no --temperature, --top-p, --no-ignore-eos")
-
-
-def _require(package: str) -> None:
-    if find_spec(package) is None:
-        raise ConfigError(f"bench serve needs the package {package}: pip install 'pagebrain[bench]'")

@@ -1,18 +1,17 @@
-"""One request as the benchmark's client saw it: the raw bytes with their times, a record of them, and numbers from records.
+"""The measurements of the client: the raw bytes of each answer with their times, a record of each request, and the figures.
 
-While a benchmark runs, the client only stamps chunks with the time at which they came. What they say is read here, when the
-clock no longer matters.
+While a benchmark runs, the client only records chunks and their arrival times. They are parsed here, after the run.
 
-What is measured, at the client, of requests that are done only:
+The figures are measured at the client, for requests that are done:
 
 - **TTFT**, time to first token: from sending the request to its first event with a token.
 - **E2E**, end to end: from sending the request to its last event with a token.
-- **TPOT**, time per output token: ``(E2E - TTFT) / (output tokens - 1)``, one for each request with two tokens or more.
-- **ITL**, inter-token latency: the gaps between successive events of a request, all requests' gaps together. An event may
-  hold several tokens, so beside it stands **ITL per token**: each gap divided by the tokens that an event of its request
-  brought on average, the first event left out.
+- **TPOT**, time per output token: ``(E2E - TTFT) / (output tokens - 1)``, for each request with two tokens or more.
+- **ITL**, inter-token latency: the gaps between successive events of a request, over all requests.
+- **ITL per token**: each of these gaps divided by the mean number of tokens in an event of its request after the first one,
+  because an event may hold several tokens.
 
-Events that reach the client in one piece have a gap of 0. Tokens are counted by the server's usage.
+Events that arrive in one chunk have a gap of 0. The server's usage counts the tokens.
 """
 
 import itertools
@@ -29,21 +28,21 @@ from pagebrain.errors import ConfigError
 MAX_REASON_LEN = 300
 
 _ENDINGS = ("stop", "length")
-"""Finish reasons of an output that is complete; others (``abort``, say) tell of one that is not."""
+"""Finish reasons of a complete output. Any other, such as ``abort``, means a failed request."""
 
 
 @dataclass
 class Exchange:
-    """A request and its answer, unread. Times are seconds of ``time.perf_counter``.
+    """A request and its answer, not parsed yet. Times are seconds of ``time.perf_counter``.
 
     Attributes:
-        index: which of the workload's requests.
-        scheduled_s: when an open loop meant to send it; a closed loop sends when it can, so there it is ``sent_s``.
-        sent_s: just before the request was handed to the HTTP library, which may have to connect first.
-        ended_s: when the answer was complete, or had failed.
-        arrivals_s, chunks: the body as it came; several events may share a chunk, and an event may span two.
+        index: of the request in the workload.
+        scheduled_s: the arrival time of an open loop; in a closed loop ``sent_s``.
+        sent_s: just before the request was given to the HTTP library, which may have to connect first.
+        ended_s: when the answer was complete or had failed.
+        arrivals_s, chunks: the received body; several events may share a chunk, and an event may span two chunks.
         error: why the answer is not complete; ``None`` if it is.
-        is_refused: the server was full and said when to come back.
+        is_refused: the server was full and sent ``Retry-After``.
     """
 
     index: int
@@ -58,17 +57,17 @@ class Exchange:
 
 @dataclass(frozen=True)
 class RequestRecord:
-    """What became of one request. Times in seconds; ``sent_s`` and ``ended_s`` count from the start of the load.
+    """The outcome of one request. Times in seconds; ``sent_s`` and ``ended_s`` count from the start of the load.
 
     Attributes:
-        outcome: ``done`` (all tokens came), ``refused`` (the server was full), or ``failed``.
+        outcome: ``done`` (the answer is complete), ``refused`` (the server was full), or ``failed``.
         reason: why it is not done.
-        late_s: how long after its scheduled time an open loop sent it.
+        late_s: how long after its arrival time an open loop sent it.
         ttft_s: from sending to the first event with a token.
         e2e_s: from sending to the last event with a token.
-        prompt_tokens, output_tokens: as the server counted them; ``None`` if it sends no usage.
-        num_events: events that brought tokens; fewer than tokens when some shared an event.
-        gaps_s: between one such event and the next, ``num_events - 1`` of them.
+        prompt_tokens, output_tokens: the server's counts; ``None`` if it sends no usage.
+        num_events: events with tokens; an event may have several.
+        gaps_s: between successive events with tokens, ``num_events - 1`` of them.
     """
 
     index: int
@@ -86,22 +85,19 @@ class RequestRecord:
 
     @property
     def num_output_tokens(self) -> int:
-        """Tokens that the server counted; from a server that does not count, one for each event."""
+        """The server's count of tokens; without one, the number of events."""
         return self.num_events if self.output_tokens is None else self.output_tokens
 
     @property
     def tpot_s(self) -> float | None:
-        """Time per output token after the first: ``(e2e - ttft) / (tokens - 1)``. ``None`` for fewer than two tokens."""
+        """TPOT; ``None`` for fewer than two tokens."""
         if self.ttft_s is None or self.e2e_s is None or self.num_output_tokens < 2:
             return None
         return (self.e2e_s - self.ttft_s) / (self.num_output_tokens - 1)
 
     @property
     def token_gaps_s(self) -> tuple[float, ...]:
-        """``gaps_s``, each divided by the tokens that an event after the first brought on average; their mean is TPOT.
-
-        A server that packs ten tokens into an event must not look ten times as slow from token to token.
-        """
+        """``gaps_s``, each divided by the mean number of tokens in an event after the first; their mean is TPOT."""
         if not self.gaps_s or self.num_output_tokens < 2:
             return ()
         share = len(self.gaps_s) / (self.num_output_tokens - 1)
@@ -109,7 +105,7 @@ class RequestRecord:
 
 
 def read_exchange(exchange: Exchange, start_s: float) -> RequestRecord:
-    """Read the answer. ``start_s`` is the ``perf_counter`` time at which the load began."""
+    """Parse the answer. ``start_s`` is the ``perf_counter`` time at which the load began."""
 
     def record(outcome: Literal["done", "failed", "refused"], reason: str, **numbers: Any) -> RequestRecord:
         return RequestRecord(
@@ -144,7 +140,7 @@ def read_exchange(exchange: Exchange, start_s: float) -> RequestRecord:
 
 
 def events(arrivals_s: list[float], chunks: list[bytes]) -> Iterator[tuple[float, bytes]]:
-    """The data of each server-sent event, with the time of the chunk that completed it. Comments are left out."""
+    """The data of each server-sent event with the time of the chunk that completed it. Comments are skipped."""
     rest = b""
     for arrived_s, chunk in zip(arrivals_s, chunks):
         *complete, rest = (rest + chunk).replace(b"\r\n", b"\n").split(b"\n\n")
@@ -155,7 +151,7 @@ def events(arrivals_s: list[float], chunks: list[bytes]) -> Iterator[tuple[float
 
 
 class _BrokenStream(Exception):
-    """A stream that does not hold a complete answer; the message says why."""
+    """A stream without a complete answer; the message says why."""
 
 
 @dataclass
@@ -188,7 +184,7 @@ def _read_answer(exchange: Exchange) -> _Answer:
     if not is_done:
         raise _BrokenStream("the stream ended without [DONE]")
     if closes_empty and answer.output_tokens is not None and len(answer.times_s) > answer.output_tokens:
-        answer.times_s.pop()  # it only says why the output ended; a token without text would have been counted
+        answer.times_s.pop()  # this event has only the finish reason: a token without text would be in the server's count
     if not answer.times_s:
         raise _BrokenStream("the stream brought no token")
     if finish_reason not in _ENDINGS:
@@ -215,11 +211,11 @@ def error_message(payload: object) -> str:
 
 
 SLO_NAMES = ("ttft", "tpot", "e2e")
-"""What ``--slo`` can limit."""
+"""The figures that ``--slo`` can limit."""
 
 
 def percentile(ordered: Sequence[float], percent: float) -> float:
-    """The ``percent``-th percentile of ascending values, interpolated between the two next to it."""
+    """The ``percent``-th percentile of ascending values, with linear interpolation."""
     position = (len(ordered) - 1) * percent / 100
     low = math.floor(position)
     high = min(low + 1, len(ordered) - 1)
@@ -258,15 +254,16 @@ def parse_slo(text: str) -> dict[str, float]:
 
 
 def meets(record: RequestRecord, slo: Mapping[str, float]) -> bool:
-    """Whether a request is done and kept every limit. An output of one token has no TPOT to exceed."""
+    """Whether a request is done and within every limit. An output of one token has no TPOT."""
     times_s = {"ttft": record.ttft_s, "tpot": record.tpot_s, "e2e": record.e2e_s}
     kept = ((times_s[name], limit) for name, limit in slo.items())
     return record.outcome == "done" and all(value is None or 1000 * value <= limit for value, limit in kept)
 
 
 def measure(records: Sequence[RequestRecord], slo: Mapping[str, float]) -> dict[str, Any]:
-    """All numbers of a run. The rates are over the time from the first request sent to the end of the last; without a
-    request that is done they are ``None``, as are the latencies.
+    """All figures of a run. Rates are over the time from the first request sent to the end of the last one.
+
+    Rates and latencies are ``None`` if no request is done.
     """
     done = [record for record in records if record.outcome == "done"]
     duration_s = max(record.ended_s for record in records) - min(record.sent_s for record in records)
@@ -310,7 +307,7 @@ def _goodput(
 
 
 def most_in_flight(records: Sequence[RequestRecord]) -> int:
-    """The largest number of requests that had been sent and not ended at the same time."""
+    """The largest number of requests in flight at the same time."""
     changes = sorted([(record.sent_s, 1) for record in records] + [(record.ended_s, -1) for record in records])
     most = now = 0
     for _, change in changes:  # at equal times an end (-1) sorts before a start

@@ -1,4 +1,4 @@
-"""Client processes: one or several, apart from the process that draws the progress bar, so that drawing delays no timestamp.
+"""Client processes, one or several. The progress bar is drawn by their parent, so that drawing delays no timestamp.
 
 Each process warms up and reports that. When all are warm, they start at the same moment. A closed loop's clients take their
 next request from a counter that all processes share. Processes end with their parent, even if it is killed.
@@ -22,20 +22,21 @@ from pagebrain.bench.serve.load import ClientJob, Load
 from pagebrain.bench.serve.measurements import RequestRecord, read_exchange
 from pagebrain.bench.serve.target import Target
 from pagebrain.errors import PageBrainError
+from pagebrain.machine import allow_many_connections
 
 _START_DELAY_S = 0.1
-"""From the last process that is ready to the start of the load: long enough for all to hear of it."""
+"""From the last process that is ready to the start of the load. The message with the start time takes less."""
 
 _POLL_S = 0.2
-_SPAWN = multiprocessing.get_context("spawn")  # a fork would inherit the locks of torch's threads, and not the threads
+_SPAWN = multiprocessing.get_context("spawn")  # a fork inherits the locks of torch's threads without the threads
 
 
 @dataclass(frozen=True)
 class DriveResult:
-    """What all clients saw, in the order of the requests.
+    """The records of all clients, in the order of the requests.
 
-    ``busy`` is the share of one core that each client process used during the load: near 1, the clients and not the server
-    may be what was measured. ``warmup_failures`` are reasons.
+    ``busy`` is the share of one core that each client process used during the load. Near 1, the clients may have limited the
+    figures. ``warmup_failures`` are reasons.
     """
 
     records: list[RequestRecord]
@@ -45,7 +46,7 @@ class DriveResult:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is; ``num_tokens`` is by usage for requests that ended, by events for those under way."""
+    """The progress of a run. ``num_tokens`` counts usage for requests that ended, and events for those in flight."""
 
     num_ended: int
     num_tokens: int
@@ -89,7 +90,7 @@ def drive_processes(
                 _receive(ready)
                 waiting.remove(ready)
             on_progress(shared.progress())
-        for pipe in pipes:  # only now, or those that ended first would read answers while others still measure
+        for pipe in pipes:  # after all have ended: parsing in one process would slow the others down
             pipe.send("read the answers")
         results = [_receive(pipe) for pipe in pipes]
     records = sorted((record for found, _ in results for record in found), key=lambda record: record.index)
@@ -98,14 +99,14 @@ def drive_processes(
 
 @contextlib.contextmanager
 def _started(jobs: Sequence[ClientJob], shared: "SharedCounters") -> Iterator[list[Connection]]:
-    """The processes, running; ended when the block is left."""
+    """Start the processes and yield their pipes. They are ended at the end of the block."""
     processes, pipes = [], []
     try:
         for number, job in enumerate(jobs):
             here, there = _SPAWN.Pipe()
             process = _SPAWN.Process(target=_client_process, args=(there, job, shared, number), daemon=True)
             process.start()
-            there.close()  # so that its end is seen here when the process dies
+            there.close()  # so that reading here fails when the process dies
             processes.append(process)
             pipes.append(here)
         yield pipes
@@ -126,7 +127,7 @@ def _receive(pipe: Connection) -> Any:
 
 
 class SharedCounters:
-    """Numbers in memory that all processes see. Each writes tokens and ends of its own; only ``take_next`` needs a lock."""
+    """Counters in shared memory. Each process has its own counts of tokens and ends; only ``take_next`` needs a lock."""
 
     def __init__(self, num_processes: int) -> None:
         self._next: Any = _SPAWN.Value("q", 0)
@@ -142,11 +143,11 @@ class SharedCounters:
         return taken
 
     def count_tokens(self, number: int) -> None:
-        """Add to this process's tokens."""
+        """Add to this process's count of tokens."""
         self._tokens[self.process] += number
 
     def count_ended(self) -> None:
-        """Add one to this process's requests that ended."""
+        """Add one to this process's count of ended requests."""
         self._ended[self.process] += 1
 
     def progress(self) -> Progress:
@@ -155,22 +156,22 @@ class SharedCounters:
 
 
 def _client_process(pipe: Connection, job: ClientJob, shared: SharedCounters, number: int) -> None:
-    """What a client process does from its first line to its last."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and ends this process
+    """The main function of a client process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too and ends this process
     threading.Thread(target=_end_with_parent, daemon=True).start()
     shared.process = number
-    _allow_many_connections()
+    allow_many_connections()  # a rate of ``inf`` opens a connection for each request
     loop = _new_event_loop()
     try:
         loop.run_until_complete(_talk(pipe, job, shared))
     except (EOFError, BrokenPipeError):
-        sys.exit(1)  # the parent has gone, or given up
+        sys.exit(1)  # the parent has ended or closed the pipe
     finally:
         loop.close()
 
 
 async def _talk(pipe: Connection, job: ClientJob, shared: SharedCounters) -> None:
-    """Warm up, start when told, drive, read the answers when told. Between those, waiting may block the loop."""
+    """Warm up, wait for the start time, send the load, wait, parse the answers. Waiting may block the idle loop."""
     from pagebrain.bench.serve.http_client import drive, open_session, warm_up
 
     async with open_session(job) as session:
@@ -178,7 +179,7 @@ async def _talk(pipe: Connection, job: ClientJob, shared: SharedCounters) -> Non
         pipe.send([record.reason for record in warmed if record.outcome != "done"])
         start_s = pipe.recv()
         gc.collect()
-        gc.freeze()  # what is there stays; the collector need not look at it during the load
+        gc.freeze()  # so that the collector skips all existing objects during the load
         busy_s, began_s = time.process_time(), time.perf_counter()
         exchanges = await drive(session, job, start_s, shared)
         busy = (time.process_time() - busy_s) / (time.perf_counter() - began_s)
@@ -194,17 +195,8 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _allow_many_connections() -> None:
-    """Raise the limit of open files as far as this user may: a rate of ``inf`` opens a connection for each request."""
-    with contextlib.suppress(ImportError, ValueError, OSError):
-        import resource  # missing on Windows
-
-        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-
-
 def _new_event_loop() -> asyncio.AbstractEventLoop:
-    """uvloop's where it is installed: its events cost about 30 % less."""
+    """uvloop's if it is installed: its events cost about 30 % less."""
     try:
         import uvloop
     except ImportError:
@@ -213,12 +205,12 @@ def _new_event_loop() -> asyncio.AbstractEventLoop:
 
 
 Follow = Callable[[str, int, Progress], None]
-"""Called with the load's name, how many requests it has, and how far it is."""
+"""Called with the load's name, its number of requests, and its progress."""
 
 
 @contextlib.contextmanager
 def progress_bar(console: Any) -> Iterator[Follow]:
-    """A bar on ``console``, and the function that moves it."""
+    """A progress bar on ``console``; yields the function that updates it."""
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bar
 

@@ -1,48 +1,46 @@
-"""Runs loads against a server, one after the other, and reports: a single run, a sweep, or rounds against offline."""
+"""The command ``bench serve``: runs loads against a server, one after the other; with offline runs in between on request."""
 
 import argparse
 import contextlib
-import datetime
+import importlib.metadata
 import json
 import os
-import re
 import shlex
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
 
+import torch
+from rich.console import Console
+
 from pagebrain.bench.child import run_in_child
+from pagebrain.bench.command import report_head
 from pagebrain.bench.machine_facts import versions
-from pagebrain.bench.serve.load import DEFAULT_CONCURRENCY, Load, add_serve_arguments, check_options, parse_loads
+from pagebrain.bench.serve.load import DEFAULT_CONCURRENCY, Load, check_options, parse_loads
 from pagebrain.bench.serve.measurements import measure, parse_slo
 from pagebrain.bench.serve.processes import DriveResult, Follow, drive_processes, progress_bar
+from pagebrain.bench.serve.serve_report import check_all_done, compare, offline_spec, print_report, request_rows, to_json
 from pagebrain.bench.serve.target import Target, launched, parse_launch
 from pagebrain.bench.workload import BenchRequest, LengthRange, check_lengths, make_warmup, make_workload, model_limits
+from pagebrain.config import PageBrainConfig
 from pagebrain.machine import available_cores
 
 DEFAULT_VOCAB_SIZE = 50257
 
 _ROUND_SEED_STEP = 7919
-"""Between the seeds of two runs against one server: their prompts differ, and no prefix cache learns those of the next."""
+"""Between the seeds of two runs against one server. So their prompts differ, and no prefix cache holds those of the next."""
 
 
 def run_serve(args: argparse.Namespace) -> int:
-    """Measure, write, print: a closed pipe must not cost the files. Returns 1 if no request was done.
+    """Measure, write, print. Files come first, so that a closed pipe does not lose them. Returns 1 if no request was done.
 
     Raises ``ConfigError`` before anything is sent or started.
     """
-    from rich.console import Console
-
-    from pagebrain.bench.serve.serve_report import print_report
-
     bench = ServeBench(args)
     with _terminated_in_order():
         report = bench.run(Console(stderr=True))
     if args.json is not None:
-        from pagebrain.bench.serve.serve_report import to_json
-
         args.json.write_text(to_json(report), encoding="utf-8")
     runs = report["runs"]
     if args.chart is not None and any(run["metrics"]["done"] for run in runs):
@@ -54,7 +52,7 @@ def run_serve(args: argparse.Namespace) -> int:
 
 
 class ServeBench:
-    """One checked benchmark of a server."""
+    """One benchmark of a server. Its options are checked when it is made."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
@@ -75,15 +73,13 @@ class ServeBench:
             self.threads = self.threads or available_cores()
 
     def _prepare_launch(self, text: str) -> None:
-        from pagebrain.config import PageBrainConfig
-
         self.launch_arguments, self.engine = parse_launch(text)
         vocab_size, num_positions = model_limits(PageBrainConfig(**self.engine))
         check_lengths(self.input_len, self.output_len, self.engine.get("max_model_len") or num_positions)
         self.vocab_size = self.vocab_size or vocab_size
 
     def run(self, progress_console: Any) -> dict[str, Any]:
-        """All runs; returns the report that ``--json`` writes."""
+        """Run all loads and return the report that ``--json`` writes."""
         comparison: dict[str, Any] | None = None
         with progress_bar(progress_console) as follow:
             if self.args.against_offline:
@@ -102,7 +98,7 @@ class ServeBench:
 
     @contextlib.contextmanager
     def _server(self) -> Iterator[Target]:
-        """Where the server is, for as long as it is needed."""
+        """The server, launched and stopped if ``--launch`` is given."""
         if self.args.launch is None:
             yield self.target
             return
@@ -110,7 +106,7 @@ class ServeBench:
             yield Target.parse(url, self.api_key)
 
     def _describe(self, target: Target) -> dict[str, Any]:
-        """What the server says of itself. Raises ``ConfigError`` if it could not take the longest request."""
+        """The server's model, URL and version. Raises ``ConfigError`` if the longest request does not fit the model."""
         entry = target.find_model(self.args.model)
         if isinstance(entry.get("max_model_len"), int):
             check_lengths(self.input_len, self.output_len, entry["max_model_len"])
@@ -120,14 +116,14 @@ class ServeBench:
         return {"model": entry["id"], "url": target.url, "version": target.version(), "launched_with": launched}
 
     def _workload(self, load: Load, seed: int) -> tuple[list[BenchRequest], list[BenchRequest]]:
-        """The requests of a run and those of its warm-up."""
+        """The requests of a run and of its warm-up."""
         assert self.vocab_size is not None
         requests = make_workload(self.args.requests, self.input_len, self.output_len, self.vocab_size, seed)
         num_warmup = self.args.warmup if self.args.warmup is not None else load.concurrency or DEFAULT_CONCURRENCY
         return requests, make_warmup(requests[:num_warmup], self.vocab_size, seed)
 
     def _run_load(self, target: Target, server: dict[str, Any], load: Load, seed: int, follow: Follow) -> dict[str, Any]:
-        """One run against a server that is there."""
+        """One run against a running server."""
         requests, warmup = self._workload(load, seed)
         result = drive_processes(
             target,
@@ -142,7 +138,7 @@ class ServeBench:
         return self._run_report(load, seed, requests, warmup, result)
 
     def _body(self, request: BenchRequest, model: str) -> bytes:
-        """A completion request. Every OpenAI-compatible server knows its fields, but perhaps not ``ignore_eos``."""
+        """A completion request. All of its fields are OpenAI's, except ``ignore_eos``."""
         body: dict[str, Any] = {
             "model": model,
             "prompt": request.prompt_token_ids,
@@ -160,8 +156,6 @@ class ServeBench:
     def _run_report(
         self, load: Load, seed: int, requests: list[BenchRequest], warmup: list[BenchRequest], result: DriveResult
     ) -> dict[str, Any]:
-        from pagebrain.bench.serve.serve_report import request_rows
-
         records = result.records
         done = (record for record in records if record.outcome == "done")
         return {
@@ -177,9 +171,7 @@ class ServeBench:
         }
 
     def _against_offline(self, follow: Follow) -> tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any]]:
-        """Rounds of server, offline, server, offline; each with requests of its own."""
-        from pagebrain.bench.serve.serve_report import check_all_done, compare, offline_spec
-
+        """Rounds of server, offline, server, offline. Each round has requests of its own."""
         load, threads = self.loads[0], self.threads
         assert load.concurrency is not None and threads is not None
         runs, offline, server = [], [], {}
@@ -200,10 +192,7 @@ class ServeBench:
         names = ("requests", "processes", "timeout", "temperature", "top_p", "ignore_eos", "rounds")
         settings = {name: getattr(args, name) for name in names}
         settings |= {"input_len": str(self.input_len), "output_len": str(self.output_len)}
-        return {
-            "benchmark": "serve",
-            "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-            "command": _command_line(),
+        return report_head("serve") | {
             "server": server,
             "settings": settings | {"vocab_size": self.vocab_size, "threads": self.threads, "slo_ms": self.slo},
             "versions": _versions(is_local=args.launch is not None or self.target.is_local),
@@ -214,7 +203,7 @@ class ServeBench:
 
 @contextlib.contextmanager
 def _terminated_in_order() -> Iterator[None]:
-    """SIGTERM ends the run as an exception does, so that the server and the client processes are ended too."""
+    """Turn SIGTERM into an exception, so that the server and the client processes are ended too."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -229,36 +218,10 @@ def _terminated_in_order() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _command_line() -> str:
-    """What was typed, without the key."""
-    return re.sub(r"(--api-key[= ]+)[^\s'\"]+", r"\1***", shlex.join(["pagebrain", *sys.argv[1:]]))
-
-
 def _versions(is_local: bool) -> dict[str, Any]:
-    """Of this machine, which is the server's too if that is local; with the client's packages."""
-    import importlib.metadata
-
-    import torch
-
+    """Versions on this machine, with the client's packages. A local server runs on it too."""
     found: dict[str, Any] = dict(versions("cuda" if is_local and torch.cuda.is_available() else "cpu"))
     for package in ("aiohttp", "uvloop"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
     return found | {"cores": available_cores(), "server_on_this_machine": is_local}
-
-
-def main(argv: list[str] | None = None) -> int:
-    """The same without the rest of the command line: ``python -m pagebrain.bench.serve.serve_bench``."""
-    from pagebrain.errors import PageBrainError
-
-    parser = argparse.ArgumentParser(prog="python -m pagebrain.bench.serve.serve_bench", description=__doc__)
-    add_serve_arguments(parser)
-    try:
-        return run_serve(parser.parse_args(argv))
-    except PageBrainError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,12 +1,12 @@
-"""What a benchmark of a server found, as tables and as JSON; and ``--against-offline``, the comparison with offline runs.
+"""The report of a server's benchmark, as tables and as JSON, and ``--against-offline``, the comparison with offline runs.
 
-In that comparison the same requests go through the server and through ``LLM.generate``, in interleaved rounds. What is fair:
-a server with N clients never runs more than N sequences at once, so offline runs with ``max_num_seqs`` of at most N, all its
-requests there from the start. Both get the same model, engine settings and threads. Each round has requests of its own. Each
-side of a round has processes of its own, which end before the next begin, so that neither takes memory or cores from the
-other. The clients run on the same machine as the server, and the cores they take are the server's loss.
+In that comparison the same requests go through the server and through ``LLM.generate``, in interleaved rounds. A server with
+N clients never runs more than N sequences at once, so offline runs with ``max_num_seqs`` of at most N, and has all requests
+at the start. Both have the same model, engine settings and threads. Each round has requests of its own. Each side of a round
+has processes of its own, which end before the other side starts, so that the two do not compete for memory or cores. The
+clients run on the machine of the server and use some of its cores.
 
-All numbers come from :mod:`~pagebrain.bench.serve.measurements`.
+:mod:`~pagebrain.bench.serve.measurements` computes all figures.
 """
 
 import json
@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pagebrain.bench.child import RunResult, RunSpec
+from pagebrain.bench.command import new_table, say
 from pagebrain.bench.offline_report import summarize
 from pagebrain.bench.serve.measurements import RequestRecord
 from pagebrain.bench.workload import BenchRequest
@@ -30,7 +31,7 @@ _DEFAULT_MAX_NUM_SEQS = 64
 def offline_spec(
     engine: Mapping[str, Any], concurrency: int, threads: int, requests: list[BenchRequest], warmup: list[BenchRequest]
 ) -> RunSpec:
-    """What the offline side of a round runs: ``engine`` as the server has it, but no more sequences than clients."""
+    """The offline side of a round: the server's ``engine`` settings, with at most as many sequences as clients."""
     settings = {name: value for name, value in engine.items() if name not in _MODEL_FIELDS}
     settings["max_num_seqs"] = min(concurrency, settings.get("max_num_seqs", _DEFAULT_MAX_NUM_SEQS))
     model = {name: engine[name] for name in _MODEL_FIELDS if name in engine}
@@ -38,7 +39,7 @@ def offline_spec(
 
 
 def check_all_done(metrics: Mapping[str, Any], requests: Sequence[BenchRequest]) -> None:
-    """Raise ``PageBrainError`` unless the server did all that offline does; a ratio would compare different work."""
+    """Raise ``PageBrainError`` unless the server did all the work of the offline side, so that the ratio is valid."""
     asked = sum(request.output_len for request in requests)
     if metrics["done"] != len(requests) or metrics["output_tokens"] != asked:
         reasons = "; ".join(f"{count} times {reason}" for reason, count in metrics["reasons"].items())
@@ -51,7 +52,7 @@ def check_all_done(metrics: Mapping[str, Any], requests: Sequence[BenchRequest])
 def compare(
     served: Sequence[Mapping[str, Any]], offline: Sequence[RunResult], concurrency: int, threads: int
 ) -> dict[str, Any]:
-    """Tokens per second of both and their ratio, round by round. ``served`` are the metrics of the server's rounds."""
+    """Tokens per second of both sides and their ratio, round by round. ``served`` are the metrics of the server's rounds."""
     tokens = [sum(map(len, result.token_ids)) for result in offline]
     served_speed = [metrics["output_tokens_per_s"] for metrics in served]
     offline_speed = [count / result.elapsed_s for count, result in zip(tokens, offline)]
@@ -75,10 +76,10 @@ def compare(
 
 
 LATE_MS = 20.0
-"""An open loop that sends its requests later than this (p99) did not put the load on the server that it says."""
+"""If an open loop sends its requests later than this (p99), the load was smaller than intended."""
 
 BUSY = 0.85
-"""A client process that uses more of a core than this may be what limits the figures."""
+"""A client process that uses a larger share of a core than this may limit the figures."""
 
 _LATENCIES = {
     "ttft_ms": "TTFT",
@@ -116,13 +117,13 @@ def request_rows(records: Sequence[RequestRecord]) -> list[dict[str, Any]]:
 
 
 def to_json(report: Mapping[str, Any]) -> str:
-    """Indented JSON in which an object that holds only plain values takes one line, so that a request does."""
+    """Indented JSON. An object that holds only plain values, such as a request, takes one line."""
     text = json.dumps(report, indent=2, allow_nan=False)
     return _INNERMOST.sub(lambda found: re.sub(r"\n\s*", " ", found[0]), text) + "\n"
 
 
 def notices(run: Mapping[str, Any]) -> list[str]:
-    """What a reader must know before believing the run's numbers."""
+    """Warnings about the validity of a run's figures."""
     numbers = run["metrics"]
     said = []
     for reason, count in list(numbers["reasons"].items())[:5]:
@@ -148,9 +149,9 @@ def notices(run: Mapping[str, Any]) -> list[str]:
 
 
 def print_report(report: Mapping[str, Any], console: Console) -> None:
-    """All that a report says: a sweep as a table, other runs one by one, and the comparison if there is one."""
+    """Print a report: a sweep as a table, other runs one by one, and the comparison if there is one."""
     server, runs, comparison = report["server"], report["runs"], report["comparison"]
-    _say(console, f"{server['model']} at {server['url']}")
+    say(console, f"{server['model']} at {server['url']}")
     if comparison is None and len(runs) > 1:
         print_sweep(runs, console)
     else:
@@ -161,15 +162,15 @@ def print_report(report: Mapping[str, Any], console: Console) -> None:
 
 
 def print_run(run: Mapping[str, Any], console: Console) -> None:
-    """Counts, rates, the table of latencies, goodput; of a run in which nothing was done, only that."""
+    """Print counts, rates, the table of latencies and goodput; without a request that is done, counts only."""
     numbers = run["metrics"]
     counts = ", ".join(f"{numbers[name]} {name}" for name in ("done", "failed", "refused"))
-    _say(console, f"{run['load']}: {numbers['requests']} requests, {counts}")
+    say(console, f"{run['load']}: {numbers['requests']} requests, {counts}")
     if not numbers["done"]:
-        _say(console, "no request was done: there is nothing to measure")
+        say(console, "no request was done: there is nothing to measure")
     else:
         together = "" if numbers["tokens_per_event"] < 1.005 else f", {numbers['tokens_per_event']:.2f} tokens an event"
-        _say(
+        say(
             console,
             f"{numbers['duration_s']:.2f} s: {numbers['requests_per_s']:,.2f} requests/s, "
             f"{numbers['output_tokens_per_s']:,.1f} output tokens/s, {numbers['total_tokens_per_s']:,.1f} with prompts "
@@ -177,22 +178,20 @@ def print_run(run: Mapping[str, Any], console: Console) -> None:
             f"at most {numbers['most_in_flight']} requests at a time)",
         )
         console.print(_latency_table(numbers))
-        _say(console, _MEANINGS)
+        say(console, _MEANINGS)
         if numbers["goodput"]:
-            _say(console, _goodput(numbers))
+            say(console, _goodput(numbers))
     for notice in notices(run):
-        _say(console, f"note: {notice}")
+        say(console, f"note: {notice}")
 
 
 def _latency_table(numbers: Mapping[str, Any]) -> Table:
-    table = Table(header_style="bold")
-    table.add_column("ms")
-    for heading in ("mean", "median", "p95", "p99"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    columns = ("mean", "median", "p95", "p99")
+    table = new_table("ms", *columns)
     for name, label in _LATENCIES.items():
         found = numbers[name]
         if found is not None and not (name == "itl_per_token_ms" and numbers["tokens_per_event"] < 1.005):
-            table.add_row(label, *(f"{found[column]:,.2f}" for column in ("mean", "median", "p95", "p99")))
+            table.add_row(label, *(f"{found[column]:,.2f}" for column in columns))
     return table
 
 
@@ -204,13 +203,10 @@ def _goodput(numbers: Mapping[str, Any]) -> str:
 
 
 def print_sweep(runs: Sequence[Mapping[str, Any]], console: Console) -> None:
-    """A row for each load; a latency's median stands above its p99."""
+    """Print a row for each load, with a latency's median above its p99."""
     has_goodput = any(run["metrics"]["goodput"] for run in runs)
-    table = Table(header_style="bold")
-    table.add_column("load", no_wrap=True)
     headings = ["done", "requests\n/s", "output\ntokens/s", "TTFT, ms\nmedian\np99", "TPOT, ms\nmedian\np99"]
-    for heading in headings + ["goodput,\nrequests\n/s"] * has_goodput:
-        table.add_column(heading, justify="right", no_wrap=True)
+    table = new_table("load", *headings, *["goodput,\nrequests\n/s"] * has_goodput)
     for run in runs:
         numbers = run["metrics"]
         cells = [f"{numbers['done']} of {numbers['requests']}"]
@@ -222,26 +218,19 @@ def print_sweep(runs: Sequence[Mapping[str, Any]], console: Console) -> None:
     console.print(table)
     for run in runs:
         for notice in notices(run):
-            _say(console, f"note, {run['load']}: {notice}")
+            say(console, f"note, {run['load']}: {notice}")
 
 
 def print_comparison(comparison: Mapping[str, Any], console: Console) -> None:
-    """Served against offline, round by round, and what exactly was compared."""
-    table = Table(header_style="bold")
-    table.add_column("round")
-    for heading in ("served\ntokens/s", "offline\ntokens/s", "served / offline"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    """Print served against offline, round by round, and a description of the comparison."""
+    table = new_table("round", "served\ntokens/s", "offline\ntokens/s", "served / offline")
     served, offline, ratio = (comparison[name] for name in ("served_tokens_per_s", "offline_tokens_per_s", "ratio"))
     for number, row in enumerate(zip(served["rounds"], offline["rounds"], ratio["rounds"]), start=1):
         table.add_row(str(number), f"{row[0]:,.1f}", f"{row[1]:,.1f}", f"{row[2]:.1%}")
     table.add_section()
     table.add_row("median", f"{served['median']:,.1f}", f"{offline['median']:,.1f}", f"{ratio['median']:.1%}")
     console.print(table)
-    _say(console, comparison["what"])
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, highlight=False, soft_wrap=True, markup=False)
+    say(console, comparison["what"])
 
 
 def _pair(found: Mapping[str, float] | None) -> str:
@@ -253,5 +242,5 @@ def _number(value: float | None, digits: int) -> str:
 
 
 def _rounded(value: float | None) -> float | None:
-    """To the microsecond: more is noise."""
+    """To the microsecond."""
     return None if value is None else round(value, 6)

@@ -1,6 +1,6 @@
-"""The server under test, seen from outside: where it is, what it says of itself; and ``--launch``, which starts one.
+"""The server under test: its address, its model and version; and ``--launch``, which starts one.
 
-Plain blocking requests before and after a run. The load itself is sent by :mod:`~pagebrain.bench.serve.http_client`.
+Requests here are blocking and are sent before and after a run. :mod:`~pagebrain.bench.serve.http_client` sends the load.
 """
 
 import argparse
@@ -24,11 +24,12 @@ from dataclasses import dataclass
 from http.client import HTTPException
 from typing import Any
 
+from pagebrain.bench.child import child_environment
 from pagebrain.bench.serve.measurements import error_message
 from pagebrain.errors import ConfigError, PageBrainError
 
 _TIMEOUT_S = 30.0
-_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy in between would be measured too
+_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # without proxies, as the load is sent
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Target:
 
     @classmethod
     def parse(cls, url: str, api_key: str | None) -> "Target":
-        """Check ``url`` and cut what does not belong to its root. Raises ``ConfigError``."""
+        """Check ``url`` and reduce it to its root. Raises ``ConfigError``."""
         parts = urllib.parse.urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
             raise ConfigError(f"--url must look like http://127.0.0.1:8000, got {url!r}")
@@ -48,7 +49,7 @@ class Target:
 
     @property
     def is_local(self) -> bool:
-        """Whether the server runs on this machine, by its name."""
+        """Whether the host's name means this machine."""
         return urllib.parse.urlsplit(self.url).hostname in ("127.0.0.1", "localhost", "::1")
 
     @property
@@ -71,7 +72,7 @@ class Target:
         raise PageBrainError(f"{self.url} serves {served}" + ("" if name is None else f", not {name}"))
 
     def version(self) -> Any:
-        """What ``GET /version`` says, or ``None`` where there is none."""
+        """The answer to ``GET /version``, or ``None`` if there is none."""
         try:
             return self._get("/version")
         except PageBrainError:
@@ -83,10 +84,7 @@ class Target:
             with _OPENER.open(request, timeout=_TIMEOUT_S) as response:
                 return json.load(response)
         except urllib.error.HTTPError as error:
-            if error.code in (401, 403):
-                reason = "check --api-key or PAGEBRAIN_API_KEY"
-            else:
-                reason = _said(error)
+            reason = "check --api-key or PAGEBRAIN_API_KEY" if error.code in (401, 403) else _said(error)
             raise PageBrainError(f"{self.url}{path} answered {error.code}: {reason}") from None
         except (OSError, HTTPException) as error:
             reason = str(getattr(error, "reason", error))
@@ -105,16 +103,16 @@ def _said(error: urllib.error.HTTPError) -> str:
 
 
 READY = re.compile(r"serving .+ at (https?://\S+)")
-"""The line of ``pagebrain serve`` that says it accepts requests, and where."""
+"""The line of ``pagebrain serve`` that announces its URL; then it accepts requests."""
 
 _STOP_TIMEOUT_S = 20.0
 _LINES_KEPT = 20
 
 
 def parse_launch(text: str) -> tuple[list[str], dict[str, Any]]:
-    """The arguments for ``pagebrain serve``, and those of them that shape the engine, as keyword arguments for ``LLM``.
+    """The arguments for ``pagebrain serve``, and the engine's settings among them as keyword arguments for ``LLM``.
 
-    Raises ``ConfigError``; the options that only a server has are left to the server to check.
+    Raises ``ConfigError``. The server checks its own options.
     """
     from pagebrain.cli.arguments import add_engine_arguments, engine_settings
     from pagebrain.cli.frame import OneLineParser
@@ -144,9 +142,9 @@ def launched(
     ready_timeout_s: float = 900.0,
     command: Sequence[str] = (sys.executable, "-m", "pagebrain", "serve"),
 ) -> Iterator[str]:
-    """A running server's URL; the server and all its processes are gone when the block is left.
+    """Start a server and yield its URL. At the end of the block, the server and all its processes are ended.
 
-    Raises ``PageBrainError`` with what the server said last if it ends, or is not ready in time.
+    Raises ``PageBrainError`` with the server's last line if it ends, or is not ready in time.
     """
     server = subprocess.Popen(
         [*command, *arguments, "--port", "0"],
@@ -156,7 +154,7 @@ def launched(
         text=True,
         errors="replace",
         env=_environment(api_key, threads),
-        start_new_session=True,  # a group of its own, so that Ctrl-C reaches it through here, in order
+        start_new_session=True,  # a process group of its own: Ctrl-C ends this process, which then ends the server
         preexec_fn=_end_with_parent(),
     )
     try:
@@ -166,23 +164,18 @@ def launched(
 
 
 def _environment(api_key: str | None, threads: int | None) -> dict[str, str]:
-    path = os.pathsep.join(entry for entry in sys.path if entry)  # the same modules, however this process found them
-    environment = os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
-    if threads is not None:
-        environment |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-    if api_key is not None:
-        environment["PAGEBRAIN_API_KEY"] = api_key
-    return environment
+    environment = child_environment(threads) | {"PYTHONUNBUFFERED": "1"}
+    return environment | ({} if api_key is None else {"PAGEBRAIN_API_KEY": api_key})
 
 
 def _wait_until_ready(server: "subprocess.Popen[str]", timeout_s: float) -> str:
-    """The URL from the server's own line. A thread goes on reading, because a full pipe would block the server."""
+    """The URL from the server's line. A thread continues to read, because a full pipe would block the server."""
     urls: queue.Queue[str | None] = queue.Queue()
     said: deque[str] = deque(maxlen=_LINES_KEPT)
 
     def read() -> None:
         assert server.stderr is not None
-        with contextlib.suppress(ValueError):  # closed while it reads
+        with contextlib.suppress(ValueError):  # the pipe was closed during the read
             for line in server.stderr:
                 said.append(line.rstrip())
                 if found := READY.search(line):
@@ -205,7 +198,7 @@ def _last(said: Sequence[str]) -> str:
 
 
 def _stop(server: "subprocess.Popen[str]") -> None:
-    """Send SIGTERM and wait; then kill what is left of its process group."""
+    """Send SIGTERM and wait; then kill the rest of its process group."""
     if server.poll() is None:
         server.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -216,10 +209,10 @@ def _stop(server: "subprocess.Popen[str]") -> None:
 
 
 def _end_with_parent() -> Callable[[], None] | None:
-    """On Linux, what makes the kernel end the child when this process dies, even by SIGKILL; elsewhere nothing does."""
+    """On Linux, a function that makes the kernel end the child when this process dies, even by SIGKILL; else ``None``."""
     if not sys.platform.startswith("linux"):
         return None
-    prctl, set_parent_death_signal = ctypes.CDLL(None).prctl, 1  # loaded here: after the fork, only the call is safe
+    prctl, set_parent_death_signal = ctypes.CDLL(None).prctl, 1  # loaded before the fork; after it, only the call is safe
 
     def ask_kernel() -> None:
         prctl(set_parent_death_signal, signal.SIGTERM)
