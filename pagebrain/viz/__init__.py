@@ -1,8 +1,8 @@
 """Pictures of what an engine did, made from its step traces: matplotlib for notebooks, rich for terminals.
 
-:mod:`~pagebrain.viz.state` reads the traces; everything else only draws. Engine and chapters leave the same traces, so the
+:mod:`~pagebrain.viz.state` reads the traces; the other modules only draw. Engine and chapters write the same traces, so the
 same functions draw both. The functions for notebooks return a :class:`Picture`, which a cell shows with its alt text.
-Names are imported when they are first used: the terminal's drawings need no matplotlib, the notebooks' do.
+Names are imported at their first use: pictures for notebooks need matplotlib, those for terminals do not.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -57,7 +57,7 @@ __all__ = [*_HOMES, "terminal"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used, and say what to install if matplotlib is missing."""
+    """Import a public name at its first use. Raises ``ImportError`` with advice if matplotlib is missing."""
     import importlib
 
     if name == "terminal":

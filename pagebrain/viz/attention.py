@@ -1,4 +1,4 @@
-"""Attention that accumulates page by page: what each page adds, and how the output settles."""
+"""Attention that accumulates page by page: the contribution of each page, and the convergence of the output."""
 
 import math
 from collections.abc import Sequence
@@ -14,14 +14,14 @@ Numbers = Sequence[float] | Any
 
 
 class PageStep(NamedTuple):
-    """One query and one head after a page was taken in.
+    """The state of one query and one head after a page.
 
     Attributes:
-        scores: ``[block_size]``, this page's; minus infinity for slots that the query does not see.
+        scores: ``[block_size]``, of this page; minus infinity for slots that the query does not attend to.
         maximum: the largest score so far.
         total: the sum of ``exp(score - maximum)`` so far.
-        acc: ``[head_dim]``, the values weighted by ``exp(score - maximum)``, so far. ``acc / total`` is the output over the
-            pages so far.
+        acc: ``[head_dim]``, the sum of the values weighted by ``exp(score - maximum)`` so far. ``acc / total`` is the output
+            over the pages so far.
     """
 
     scores: Numbers
@@ -80,25 +80,25 @@ def attention_by_page(pages: Sequence[PageStep | tuple[Any, ...]], block_ids: Se
 
 
 def _note(axes: Axes, x: float, y: float, text: str, distance: float = 4) -> None:
-    """A number ``distance`` points above what it is about."""
+    """A number ``distance`` points above its place."""
     axes.annotate(text, (x, y), (0, distance), textcoords="offset points", ha="center", fontsize=9)
 
 
 def slot_weights(steps: Sequence[PageStep]) -> list[list[float]]:
-    """The softmax weight of every slot once all pages are in; hidden slots have 0."""
+    """The softmax weight of every slot after all pages; masked slots have 0."""
     last = steps[-1]
     return [[math.exp(score - last.maximum) / last.total for score in page.scores] for page in steps]
 
 
 def convergence(steps: Sequence[PageStep]) -> list[float]:
-    """After each page, the distance of ``acc / total`` to the last one, relative to the last one's length."""
+    """After each page, the distance of ``acc / total`` to the final one, relative to the norm of the final one."""
     outputs = [[value / page.total for value in page.acc] for page in steps]
     length = math.hypot(*outputs[-1]) or 1.0
     return [math.dist(output, outputs[-1]) / length for output in outputs]
 
 
 def _plain(page: PageStep | tuple[Any, ...]) -> PageStep:
-    """Tensors as lists and floats; a wrong shape is named."""
+    """A page with tensors as lists and floats. Raises ``ValueError`` for a wrong shape."""
     numbers: list[Any] = [value.tolist() if hasattr(value, "tolist") else value for value in page]
     scores, maximum, total, acc = numbers
     _expect(isinstance(scores, Sequence) and all(map(_is_number, scores)), "scores must be a list of numbers", scores)
@@ -118,7 +118,6 @@ def _expect(is_right: bool, claim: str, got: Any) -> None:
 
 
 def _alt(steps: Sequence[PageStep], errors: Sequence[float], block_ids: Sequence[int] | None) -> str:
-    """The pages in words."""
     lie = f", in physical blocks {', '.join(map(str, block_ids))}" if block_ids else ""
     maxima = ", ".join(f"{page.maximum:.2f}" for page in steps)
     distances = ", ".join(f"{error:.2g}" for error in errors)

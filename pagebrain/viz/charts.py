@@ -1,4 +1,4 @@
-"""Measurements side by side: latency, load, fragmentation, and the ladder of stages."""
+"""Charts of measurements: latency, load, fragmentation, and the ladder of stages."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,36 +12,29 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from pagebrain.viz.picture import Picture
 from pagebrain.viz.style import (
     BLUE,
+    DARK_COLOURS,
     GREY,
     INK,
     LINES,
     MARKERS,
     ORANGE,
     PAPER,
-    SEQUENCE_COLOURS,
     SKY,
     VERMILLION,
     grid,
     legend_below,
-    luminance,
     new_figure,
     styled,
     text_colour,
 )
 
-_LINE_COLOURS = tuple(colour for colour in SEQUENCE_COLOURS if luminance(colour) < 0.8)
-"""Those that a thin line on white shows."""
-
 _LOG_FROM = 20.0
-"""Values that differ by more than this factor are drawn on a logarithmic scale."""
+"""Values whose ratio is larger than this are drawn on a logarithmic scale."""
 
 
 @styled
 def latency_by_context(series: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Picture:
-    """Time per token against context length, a line for each stage.
-
-    ``series`` maps a label to ``(context_lens, seconds)``.
-    """
+    """Time per token against context length. ``series`` maps a stage to ``(context_lens, seconds)``, which give a line."""
     lines = {label: (list(lengths), [1000 * value for value in seconds]) for label, (lengths, seconds) in series.items()}
     figure, axes = _lines(lines)
     axes.set_title("Time for one more token")
@@ -58,8 +51,8 @@ def latency_by_context(series: Mapping[str, tuple[Sequence[float], Sequence[floa
 def latency_throughput(series: Mapping[str, Sequence[tuple[float, float]]], latency: str = "latency (s)") -> Picture:
     """Latency against throughput under growing load, a curve for each system.
 
-    ``series`` maps a label to points ``(throughput in tokens/s, latency in seconds)`` in order of load; ``latency`` names
-    the axis, and so what was measured.
+    ``series`` maps a label to points ``(throughput in tokens/s, latency in seconds)`` in order of load. ``latency`` is the
+    label of the axis.
     """
     lines = {label: ([x for x, _ in points], [y for _, y in points]) for label, points in series.items()}
     figure, axes = _lines(lines)
@@ -80,7 +73,7 @@ def _lines(lines: Mapping[str, tuple[list[float], list[float]]]) -> tuple[Figure
     handles = []
     for index, (label, (xs, ys)) in enumerate(lines.items()):
         look: dict[str, Any] = {
-            "color": _LINE_COLOURS[index % len(_LINE_COLOURS)],
+            "color": DARK_COLOURS[index % len(DARK_COLOURS)],
             "linestyle": LINES[index % len(LINES)],
             "marker": MARKERS[index % len(MARKERS)],
             "markeredgecolor": INK,
@@ -89,7 +82,7 @@ def _lines(lines: Mapping[str, tuple[list[float], list[float]]]) -> tuple[Figure
         axes.plot(xs, ys, **look)
         handles.append(Line2D([], [], **look, label=label))
     values = [value for _, ys in lines.values() for value in ys]
-    if len(lines) > 1 and min(values) > 0 and max(values) > _LOG_FROM * min(values):  # or one would hide the others
+    if len(lines) > 1 and min(values) > 0 and max(values) > _LOG_FROM * min(values):  # a small line would not be visible
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
@@ -119,12 +112,12 @@ _SHARE_NAMES = {
 
 @styled
 def fragmentation_bars(systems: Mapping[str, Mapping[str, float]], paper: Mapping[str, float] | None = None) -> Picture:
-    """What the cache's memory holds, in percent, a bar for each system.
+    """The contents of the cache's memory in percent, a bar for each system.
 
     Args:
-        systems: label -> ``{"token states": x, "reserved": y, "internal": z, "external": w}`` in any one unit; a key may be
-            missing, which means 0.
-        paper: label -> percent of token states that somebody else published, drawn as a diamond.
+        systems: label -> ``{"token states": x, "reserved": y, "internal": z, "external": w}``, all in one unit. A missing
+            key means 0.
+        paper: label -> published percentage of token states, drawn as a diamond.
     """
     unknown = {key for parts in systems.values() for key in parts} - set(_SHARES)
     if unknown:
@@ -162,7 +155,7 @@ def fragmentation_bars(systems: Mapping[str, Mapping[str, float]], paper: Mappin
 
 
 def _percent(parts: Mapping[str, float]) -> dict[str, float]:
-    """Shares of the sum, in the order of drawing."""
+    """Percentages of the sum, in the order of drawing."""
     total = sum(parts.values())
     return {key: 100 * parts.get(key, 0.0) / total if total else 0.0 for key in _SHARES}
 
@@ -177,10 +170,10 @@ def _fragmentation_alt(shares: Mapping[str, Mapping[str, float]], paper: Mapping
 
 @styled
 def staircase(rows: Sequence[Mapping[str, Any]], note: str = "") -> Picture:
-    """The ladder of stages: throughput, time per token, and memory of the KV cache, three panels that share the stages.
+    """The ladder of stages, in three panels: throughput, time per token, and memory of the KV cache.
 
-    Each row has ``stage`` (its label), ``tokens_per_s``, ``ms_per_token`` and ``kv_bytes``; ``None`` or a missing key means
-    that there is nothing to show. ``note`` is a line below: the work, the machine, the date.
+    Each row has ``stage`` (its label), ``tokens_per_s``, ``ms_per_token`` and ``kv_bytes``. A bar is left out for ``None``
+    or a missing key. ``note`` is a line below: the work, the machine, the date.
     """
     figure = new_figure(1.0 + 0.36 * max(2, len(rows)) + 0.3 * bool(note))
     panels = figure.subplots(1, 3, sharey=True)
@@ -217,12 +210,12 @@ def _bars(axes: Axes, values: Sequence[float | None], title: str, colour: str) -
 
 
 def _short(value: float) -> str:
-    """Three digits, with commas in thousands."""
+    """Three digits, with commas for thousands."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _rung(row: Mapping[str, Any]) -> str:
-    """One stage in words."""
+    """The alt text of one stage."""
     units = (("tokens_per_s", "tokens/s"), ("ms_per_token", "ms per token"))
     parts = [f"{_short(float(row[key]))} {unit}" for key, unit in units if row.get(key) is not None]
     kv_bytes = row.get("kv_bytes")

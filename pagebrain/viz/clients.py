@@ -1,4 +1,4 @@
-"""Who does what when: an engine in a thread, an event loop, and the clients that share it, each in a lane."""
+"""Timelines of an engine thread, an event loop and their clients, each in a lane."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from pagebrain.viz.style import GREY, INK, PALE, PAPER, legend_below, new_figure
 
 @dataclass(frozen=True)
 class Visit:
-    """A client's stay, in seconds of any clock: when it came, when it had each token, when it went."""
+    """Times of one client, in seconds of any clock: when it came, when it had each token, when it went."""
 
     came: float
     tokens: Sequence[float]
@@ -29,8 +29,9 @@ def lanes(
     """Lanes over time.
 
     Args:
-        steps: beginning and end of each step of the engine, and the names of who was in it.
-        readings: when the event loop read its notes, and which: ``("+", name)`` of who came, ``("-", name)`` of who went.
+        steps: beginning and end of each step of the engine, and the names of the clients in it.
+        readings: times at which the event loop read its notes, and the notes: ``("+", name)`` for a client that came,
+            ``("-", name)`` for one that went.
         visits: the clients by name, on the same clock.
     """
     origin = min(visit.came for visit in visits.values())

@@ -1,4 +1,4 @@
-"""Kernels: which program reads which part of a context, and how near they come to what a machine can do."""
+"""Charts of kernels: the roofline, and the parts of a context that programs read."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,28 +8,25 @@ from matplotlib.lines import Line2D
 
 from pagebrain.viz.picture import Picture
 from pagebrain.viz.style import (
+    DARK_COLOURS,
     GREY,
     INK,
     LINES,
     MARKERS,
-    SEQUENCE_COLOURS,
     grid,
     legend_below,
-    luminance,
     new_figure,
     sequence_colour,
     styled,
     text_colour,
 )
 
-_MARK_COLOURS = tuple(colour for colour in SEQUENCE_COLOURS if luminance(colour) < 0.8)
-
 
 @styled
 def roofline(
     series: Mapping[str, Sequence[tuple[float, float]]], bytes_per_s: float, operations_per_s: float, title: str = ""
 ) -> Picture:
-    """Measured kernels under the roof of their machine, on logarithmic axes.
+    """Measured kernels under the roof of a machine, on logarithmic axes.
 
     ``series`` maps a label to points ``(operations per byte, operations per second)``. Below the ridge the roof is
     ``bytes_per_s`` times the intensity, beyond it ``operations_per_s``.
@@ -46,28 +43,19 @@ def roofline(
     axes.set_yscale("log")
     axes.plot([left, ridge, right], [left * bytes_per_s, operations_per_s, operations_per_s], color=INK, linewidth=2.2)
     axes.axvline(ridge, color=GREY, linewidth=1, linestyle=LINES[1])
-    axes.annotate(
-        f"memory: {bytes_per_s / 1e12:.2f} TB/s",
-        (math.sqrt(left * ridge), math.sqrt(left * ridge) * bytes_per_s),
-        (-8, 6),
-        textcoords="offset points",
-        ha="right",
-    )
-    axes.annotate(
-        f"arithmetic: {operations_per_s / 1e12:,.0f} T operations/s",
-        (ridge, operations_per_s),
-        (-8, 5),
-        textcoords="offset points",
-        ha="right",
-    )
-    axes.annotate(
-        f"ridge: {ridge:.0f}", (ridge, left * bytes_per_s), (5, 3), textcoords="offset points", color=GREY, va="bottom"
-    )
+
+    def label(text: str, x: float, y: float, offset: tuple[int, int], **look: Any) -> None:
+        axes.annotate(text, (x, y), offset, textcoords="offset points", **look)
+
+    middle, arithmetic = math.sqrt(left * ridge), f"arithmetic: {operations_per_s / 1e12:,.0f} T operations/s"
+    label(f"memory: {bytes_per_s / 1e12:.2f} TB/s", middle, middle * bytes_per_s, (-8, 6), ha="right")
+    label(arithmetic, ridge, operations_per_s, (-8, 5), ha="right")
+    label(f"ridge: {ridge:.0f}", ridge, left * bytes_per_s, (5, 3), color=GREY, va="bottom")
     handles = []
-    for index, (label, group) in enumerate(series.items()):
-        look: dict[str, Any] = {"marker": MARKERS[index % len(MARKERS)], "color": _MARK_COLOURS[index % len(_MARK_COLOURS)]}
+    for index, (name, group) in enumerate(series.items()):
+        look: dict[str, Any] = {"marker": MARKERS[index % len(MARKERS)], "color": DARK_COLOURS[index % len(DARK_COLOURS)]}
         axes.plot([x for x, _ in group], [y for _, y in group], linestyle="", markeredgecolor=INK, markersize=7, **look)
-        handles.append(Line2D([], [], linestyle="", markeredgecolor=INK, markersize=7, label=label, **look))
+        handles.append(Line2D([], [], linestyle="", markeredgecolor=INK, markersize=7, label=name, **look))
     lowest = min([y for _, y in points] + [left * bytes_per_s])
     axes.set_ylim(lowest / 2, max([y for _, y in points] + [operations_per_s]) * 4)
     axes.set_xlim(left, right)
@@ -78,9 +66,9 @@ def roofline(
     grid(axes, "both")
     legend_below(figure, handles, columns=min(5, len(handles)))
     reached = []
-    for label, group in series.items():
+    for name, group in series.items():
         shares = [y / min(x * bytes_per_s, operations_per_s) for x, y in group]
-        reached.append(f"{label}: {min(shares):.0%} to {max(shares):.0%} of the roof")
+        reached.append(f"{name}: {min(shares):.0%} to {max(shares):.0%} of the roof")
     return Picture(
         figure,
         f"Roofline: memory gives {bytes_per_s / 1e12:.2f} TB/s, arithmetic {operations_per_s / 1e12:,.0f} T operations/s, "
@@ -90,7 +78,7 @@ def roofline(
 
 @styled
 def context_parts(contexts: Mapping[str, Sequence[int]], tile: int) -> Picture:
-    """Contexts and who reads them: a bar for each, cut where one program's part ends and the next one's begins.
+    """A bar for each context, divided into the parts that programs read.
 
     ``contexts`` maps a label to the tokens of each part, in order; an empty part has 0. Marks are ``tile`` tokens apart.
     """

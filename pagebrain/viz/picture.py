@@ -1,7 +1,7 @@
-"""A figure and the sentence that stands in for it where it cannot be seen.
+"""A figure with its alt text.
 
-In a notebook a picture is saved as PNG, which every viewer shows, GitHub's included. Its alt text goes into the output's
-metadata, where nbconvert and others look for it, and into the plain-text form of the output.
+In a notebook a picture is saved as PNG, which every viewer shows, GitHub's included. Its alt text is stored in the output's
+metadata, where nbconvert and other tools read it, and in the plain-text form of the output.
 """
 
 import base64
@@ -20,18 +20,18 @@ from pagebrain.viz.style import styled
 
 DOTS_PER_INCH = 144
 PIXELS_PER_INCH = 100
-"""Of the page: more dots than pixels, so that pictures are sharp on fine screens."""
+"""Of the page. There are more dots than pixels, so that pictures are sharp on high-resolution screens."""
 
 NUM_COLOURS = 128
-"""Of a PNG's palette."""
+"""In the palette of a PNG."""
 
 
 class Picture:
-    """A matplotlib figure with its alt text. As the last expression of a notebook cell it shows itself, once.
+    """A matplotlib figure with its alt text. As the last expression of a notebook cell it is shown once.
 
     Attributes:
         figure: not registered with pyplot.
-        alt: what the picture says, in a sentence or two.
+        alt: the content of the picture in a sentence or two.
     """
 
     def __init__(self, figure: Figure, alt: str) -> None:
@@ -55,7 +55,7 @@ class Picture:
         self.figure.savefig(drawn, format="png", dpi=DOTS_PER_INCH)
         about = PngInfo()
         about.add_itxt("Description", self.alt)
-        # A few flat colours and the edges between them: a palette is enough, and a third of the size.
+        # The picture has few colours, so a palette is enough. The file is then a third as large.
         image = Image.open(drawn).convert("RGB").quantize(NUM_COLOURS, dither=Image.Dither.NONE)
         image.save(packed, format="png", optimize=True, pnginfo=about)
         return packed.getvalue()
@@ -79,7 +79,7 @@ class Picture:
             raise ValueError(f"a picture is saved as .png or .svg, got {path.name!r}")
 
     def _settle(self) -> None:
-        """Lay the figure out once and for all; layouts differ in the last bits, and so would the bytes of the files."""
+        """Fix the layout of the figure. Repeated layouts differ in the last bits, and so would the bytes of the files."""
         if self.figure.get_layout_engine() is not None:
             FigureCanvasAgg(self.figure)
             self.figure.draw_without_rendering()
@@ -88,16 +88,16 @@ class Picture:
                 axes.set_position([round(bound, 6) for bound in axes.get_position().bounds])  # type: ignore[arg-type]
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict[str, str], dict[str, Any]]:
-        """What Jupyter saves and shows."""
+        """The data that Jupyter saves and shows."""
         data = {"image/png": base64.b64encode(self.png()).decode("ascii"), "text/plain": repr(self)}
         width = round(float(self.figure.get_size_inches()[0]) * PIXELS_PER_INCH)
         return data, {"image/png": {"alt": self.alt, "width": width}}
 
 
 def show(picture: Picture | Figure, alt: str | None = None) -> None:
-    """Show a picture, or any matplotlib figure with an alt text, in the middle of a notebook cell.
+    """Show a picture, or any matplotlib figure with an alt text, from within a notebook cell.
 
-    A figure made with pyplot is shown a second time at the cell's end unless it is closed: ``plt.close(figure)``.
+    Close a figure made with pyplot (``plt.close(figure)``), or it is shown a second time at the cell's end.
     """
     from IPython.display import display
 
@@ -109,9 +109,9 @@ def show(picture: Picture | Figure, alt: str | None = None) -> None:
 
 
 def alt_to_cells(notebook: MutableMapping[str, Any]) -> int:
-    """Copy the alt texts of a notebook's pictures to where myst-nb looks for them. Returns the number of pictures.
+    """Copy the alt texts of a notebook's pictures to the cells' metadata for myst-nb. Returns the number of pictures.
 
-    It takes one alt text for all pictures of a cell, from the cell's metadata; so those of several are joined.
+    myst-nb has one alt text for all pictures of a cell, so the texts of a cell are joined.
     """
     count = 0
     for cell in notebook["cells"]:

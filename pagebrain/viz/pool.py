@@ -1,4 +1,4 @@
-"""Where K and V lie: the physical pool as a map of blocks, and block tables as rows that point into it."""
+"""Pictures of the physical pool as a map of blocks, and of block tables as rows of block ids."""
 
 import math
 from collections.abc import Mapping
@@ -25,22 +25,22 @@ from pagebrain.viz.style import (
 )
 
 MAX_ROWS = 16
-"""Sequences whose block tables are drawn; a note counts the others."""
+"""Most sequences whose block tables are drawn; a note gives the number of the others."""
 
 _EMPTY = "////"
 
 
 @styled
 def pool_map(trace: StepTrace, columns: int | None = None, lengths: Mapping[int, int] | None = None) -> Picture:
-    """The pool when a step was launched, a cell a block: who holds it, and how far it is filled after the step.
+    """The pool when a step was launched, a cell for each block: its holders, and its fill after the step.
 
-    A free block is white. In a block that is held, the part that holds tokens is coloured and the rest is hatched. A block
-    with several holders has a corner in the second one's colour.
+    A free block is white. In a held block, slots with tokens are coloured and the others are hatched. A block with several
+    holders has a corner in the colour of the second one.
 
     Args:
-        columns: blocks a line. By default 16, fewer if blocks are long, more if there are very many.
-        lengths: tokens cached of each sequence, an entry of :func:`~pagebrain.viz.cached_lengths`. Needed only if somebody
-            holds blocks without being in the step.
+        columns: blocks in a line. By default 16, fewer if blocks are long, more if there are very many.
+        lengths: tokens cached of each sequence, an entry of :func:`~pagebrain.viz.cached_lengths`. Needed only if a sequence
+            holds blocks and is not in the step.
     """
     columns = columns or _default_columns(trace)
     figure = new_figure(_pool_height(trace, columns) + 0.75)
@@ -63,7 +63,7 @@ def block_tables(
     Args:
         lengths: as in :func:`pool_map`.
         with_pool: draw the pool beneath.
-        names: words to put beside a sequence's letter.
+        names: labels beside a sequence's letter.
     """
     shown = sorted(trace.block_tables)[:MAX_ROWS]
     width = max((len(trace.block_tables[seq_id]) for seq_id in shown), default=1)
@@ -93,7 +93,7 @@ def block_tables(
 
 
 def _table_axes(axes: Axes, shown: list[int], width: int, names: Mapping[int, str], hidden: int) -> None:
-    """Logical block numbers on top, sequences at the left."""
+    """Set logical block numbers on top and sequences at the left."""
     axes.set_xlim(-0.1, max(width, 8))
     axes.set_ylim(max(1, len(shown)), -0.1)
     step = max(1, math.ceil(width / 16))
@@ -111,14 +111,14 @@ def _table_axes(axes: Axes, shown: list[int], width: int, names: Mapping[int, st
 
 
 def _default_columns(trace: StepTrace) -> int:
-    """Sixteen short blocks a line; long ones, as those of a cache that reserves, are drawn as long bars."""
+    """Sixteen short blocks in a line. Long blocks, as in a cache that reserves, are drawn as long bars."""
     if trace.block_size > 32:
         return 1 if trace.num_blocks <= MAX_ROWS else max(1, 256 // trace.block_size)
     return 16 if trace.num_blocks <= 128 else 32 if trace.num_blocks <= 512 else 64
 
 
 def _pool_height(trace: StepTrace, columns: int) -> float:
-    """Inches."""
+    """The pool's height in inches."""
     rows = math.ceil(trace.num_blocks / columns)
     return rows * max(0.12, min(0.4, 0.92 * WIDTH / columns)) + 0.1
 
@@ -129,12 +129,12 @@ def _pool_title(trace: StepTrace) -> str:
 
 
 def _slots(trace: StepTrace) -> str:
-    """A block's size in words."""
+    """The size of a block as text."""
     return f"{trace.block_size} slot{'' if trace.block_size == 1 else 's'}"
 
 
 def _draw_pool(axes: Axes, trace: StepTrace, columns: int, lengths: Mapping[int, int] | None) -> None:
-    """The cells, with the block's number and the holders' letters where there is room for them."""
+    """Draw the cells, with block numbers and holders' letters if there is room for them."""
     fill = block_fill(trace, lengths)
     held = holders(trace)
     columns = min(columns, trace.num_blocks)
@@ -167,7 +167,7 @@ def _draw_block(
     share: float,
     main: int | None = None,
 ) -> None:
-    """One cell; ``share`` of it is filled, in the colour of ``main`` or of the first owner."""
+    """Draw one cell. ``share`` of it is filled, in the colour of ``main`` or of the first owner."""
     if not owners:
         axes.add_patch(Rectangle((left, top), width, height, facecolor=PAPER, edgecolor="#BBBBBB", linewidth=0.8))
         return
@@ -187,18 +187,18 @@ def _draw_block(
 
 
 def _ground(seq_id: int, share: float) -> str:
-    """What lies behind the middle of a block that is filled to ``share``."""
+    """The background in the middle of a block that is filled to ``share``."""
     return sequence_colour(seq_id) if share > 0.5 else PAPER
 
 
 def _label(axes: Axes, x: float, y: float, text: str, ground: str, needs_plate: bool) -> None:
-    """Text in the middle of a cell, on a plate if the cell is hatched."""
+    """Draw text in the middle of a cell, with a background if the cell is hatched."""
     box = {"facecolor": ground, "edgecolor": "none", "pad": 0.8} if needs_plate else None
     axes.text(x, y, text, ha="center", va="center", fontweight="bold", color=text_colour(ground), bbox=box, zorder=5)
 
 
 def _number(axes: Axes, x: float, y: float, block_id: int, owners: tuple[int, ...], share: float) -> None:
-    """A block's number in its corner."""
+    """Draw a block's number in its corner."""
     ground = _ground(owners[0], share) if owners else PAPER
     box = {"facecolor": ground, "edgecolor": "none", "pad": 0.3} if owners and share < 1 else None
     colour = text_colour(ground) if owners else GREY
@@ -206,7 +206,7 @@ def _number(axes: Axes, x: float, y: float, block_id: int, owners: tuple[int, ..
 
 
 def _legend(trace: StepTrace, with_pool: bool) -> list[Any]:
-    """What the marks mean; colours are explained by the letters."""
+    """The legend of the marks. Letters explain the colours."""
     handles: list[Any] = [
         Patch(facecolor=sequence_colour(0), edgecolor=INK, label="holds tokens"),
         Patch(facecolor=PAPER, edgecolor=GREY, hatch=_EMPTY, label="held, empty"),
@@ -220,7 +220,7 @@ def _legend(trace: StepTrace, with_pool: bool) -> list[Any]:
 
 
 def pool_alt(trace: StepTrace, lengths: Mapping[int, int] | None = None) -> str:
-    """The pool in words."""
+    """The alt text of the pool."""
     fill = block_fill(trace, lengths)
     words = [
         f"Pool of {trace.num_blocks} blocks of {_slots(trace)} at step {trace.step}:",
@@ -234,7 +234,7 @@ def pool_alt(trace: StepTrace, lengths: Mapping[int, int] | None = None) -> str:
 
 
 def tables_alt(trace: StepTrace, lengths: Mapping[int, int] | None = None, with_pool: bool = False) -> str:
-    """The block tables in words."""
+    """The alt text of the block tables."""
     if with_pool:
         return f"Block tables above the pool. {pool_alt(trace, lengths)}"
     known = cached_lengths([trace])[0] if lengths is None else lengths
@@ -243,7 +243,7 @@ def tables_alt(trace: StepTrace, lengths: Mapping[int, int] | None = None, with_
 
 
 def _who_holds(trace: StepTrace, most: int = 8) -> str:
-    """Each sequence's blocks in logical order, long lists cut."""
+    """Each sequence's blocks in logical order, with long lists shortened."""
     parts = []
     for seq_id in sorted(trace.block_tables)[:most]:
         table = trace.block_tables[seq_id]
@@ -252,4 +252,4 @@ def _who_holds(trace: StepTrace, most: int = 8) -> str:
     hidden = len(trace.block_tables) - most
     if hidden > 0:
         parts.append(f"{hidden} more sequences hold others")
-    return "; ".join(parts) or "nobody holds a block"
+    return "; ".join(parts) or "no block is held"

@@ -1,4 +1,4 @@
-"""Source code in a notebook, read from the files as they are: what an exercise asks for, and what solved it."""
+"""Source code in a notebook, read from the current files: the task of an exercise, and its solution."""
 
 import ast
 import inspect
@@ -12,10 +12,10 @@ _END = re.compile(r"^\s*# END SOLUTION")
 
 
 class Source:
-    """Pieces of source code with where they stand. A notebook cell shows them highlighted.
+    """Pieces of source code with their places. A notebook cell shows them highlighted.
 
     Attributes:
-        pieces: ``(place, code)``, where a place is ``path:line``.
+        pieces: ``(place, code)``; a place is ``path:line``.
     """
 
     def __init__(self, pieces: list[tuple[str, str]]) -> None:
@@ -25,7 +25,7 @@ class Source:
         return "\n\n".join(f"# {place}\n{code}" for place, code in self.pieces)
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
-        """Markdown, which JupyterLab, GitHub and myst-nb all show, and highlight with their own colours."""
+        """Markdown, which JupyterLab, GitHub and myst-nb highlight in their own colours."""
         longest = max((len(ticks) for _, code in self.pieces for ticks in re.findall("`+", code)), default=0)
         fence = "`" * max(3, longest + 1)  # a docstring may hold a fenced block of its own
         markdown = "\n\n".join(f"`{place}`\n\n{fence}python\n{code}\n{fence}" for place, code in self.pieces)
@@ -38,7 +38,7 @@ def show_source(*objects: Any) -> Source:
 
 
 def show_task(*objects: Any) -> Source:
-    """What an exercise asks for: source with the solutions cut out, or, where none is marked, with the bodies cut out."""
+    """The task of an exercise: source without the marked solutions, or without function bodies if none is marked."""
     return Source([(_place(thing), without_solutions(_code(thing))) for thing in objects])
 
 
@@ -48,7 +48,7 @@ def without_markers(code: str) -> str:
 
 
 def without_solutions(code: str) -> str:
-    """``code`` with ``...`` in place of each marked solution; if none is marked, of each body after its docstring."""
+    """``code`` with ``...`` in place of each marked solution; if none is marked, of each function body."""
     if not any(map(_BEGIN.match, code.splitlines())):
         return _without_bodies(code)
     kept: list[str] = []
@@ -65,7 +65,7 @@ def without_solutions(code: str) -> str:
 
 
 def _without_bodies(code: str) -> str:
-    """Every function's statements after its docstring become ``...``."""
+    """``code`` with ``...`` in place of every function's statements after its docstring."""
     lines: list[str | None] = list(code.splitlines())
     for node in ast.walk(ast.parse(code)):
         if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
@@ -79,12 +79,12 @@ def _without_bodies(code: str) -> str:
 
 
 def _code(thing: Any) -> str:
-    """The object's source as its file has it now, moved to the left margin."""
+    """The object's source in its file, without indentation."""
     return textwrap.dedent(inspect.getsource(_unwrapped(thing))).rstrip()
 
 
 def _place(thing: Any) -> str:
-    """``package/module.py:line``; for a file outside of any package ``folder/file.py:line``."""
+    """``package/module.py:line``; for a file outside a package ``folder/file.py:line``."""
     thing = _unwrapped(thing)
     file = Path(inspect.getsourcefile(thing) or "?")
     root = file.parent if (file.parent / "__init__.py").exists() else file.parent.parent

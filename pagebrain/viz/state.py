@@ -1,14 +1,14 @@
-"""What step traces say about memory and about who ran when, as plain numbers. No drawing.
+"""Memory and activity of sequences, as numbers computed from step traces. No drawing.
 
-A trace has the block tables at the moment when its step was launched, and how many tokens each sequence of the step has in
-the cache once it is done. One that holds blocks without being in the step keeps the length that an earlier trace told.
+A trace has the block tables at the launch of its step, and the number of tokens that each sequence of the step has in the
+cache after it. A sequence that holds blocks and is not in the step keeps the length from an earlier trace.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from pagebrain.engine.trace import StepTrace, TraceRow
+from pagebrain.engine.trace import StepTrace
 
 MarkKind = Literal["prefill", "decode", "waiting", "idle", "preempted"]
 
@@ -24,9 +24,9 @@ def letter(seq_id: int) -> str:
 
 
 def cached_lengths(traces: Iterable[StepTrace]) -> list[dict[int, int]]:
-    """For each trace, the tokens in the cache after its step, of every sequence that holds blocks and whose length is known.
+    """For each trace, the tokens in the cache after its step, for every sequence that holds blocks and has a known length.
 
-    Not known is only the length of a sequence that held blocks before the first trace and is in no step since.
+    The length is unknown only if a sequence held blocks before the first trace and is in no step since.
     """
     history: list[dict[int, int]] = []
     known: dict[int, int] = {}
@@ -38,7 +38,7 @@ def cached_lengths(traces: Iterable[StepTrace]) -> list[dict[int, int]]:
 
 
 def holders(trace: StepTrace) -> dict[int, tuple[int, ...]]:
-    """Block id -> the sequences that hold it, in order of their ids; free blocks are left out."""
+    """Block id -> ids of the sequences that hold it, ascending. Free blocks are left out."""
     held: dict[int, tuple[int, ...]] = {}
     for seq_id in sorted(trace.block_tables):
         for block_id in trace.block_tables[seq_id]:
@@ -47,10 +47,10 @@ def holders(trace: StepTrace) -> dict[int, tuple[int, ...]]:
 
 
 def block_fill(trace: StepTrace, lengths: Mapping[int, int] | None = None) -> dict[int, int]:
-    """Block id -> slots that hold a token after the step, of every block in use.
+    """Block id -> slots with a token after the step, for every block in use.
 
-    ``lengths`` is the step's entry of :func:`cached_lengths`; without it the trace's own rows are all that is known. The
-    blocks of a sequence of unknown length count as full.
+    ``lengths`` is the step's entry of :func:`cached_lengths`; the default is computed from this trace alone. The blocks of a
+    sequence of unknown length count as full.
     """
     if lengths is None:
         lengths = cached_lengths([trace])[0]
@@ -64,7 +64,7 @@ def block_fill(trace: StepTrace, lengths: Mapping[int, int] | None = None) -> di
 
 
 class Memory(NamedTuple):
-    """Token slots of the pool at one step: in blocks that somebody holds, and those of them that hold a token."""
+    """Token slots of the pool at one step: ``reserved`` in held blocks, and ``used`` with a token."""
 
     step: int
     reserved: int
@@ -82,17 +82,17 @@ def memory(traces: Iterable[StepTrace]) -> list[Memory]:
 
 
 def mean_waste(points: Sequence[Memory]) -> float:
-    """Share of the reserved slots that held no token, over all steps; 0 if nothing was ever reserved."""
+    """Share of the reserved slots without a token, over all steps; 0 if no slot was reserved."""
     reserved = sum(point.reserved for point in points)
     return 1 - sum(point.used for point in points) / reserved if reserved else 0.0
 
 
 @dataclass(frozen=True)
 class Mark:
-    """What a sequence did in one step.
+    """The state of a sequence in one step.
 
-    ``num_tokens`` is 0 unless it computed. ``idle`` means that it runs, but is not in this step; ``preempted`` that its
-    blocks were taken when the step was planned. ``ends`` says that it finished with this step.
+    ``num_tokens`` is 0 except for ``prefill`` and ``decode``. ``idle``: it is running but not in this step. ``preempted``:
+    it lost its blocks when the step was planned. ``ends``: it finished with this step.
     """
 
     kind: MarkKind
@@ -101,17 +101,13 @@ class Mark:
 
 
 def marks(traces: Iterable[StepTrace]) -> dict[int, dict[int, Mark]]:
-    """Sequence id -> index of the trace -> what the sequence did; no entry before it came and after it ended."""
+    """Sequence id -> index of the trace -> its mark. There is no entry before a sequence came and after it ended."""
     grid: dict[int, dict[int, Mark]] = {}
     for index, trace in enumerate(traces):
         seen: dict[int, Mark] = {seq_id: Mark("idle") for seq_id in trace.running}
         seen |= {seq_id: Mark("waiting") for seq_id in trace.waiting}
         seen |= {seq_id: Mark("preempted") for seq_id in trace.preempted}
-        seen |= {row.seq_id: _computed(row, row.seq_id in trace.finished) for row in trace.rows}
+        seen |= {row.seq_id: Mark(row.phase, row.num_tokens, row.seq_id in trace.finished) for row in trace.rows}
         for seq_id, mark in seen.items():
             grid.setdefault(seq_id, {})[index] = mark
     return dict(sorted(grid.items()))
-
-
-def _computed(row: TraceRow, ends: bool) -> Mark:
-    return Mark(row.phase, row.num_tokens, ends)

@@ -1,4 +1,4 @@
-"""What happened step after step: memory held against memory used, and who ran when."""
+"""Pictures over the steps: memory held against memory used, and the timeline of sequences."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -28,20 +28,20 @@ from pagebrain.viz.style import (
 )
 
 MAX_SEQUENCES = 24
-"""Rows of a timeline; a note counts the others."""
+"""Most rows of a timeline; a note gives the number of the others."""
 
 MAX_NUMBERED = 52
-"""Steps of a timeline whose boxes are wide enough for a number, if need be turned by 90 degrees."""
+"""Most steps of a timeline with numbers in its boxes. In narrow boxes they are turned by 90 degrees."""
 
 _WASTE: dict[str, Any] = {"facecolor": tint(ORANGE, 0.45), "edgecolor": GREY, "hatch": "////", "linewidth": 0}
 
 
 @styled
 def memory_over_time(traces: Sequence[StepTrace] | Mapping[str, Sequence[StepTrace]]) -> Picture:
-    """Token slots held against token slots used, after every step; what lies between is waste.
+    """Token slots held against token slots used, after every step. The difference is waste.
 
-    Held are all slots of blocks that belong to somebody; used are those that hold a token. A mapping from names to traces
-    draws a panel for each run, all to the same scale.
+    All slots of held blocks are held; those with a token are used. A mapping from names to traces draws a panel for each
+    run, all to the same scale.
     """
     runs = dict(traces) if isinstance(traces, Mapping) else {"": traces}
     points = {name: memory(run) for name, run in runs.items()}
@@ -73,7 +73,7 @@ def memory_over_time(traces: Sequence[StepTrace] | Mapping[str, Sequence[StepTra
 
 
 def _draw_memory(axes: Axes, points: Sequence[Memory]) -> None:
-    """Areas that keep each step's value for the width of the step."""
+    """Draw areas with a constant value over the width of each step."""
     edges = [point.step - 0.5 for point in points] + [point.step + 0.5 for point in points[-1:]]
     reserved = [point.reserved for point in points]
     used = [point.used for point in points]
@@ -87,7 +87,7 @@ def _draw_memory(axes: Axes, points: Sequence[Memory]) -> None:
 
 
 def memory_alt(name: str, points: Sequence[Memory]) -> str:
-    """One run's memory in words."""
+    """The alt text of one run's memory."""
     if not points:
         return f"{name}: no steps.".removeprefix(": ")
     peak = max(points, key=lambda point: point.reserved)
@@ -115,13 +115,13 @@ _MEANING: dict[MarkKind, str] = {
 
 @styled
 def timeline(traces: Sequence[StepTrace], names: Mapping[int, str] | None = None) -> Picture:
-    """Who ran when: a row for each sequence, a column for each step.
+    """A row for each sequence, a column for each step.
 
-    A tall box is a prefill chunk with its number of tokens, a low one a decode; a dotted line waits, a crossed box lost its
-    blocks, a black bar is the end. Draw part of a long run by passing part of the traces.
+    A tall box is a prefill chunk with its number of tokens, a low one a decode, a dotted line waiting, a crossed box a
+    preemption, a black bar the end. Pass a part of the traces to draw a part of a long run.
 
     Args:
-        names: words to put beside a sequence's letter.
+        names: labels beside a sequence's letter.
     """
     rows = marks(traces)
     shown = list(rows)[:MAX_SEQUENCES]
@@ -155,12 +155,12 @@ def timeline(traces: Sequence[StepTrace], names: Mapping[int, str] | None = None
 
 
 def _fits(num_tokens: int, num_steps: int) -> bool:
-    """Whether a number can stand upright in a box, in points: digits of 6, a figure of about 450."""
+    """Whether a number fits into a box without turning: digits are 6 points wide, the figure about 450."""
     return num_steps * (6 * len(str(num_tokens)) + 1) <= 450
 
 
 def _timeline_axes(axes: Axes, traces: Sequence[StepTrace], shown: list[int], names: Mapping[int, str], hidden: int) -> None:
-    """Sequences at the left, step numbers beneath."""
+    """Set sequences at the left and step numbers below."""
     axes.set_xlim(-0.6, max(len(traces), 8) - 0.3)
     axes.set_ylim(max(1, len(shown)) - 0.5, -0.55)
     labels = [" ".join(filter(None, (letter(seq_id), names.get(seq_id)))) for seq_id in shown]
@@ -174,7 +174,7 @@ def _timeline_axes(axes: Axes, traces: Sequence[StepTrace], shown: list[int], na
 
 
 def timeline_alt(traces: Sequence[StepTrace], most: int = 8) -> str:
-    """The timeline in words."""
+    """The alt text of the timeline."""
     rows = marks(traces)
     words = [f"Timeline of {len(rows)} sequences over {len(traces)} steps."]
     words += [describe(seq_id, rows[seq_id], traces) for seq_id in list(rows)[:most]]
@@ -184,7 +184,7 @@ def timeline_alt(traces: Sequence[StepTrace], most: int = 8) -> str:
 
 
 def describe(seq_id: int, row: Mapping[int, Mark], traces: Sequence[StepTrace]) -> str:
-    """What one sequence did, in words."""
+    """The alt text of one sequence."""
     chunks = [mark.num_tokens for mark in row.values() if mark.kind == "prefill"]
     decodes = sum(mark.kind == "decode" for mark in row.values())
     waits = sum(mark.kind == "waiting" for mark in row.values())

@@ -1,6 +1,6 @@
-"""The same pictures for terminals: rich renderables, made from the same traces, for ``Console().print``.
+"""Pictures for terminals: rich renderables, made from the same traces, for ``Console().print``.
 
-Colours only say again what letters and characters say, so nothing is lost where a terminal shows none.
+Letters and characters carry all the information, so a terminal without colours is enough.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +12,7 @@ from pagebrain.engine.trace import StepTrace
 from pagebrain.viz.state import Mark, MarkKind, holders, letter, marks
 
 COLOURS = ("cyan", "magenta", "yellow", "green", "blue", "red")
-"""One for each sequence, in turn; a terminal has no more that can be told apart."""
+"""The colours of sequences, in turn; a terminal has no more that can be distinguished."""
 
 FREE, SHARED = ".", "*"
 
@@ -31,9 +31,9 @@ def colour(number: int) -> str:
 
 
 def pool_map(trace: StepTrace, columns: int = 32, number_of: Callable[[int], int] = int, title: str | None = None) -> Group:
-    """Every physical block with the letter of the sequence that holds it, ``*`` if it has several holders, ``.`` if none.
+    """Every physical block: the letter of its holder, ``*`` for several holders, ``.`` for a free block.
 
-    ``number_of`` gives the number that a sequence is called by, which chooses its letter and colour; its id by default.
+    ``number_of`` maps a sequence id to the number that determines its letter and colour; by default the id itself.
     """
     held = holders(trace)
     if title is None:
@@ -54,7 +54,7 @@ def pool_map(trace: StepTrace, columns: int = 32, number_of: Callable[[int], int
 
 
 def block_table(table: Sequence[int], title: str = "", style: str = COLOURS[0], columns: int = 16) -> Group:
-    """Logical over physical block numbers, in lines of ``columns``."""
+    """Logical block numbers above physical ones, in lines of ``columns``."""
     lines = [Text(title)] if title else []
     for first in range(0, len(table), columns):
         chunk = table[first : first + columns]
@@ -73,7 +73,7 @@ def block_tables(trace: StepTrace) -> Group:
 
 
 def reservation_bars(used: int, reserved: int, block_bytes: int, bar_width: int = 40, style: str = COLOURS[0]) -> Group:
-    """Blocks that a sequence holds against the blocks that a contiguous cache sets aside for it, as bars."""
+    """Two bars: the blocks that a sequence holds, and the blocks that a contiguous cache reserves for it."""
     lines = []
     for name, blocks, bar_style in (("paged", used, style), ("contiguous", reserved, "dim")):
         size = f"{blocks:3d} blocks {blocks * block_bytes / 1024:7,.0f} KiB"
@@ -83,7 +83,7 @@ def reservation_bars(used: int, reserved: int, block_bytes: int, bar_width: int 
 
 
 def timeline(traces: Sequence[StepTrace], columns: int = 60, names: Mapping[int, str] | None = None) -> Group:
-    """Who ran when: a line for each sequence, a character for each step, in pieces of ``columns`` steps.
+    """A line for each sequence, a character for each step, in pieces of ``columns`` steps.
 
     ``#`` is a prefill chunk, ``=`` a decode, ``.`` waiting, ``-`` not in the step, ``x`` preempted, ``|`` after the end.
     """
@@ -100,14 +100,14 @@ def timeline(traces: Sequence[StepTrace], columns: int = 60, names: Mapping[int,
             for index in steps:
                 _append(line, row.get(index), row.get(index - 1), colour(seq_id))
             last = row.get(steps[-1])
-            if last is not None and last.ends:  # nothing comes after it in this piece
+            if last is not None and last.ends:  # the end after the last step of this piece
                 line.append("|", style="bold")
             lines.append(line)
     return Group(*lines)
 
 
 def _append(line: Text, mark: Mark | None, before: Mark | None, style: str) -> None:
-    """One step's character."""
+    """Append the character of one step."""
     if mark is not None:
         symbol, own = _SYMBOLS[mark.kind]
         line.append(symbol, style=own or style)

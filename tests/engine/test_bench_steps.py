@@ -290,7 +290,7 @@ def test_kernels_of_libraries_are_told_apart_by_name(kernel: str, category: str)
 
 
 def test_every_kernel_of_the_engine_has_a_category() -> None:
-    sources = [path.read_text(encoding="utf-8") for path in Path(pagebrain.__file__).parent.rglob("triton_*.py")]
+    sources = [path.read_text(encoding="utf-8") for path in Path(pagebrain.__file__).parent.glob("kernels/*.py")]
     kernels = {name for source in sources for name in re.findall(r"^def (\w+_kernel)\(", source, flags=re.MULTILINE)}
     assert category_of("decode_kernel") == category_of("write_kernel") == "attention" and "decode_kernel" in kernels
     assert {name for name in kernels if category_of(name) == OTHER} == set(), "name these in CATEGORIES of gpu_times"

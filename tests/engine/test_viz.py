@@ -413,7 +413,7 @@ def test_the_alt_text_of_a_pool_tells_who_holds_what() -> None:
         "9 of the 16 slots in held blocks hold a token."
     )
     assert viz.pool_map(replace(HAND_MADE[0], block_tables={}, rows=())).alt == (
-        "Pool of 8 blocks of 4 slots at step 0: nobody holds a block; 8 free. 0 of the 0 slots in held blocks hold a token."
+        "Pool of 8 blocks of 4 slots at step 0: no block is held; 8 free. 0 of the 0 slots in held blocks hold a token."
     )
 
 
