@@ -206,7 +206,7 @@ def _without_unsupported(
 ) -> PageBrainConfig:
     """``config`` without the features that a part lacks. ``notices`` gets a line for each feature that is switched off."""
     features = (
-        ("async_scheduling", "async_scheduling", "launching ahead is"),
+        ("async_scheduling", "async_scheduling", "async scheduling is"),
         ("cuda_graphs", "cuda_graph", "CUDA graphs are"),
     )
     for setting, feature, what in features:

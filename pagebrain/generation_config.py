@@ -70,7 +70,7 @@ def read_settings(saved: dict[str, Any], ends: Any, notices: list[str]) -> "Gene
         return GenerationConfig(**known, eos_token_id=all_ends or None)  # type: ignore[no-untyped-call]
     except Exception as error:
         reason = " ".join(str(error).split())
-        notices.append(f"the model's generation settings are left out but for its end tokens: {reason}")
+        notices.append(f"the model's generation settings are left out, except its end tokens: {reason}")
         return GenerationConfig(eos_token_id=all_ends or None)  # type: ignore[no-untyped-call]
 
 

@@ -1,4 +1,4 @@
-"""Data that ships with the package: the bundled model, which is used wherever no model is named."""
+"""Data of the package: the bundled model, which is used if no model is named."""
 
 from pathlib import Path
 

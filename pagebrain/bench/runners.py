@@ -48,21 +48,21 @@ class PageBrainRunner:
         before = StepTotals.of(engine.stats())
         began = time.monotonic()  # the engine's clock
         outputs = self.generate(requests, sampling)
-        elapsed = time.monotonic() - began
-        return RunResult(
-            elapsed_s=elapsed,
+        run = LoopRun(
+            elapsed_s=time.monotonic() - began,
             first_token_s=[output.metrics.first_token_s - began for output in outputs],
             token_ids=[list(output.outputs[0].token_ids) for output in outputs],
-            configuration=self.configuration,
-            detokenization=self.detokenization,
-            totals=vars(StepTotals.of(engine.stats()).since(before)),
         )
+        run.totals = StepTotals.of(engine.stats()).since(before)
+        return self._result(run)
 
     def _timed_loop(self, requests: Sequence[BenchRequest], sampling: Sampling, request_rate: float) -> RunResult:
         arrivals = Load(rate=request_rate).arrivals_s(len(requests), int(self.model.get("seed", 0)))
         assert arrivals is not None
-        run = run_loop(self.llm.engine, requests, sampling.params(requests), list(arrivals.values()))
-        self._arrived = run
+        self._arrived = run_loop(self.llm.engine, requests, sampling.params(requests), list(arrivals.values()))
+        return self._result(self._arrived)
+
+    def _result(self, run: LoopRun) -> RunResult:
         return RunResult(
             elapsed_s=run.elapsed_s,
             first_token_s=run.first_token_s,

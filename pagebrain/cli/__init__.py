@@ -15,8 +15,8 @@ from pagebrain.errors import BlockError, BlockTableError, IntegrityError, PageBr
 COMMANDS = {
     "serve": "serve a model over HTTP, with OpenAI's API",
     "generate": "continue a prompt and print the text as it is generated",
-    "demo": "stream a story from the bundled model, and show where its K and V lie",
-    "doctor": "look at this machine: what is there, and what to do about what is not",
+    "demo": "stream a story from the bundled model, and show the blocks of its K and V",
+    "doctor": "check this machine for what the engine needs, with advice for each lack",
     "bench": "measure throughput and latency",
 }
 

@@ -45,15 +45,15 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--logit-bias", action="append", metavar="ID=X", help="add X (-100 to 100) to a token's logit; repeatable"
     )
-    group.add_argument("--seed", type=int, metavar="N", help="makes the output reproducible, whatever else is served")
+    group.add_argument("--seed", type=int, metavar="N", help="makes the output reproducible in any batch")
     group.add_argument("-n", type=int, metavar="N", help="independent samples of the prompt (default: 1)")
 
     group = parser.add_argument_group("when the text ends", argument_default=argparse.SUPPRESS)
     group.add_argument("--max-tokens", type=int, metavar="N", help="most tokens to generate (default: all that fit)")
-    group.add_argument("--min-tokens", type=int, metavar="N", help="nothing ends the text before N tokens")
+    group.add_argument("--min-tokens", type=int, metavar="N", help="fewest tokens before the text may end")
     group.add_argument("--stop", action="append", metavar="TEXT", help="end before this text; repeatable")
     group.add_argument("--stop-token-ids", metavar="ID,ID,...", help="end at one of these tokens")
-    group.add_argument("--ignore-eos", action="store_true", help="go on after the end-of-text token")
+    group.add_argument("--ignore-eos", action="store_true", help="continue after the end-of-text token")
     group.add_argument("--include-stop-str-in-output", action="store_true", help="keep the text that ended the output")
     group.add_argument(
         "--no-skip-special-tokens",
@@ -99,7 +99,7 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--enforce-eager", action="store_false", dest="cuda_graphs", help="the same as --no-cuda-graphs")
     group.add_argument("--engine-seed", type=int, metavar="N", help="requests without a --seed derive theirs from this")
     group.add_argument(
-        "--check-integrity", action="store_true", help="verify the bookkeeping of blocks after every step (slow)"
+        "--check-integrity", action="store_true", help="check the bookkeeping of blocks after every step (slow)"
     )
     group.add_argument(
         "--part",
@@ -118,7 +118,7 @@ def sampling_params(args: argparse.Namespace) -> SamplingParams:
     if "stop_token_ids" in given:
         given["stop_token_ids"] = token_ids("--stop-token-ids", given["stop_token_ids"])
     if given.get("max_tokens") == 0:  # only scores the prompt, so there is no text to print
-        raise InvalidRequestError("max_tokens must be at least 1 on the command line, got 0: it would print nothing")
+        raise InvalidRequestError("max_tokens must be at least 1 on the command line, got 0, which gives no text")
     return SamplingParams(**given)
 
 

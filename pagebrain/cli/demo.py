@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--temperature", type=float, default=0.8, metavar="X", help="0 always takes the best token (default: 0.8)"
     )
-    parser.add_argument("--seed", type=int, default=7, metavar="N", help="another number tells other stories (default: 7)")
+    parser.add_argument("--seed", type=int, default=7, metavar="N", help="another number gives other stories (default: 7)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -150,7 +150,7 @@ def summary(recorder: Recorder, config: "PageBrainConfig", elapsed_s: float) -> 
         terminal.reservation_bars(len(table), reserved, config.block_bytes),
         Text(f"{saved:.0%} less, in blocks of {config.block_size} tokens taken when the story needs them."),
         Text(),
-        terminal.block_table(table, "Block table of story A: its K and V lie wherever a block was free."),
+        terminal.block_table(table, "Block table of story A: it took any block that was free."),
         Text(),
         terminal.pool_map(
             fullest,

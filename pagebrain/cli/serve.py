@@ -10,44 +10,49 @@ from pagebrain.errors import ConfigError
 
 API_KEY_VARIABLE = "PAGEBRAIN_API_KEY"
 
+_SERVER_FIELDS = (
+    *("host", "port", "cors_origins", "forwarded_allow_ips", "keep_alive_s", "drain_s", "log_level", "log_requests"),
+    *("max_body_bytes", "max_answer_bytes", "max_held_bytes", "max_queued_requests", "max_queued_tokens"),
+    *("fair_queue", "live_control"),
+)
+"""Fields of ``ServerOptions`` that are options under the same name; the others need more than their value."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     parser.usage = "pagebrain serve [options]"
     group = parser.add_argument_group("server", argument_default=argparse.SUPPRESS)
-    group.add_argument("--host", metavar="ADDRESS", help="where to listen (default: 127.0.0.1, this machine only)")
+    group.add_argument("--host", metavar="ADDRESS", help="address to listen on (default: 127.0.0.1, this machine only)")
     group.add_argument("--port", type=int, metavar="N", help="0 takes a free one (default: 8000)")
-    group.add_argument("--served-model-name", metavar="NAME", help="what clients call the model (default: its name)")
-    group.add_argument("--api-key", metavar="KEY", help=f"what clients must send (default: ${API_KEY_VARIABLE}, if set)")
-    group.add_argument("--cors-origin", action="append", metavar="URL", help="let web pages from there in; repeatable")
+    group.add_argument("--served-model-name", metavar="NAME", help="name of the model in the API (default: its own name)")
+    group.add_argument("--api-key", metavar="KEY", help=f"key that requests need (default: ${API_KEY_VARIABLE}, if set)")
+    more: dict[str, Any] = {"action": "append", "dest": "cors_origins", "metavar": "URL"}
+    group.add_argument("--cors-origin", **more, help="origin of web pages that may use the server; repeatable")
     group.add_argument("--chat-template", metavar="FILE", help="a Jinja template for chats (default: the tokenizer's own)")
-    group.add_argument("--drain-seconds", type=float, metavar="S", help="to finish requests when told to end (default: 30)")
-    group.add_argument(
-        "--keep-alive-seconds",
-        type=float,
-        metavar="S",
-        help="a connection without a request stays open so long (default: 180)",
-    )
-    group.add_argument("--log-level", metavar="LEVEL", help="debug may show what is in prompts (default: info)")
+    more = {"type": float, "metavar": "S"}
+    group.add_argument("--drain-seconds", **more, dest="drain_s", help="time to finish requests at the end (default: 30)")
+    idle = "time that a connection may be idle (default: 180)"
+    group.add_argument("--keep-alive-seconds", **more, dest="keep_alive_s", help=idle)
+    group.add_argument("--log-level", metavar="LEVEL", help="debug may show parts of prompts (default: info)")
     group.add_argument("--log-requests", action="store_true", help="write a line for each request that ends, without texts")
     group.add_argument("--live-control", action="store_true", help="let /live pause and step the engine")
 
     group = parser.add_argument_group("limits", argument_default=argparse.SUPPRESS)
     group.add_argument("--max-body-bytes", type=int, metavar="N", help="longest body of a request (default: 4 MiB)")
     group.add_argument("--max-answer-bytes", type=int, metavar="N", help="longest answer in one piece (default: 64 MiB)")
-    group.add_argument("--max-held-bytes", type=int, metavar="N", help="most held of all such answers (default: 128 MiB)")
+    group.add_argument("--max-held-bytes", type=int, metavar="N", help="most bytes of all such answers (default: 128 MiB)")
     group.add_argument(
         "--max-queued-requests", type=int, metavar="N", help="most prompts that wait for their first token (default: 1024)"
     )
     group.add_argument(
-        "--max-queued-tokens", type=int, metavar="N", help="most tokens of prompts that wait so (default: 262144)"
+        "--max-queued-tokens", type=int, metavar="N", help="most tokens of these prompts together (default: 262144)"
     )
     group.add_argument("--fair-queue", action="store_true", help="clients take turns in the queue (default: as they arrive)")
     group.add_argument(
         "--forwarded-allow-ips",
         action="append",
         metavar="ADDRESS",
-        help="a proxy whose X-Forwarded-For names the client (default: none is believed); repeatable",
+        help="a proxy whose X-Forwarded-For header is used (default: no proxy); repeatable",
     )
     arguments.add_engine_arguments(parser)
 
@@ -68,23 +73,16 @@ def run(args: argparse.Namespace) -> int:
 
 def server_settings(args: argparse.Namespace, model: str | None) -> dict[str, Any]:
     """Keyword arguments for ``ServerOptions``. Raises ``ConfigError`` for a chat template that cannot be read."""
-    names = ("host", "port", "max_body_bytes", "max_queued_requests", "max_queued_tokens", "log_level", "log_requests")
-    more = ("live_control", "fair_queue", "max_answer_bytes", "max_held_bytes")
-    given: dict[str, Any] = {name: getattr(args, name) for name in (*names, *more) if name in args}
+    given = {name: value for name, value in vars(args).items() if name in _SERVER_FIELDS}
+    for name in ("cors_origins", "forwarded_allow_ips"):
+        if name in given:
+            given[name] = tuple(given[name])
     name = getattr(args, "served_model_name", model)
     if name is not None:
         given["served_model_name"] = name
     api_key = getattr(args, "api_key", os.environ.get(API_KEY_VARIABLE))
     if api_key or "api_key" in args:
         given["api_key"] = api_key
-    if "cors_origin" in args:
-        given["cors_origins"] = tuple(args.cors_origin)
-    if "keep_alive_seconds" in args:
-        given["keep_alive_s"] = args.keep_alive_seconds
-    if "forwarded_allow_ips" in args:
-        given["forwarded_allow_ips"] = tuple(args.forwarded_allow_ips)
-    if "drain_seconds" in args:
-        given["drain_s"] = args.drain_seconds
     if "chat_template" in args:
         given["chat_template"] = _read_template(Path(args.chat_template))
     return given

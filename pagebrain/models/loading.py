@@ -193,7 +193,7 @@ def load_weights_of(found: FoundModel, config: PageBrainConfig, notices: list[st
     left_out = sorted(info.get("unexpected_keys") or ())
     if left_out:
         notices.append(
-            f"what the weights of {name!r} hold beyond its config is left out: {_first(left_out)} ({len(left_out)} in all)"
+            f"tensors of {name!r} that its config does not name are left out: {_first(left_out)} ({len(left_out)} in all)"
         )
     return model.to(config.device, config.torch_dtype).eval()  # type: ignore[no-any-return]
 

@@ -167,7 +167,7 @@ def test_settings_that_hugging_face_refuses_are_left_out_but_for_the_end_token(f
     edit(folder / "generation_config.json", max_new_tokens=0, eos_token_id=greedy[1])
     llm = LLM(folder, num_blocks=8)
     [line] = llm.notices
-    assert line.startswith("the model's generation settings are left out but for its end tokens: ")
+    assert line.startswith("the model's generation settings are left out, except its end tokens: ")
     assert generated(llm) == greedy[:2]
 
 
@@ -514,7 +514,7 @@ def test_what_hugging_face_serves_is_served_without_a_word(kind: str, folder: Pa
 def test_weights_beyond_the_config_are_left_out_with_a_notice(folder: Path, greedy: list[int]) -> None:
     GPT2ForSequenceClassification.from_pretrained(folder, pad_token_id=1).save_pretrained(folder)
     llm = LLM(folder, num_blocks=8)
-    assert llm.notices == (f"what the weights of '{folder}' hold beyond its config is left out: score.weight (1 in all)",)
+    assert llm.notices == (f"tensors of '{folder}' that its config does not name are left out: score.weight (1 in all)",)
     assert generated(llm) == greedy
 
 

@@ -1,4 +1,4 @@
-"""The structure of the package: imports go downward only, the host's half knows no device code, and Triton is in one folder."""
+"""The structure of the package: imports go downward, the host side knows no device code, Triton is in one folder."""
 
 import ast
 from collections.abc import Iterator

@@ -160,7 +160,7 @@ def test_tensors_left_over_are_told_and_read_once(folder: Path, monkeypatch: pyt
     notices: list[str] = []
     open_checkpoint(config_of(folder), notices)
     [line] = notices
-    assert "beyond its config is left out: transformer.h.7.ln_1.bias (1 in all)" in line
+    assert "that its config does not name are left out: transformer.h.7.ln_1.bias (1 in all)" in line
 
 
 def test_a_head_that_differs_from_the_embeddings_is_used_although_the_config_says_that_they_are_one(

@@ -125,9 +125,7 @@ def to_json(report: Mapping[str, Any]) -> str:
 def notices(run: Mapping[str, Any]) -> list[str]:
     """Warnings about the validity of a run's figures."""
     numbers = run["metrics"]
-    said = []
-    for reason, count in list(numbers["reasons"].items())[:5]:
-        said.append(f"{count} not done: {reason}")
+    said = [f"{count} not done: {reason}" for reason, count in list(numbers["reasons"].items())[:5]]
     if run["warmup_failures"]:
         failures = run["warmup_failures"]
         said.append(f"{len(failures)} of the warm-up requests failed, so the server may not have been warm: {failures[0]}")

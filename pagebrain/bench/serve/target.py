@@ -88,7 +88,7 @@ class Target:
             raise PageBrainError(f"{self.url}{path} answered {error.code}: {reason}") from None
         except (OSError, HTTPException) as error:
             reason = str(getattr(error, "reason", error))
-            advice = "start one with pagebrain serve, or say where it is with --url"
+            advice = "start one with pagebrain serve, or give its URL with --url"
             raise PageBrainError(f"no server answers at {self.url}: {reason}; {advice}") from None
         except ValueError:
             raise PageBrainError(f"{self.url}{path} gave no JSON: is this an OpenAI-compatible server?") from None
