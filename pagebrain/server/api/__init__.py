@@ -1,1 +1,1 @@
-"""The HTTP API: routes, what requests and answers look like, prompts, streams of events, metrics and the request log."""
+"""The HTTP API: routes, types of requests and answers, tokenizing, server-sent events, metrics and the request log."""

@@ -1,4 +1,4 @@
-"""Puts the web application together: the API's routes, error handlers, guards, metrics and the live page."""
+"""Builds the web application: the API's routes, error handlers, guards, metrics and the live page."""
 
 from typing import Any
 
@@ -21,12 +21,12 @@ from pagebrain.server.options import ServerOptions
 
 
 class PageBrainApp(FastAPI):
-    """FastAPI with a schema that says what this API answers, and no more."""
+    """FastAPI with an OpenAPI schema that lists exactly the answers of this API."""
 
     server_options = ServerOptions()
 
     def openapi(self) -> dict[str, Any]:
-        """The OpenAPI description. Mistakes in a request are 400 here, as with OpenAI, and never FastAPI's 422."""
+        """The OpenAPI schema. An invalid request is answered with status 400, as by OpenAI, and not with FastAPI's 422."""
         if self.openapi_schema is None:
             schema = super().openapi()
             for operations in schema["paths"].values():
@@ -42,12 +42,12 @@ class PageBrainApp(FastAPI):
 
 
 def create_app(client: EngineClient, options: ServerOptions) -> FastAPI:
-    """The application in front of a client that has started."""
+    """The application. ``client`` must have started."""
     app = PageBrainApp(
         title="PageBrain",
         description="An OpenAI-compatible server for GPT-2 on paged attention.",
         version=pagebrain.__version__,
-        docs_url=None,  # both pages load their scripts from elsewhere
+        docs_url=None,  # FastAPI's two documentation pages load scripts from other hosts
         redoc_url=None,
         redirect_slashes=False,
     )

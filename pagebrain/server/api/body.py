@@ -1,8 +1,8 @@
-"""From the bytes of a request's body to a JSON value, or to one sentence that says what is wrong with them.
+"""Parses the body of a request as JSON. An invalid body is refused with status 400 and one sentence.
 
-Stricter than Python's own reading of JSON: no ``NaN``, no key twice, no text that cannot be encoded, and no more objects,
-lists and members than a request can use: each costs far more memory and time than its bytes. A nesting that would exhaust
-the stack is an error like any other. A big body is read in a thread.
+The rules are stricter than those of Python's parser. ``NaN``, duplicate keys and text that cannot be encoded are errors.
+Objects, lists and members are limited in number, because each of them costs far more memory and time than its bytes.
+A big body is parsed in a thread.
 """
 
 import json
@@ -18,23 +18,23 @@ from pagebrain.server.api.heavy import in_turn
 from pagebrain.server.error_responses import bad_request
 
 BIG_BODY = 2**16
-"""Bytes; a bigger body is read in a thread, and its parts are counted first."""
+"""Bytes. A bigger body is parsed in a thread, and its objects, lists and members are counted first."""
 
 MAX_MEMBERS = 1100
-"""Most members of one object: a ``logit_bias`` may have 1024."""
+"""Most members of one object. A ``logit_bias`` may have 1024."""
 
 MAX_PARTS = 2**15
-"""Most objects and lists in a body, and as many members of objects; 1024 messages of ten text parts each are fewer."""
+"""Most objects and lists in a body, and most members of objects. 1024 messages of ten text parts each need fewer."""
 
 MAX_VALUES = 2**19
-"""Most values that stand in lists and objects, counted by their commas; a request may hold half as many token ids."""
+"""Most values in lists and objects, counted by commas. A request may hold half as many token ids."""
 
 _SLICE = 2**16
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89abAB-Fc-f]")
 
 
 def parse_json(body: bytes) -> Any:
-    """The JSON value in ``body``. Raises ``ApiError`` with status 400."""
+    """The JSON value in ``body``. Raises ``ApiError`` (400)."""
     try:
         text = body.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -49,7 +49,7 @@ def parse_json(body: bytes) -> Any:
         raise bad_request(f"the body is not valid JSON: {error.msg} at character {error.pos}") from None
     except RecursionError:
         raise bad_request("the body is nested too deeply") from None
-    except ValueError:  # Python reads no integer of more than some thousand digits
+    except ValueError:  # Python refuses an integer of more than a few thousand digits
         raise bad_request("the body holds a number with too many digits") from None
     if _SURROGATE_ESCAPE.search(text):
         _check_text(value)
@@ -61,9 +61,9 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 def _check_parts(text: str) -> None:
-    """Raise if there is more in a JSON text than a request can use; found out without reading it, and right for valid JSON.
+    """Raise if a JSON text holds more parts than a request can use. The text is not parsed; counts are right for valid JSON.
 
-    First with what stands in strings, which is quicker; if that is not too much, neither is what stands between them.
+    The first count includes characters inside strings: it is quick, and an upper bound.
     """
     if _is_modest(_count_parts(text)):
         return
@@ -84,8 +84,8 @@ def _is_modest(counts: list[int]) -> bool:
 
 
 def _outside_strings(text: str) -> Iterator[str]:
-    """What stands between the strings of a JSON text, a slice of the text at a time: no call takes long."""
-    text = text.replace(r"\\", "").replace(r"\"", "")  # what is left of the quotes begins and ends strings
+    """The characters outside the strings of a JSON text. The text is read in slices, so that each step is short."""
+    text = text.replace(r"\\", "").replace(r"\"", "")  # each quote that is left begins or ends a string
     within = 0
     for start in range(0, len(text), _SLICE):
         parts = text[start : start + _SLICE].split('"')
@@ -105,7 +105,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _check_text(value: Any) -> None:
-    """Raise if a string anywhere in ``value`` holds half of a surrogate pair: it is no text, and no tokenizer takes it."""
+    """Raise if a string in ``value`` holds half of a surrogate pair. Tokenizers do not accept such a string."""
     left = [value]
     while left:
         value = left.pop()
@@ -123,19 +123,19 @@ def _check_text(value: Any) -> None:
 
 
 class JsonRequest(Request):
-    """A request whose JSON is read by :func:`parse_json`."""
+    """A request whose JSON is parsed by :func:`parse_json`."""
 
     async def json(self) -> Any:
-        """The body's JSON value."""
+        """The body's JSON value. Raises ``ApiError`` (400)."""
         body = await self.body()
         return parse_json(body) if len(body) <= BIG_BODY else await in_turn(parse_json, body)
 
 
 class JsonRoute(APIRoute):
-    """A route that reads JSON strictly."""
+    """A route whose request is a :class:`JsonRequest`."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """FastAPI's handler, given our reading of the body."""
+        """FastAPI's handler, called with a :class:`JsonRequest`."""
         handle = super().get_route_handler()
 
         async def handle_json(request: Request) -> Response:

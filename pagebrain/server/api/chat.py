@@ -1,6 +1,6 @@
-"""``POST /v1/chat/completions``: messages in, the model's next turn out.
+"""``POST /v1/chat/completions``: messages in, the model's next message out.
 
-The chat template makes one text of the messages; from there on a chat is a completion with other words around it.
+The chat template turns the messages into one text. After that a chat is a completion with another JSON format.
 """
 
 import json
@@ -27,7 +27,7 @@ _NOTHING_MORE = ', "logprobs": null, "finish_reason": null}]'
 
 
 def chat_routes(service: Service) -> APIRouter:
-    """The route."""
+    """A router with the route."""
     router = APIRouter(route_class=JsonRoute)
 
     @router.post("/v1/chat/completions", **documented(ChatResponse, 400, 404, 503, streams=True))
@@ -54,7 +54,7 @@ def chat_routes(service: Service) -> APIRouter:
 
 
 def whole_pieces(heading: Heading, stream: RequestStream, texts: TokenTexts, samples: list[OutputDelta]) -> Iterator[str]:
-    """The JSON of a :class:`~pagebrain.server.api.responses.ChatResponse`. What was written is dropped."""
+    """The JSON of a :class:`~pagebrain.server.api.responses.ChatResponse`. Removes each sample when it is written."""
     separator = heading.answer_start("chat.completion")
     while samples:
         sample = samples.pop(0)
@@ -71,7 +71,7 @@ def whole_pieces(heading: Heading, stream: RequestStream, texts: TokenTexts, sam
 
 
 class ChatEvents:
-    """The same as server-sent events: who speaks, what is said bit by bit, why it ended."""
+    """A chat answer as server-sent events: for each sample its role, then pieces of text, then the finish reason."""
 
     def __init__(self, heading: Heading, stream: RequestStream, texts: TokenTexts, options: StreamOptions) -> None:
         self._texts = texts
@@ -82,11 +82,11 @@ class ChatEvents:
         self._silent = set(range(stream.params.n))
 
     def opening(self) -> str:
-        """Nothing: the first event comes with the first token."""
+        """Empty: the first event is sent with the first token."""
         return ""
 
     def tell(self, prompt_index: int, deltas: list[OutputDelta]) -> str | Iterator[str]:
-        """The events of the answers that have grown."""
+        """The events for ``deltas``."""
         events = self._events(deltas)
         return events if self._wants_logprobs else "".join(events)
 
@@ -109,5 +109,5 @@ class ChatEvents:
                 yield f'{head}{{}}, "logprobs": null, "finish_reason": "{delta.finish_reason}"}}]{end}'
 
     def ending(self) -> str:
-        """The usage, if it was asked for, and the end."""
+        """The event with the usage, if requested, and the end of the stream."""
         return self._usage.ending(self._start)

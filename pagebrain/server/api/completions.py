@@ -1,8 +1,7 @@
 """``POST /v1/completions``: one or many prompts, each continued ``n`` times.
 
-An answer is written from what the engine says by :class:`ChoiceWriter`, the same way whether it comes in one piece or is
-streamed: as pieces of JSON, for an answer with log-probabilities may be long. Most streams want neither ``echo`` nor
-``logprobs``; for them an event is three strings put together.
+:class:`ChoiceWriter` turns the engine's deltas into pieces of JSON, for streams and for answers in one piece: an answer with
+log-probabilities may be long. Fast path: without ``echo`` and ``logprobs`` an event is three strings put together.
 """
 
 import json
@@ -28,7 +27,7 @@ quote = json.JSONEncoder().encode
 
 
 def completion_routes(service: Service) -> APIRouter:
-    """The route."""
+    """A router with the route."""
     router = APIRouter(route_class=JsonRoute)
 
     @router.post("/v1/completions", **documented(CompletionResponse, 400, 404, 503, streams=True))
@@ -57,13 +56,13 @@ def completion_routes(service: Service) -> APIRouter:
 
 
 class ChoiceWriter:
-    """One answer: what each piece of news adds to it, the prompt's echo first.
+    """Writes one answer of a request as JSON, a delta at a time. The echo of the prompt comes first.
 
     Args:
-        index: of the answer among all of the request's.
-        prompt: its prompt's scores, shared with the other samples.
-        echo: the prompt's text, if the answer is to begin with it.
-        scorer: makes the logprobs, if they are wanted.
+        index: the answer's number in the request.
+        prompt: the prompt's scores, shared by all samples of the prompt.
+        echo: the prompt's text, if the answer begins with it.
+        scorer: makes the logprobs, if they are requested.
     """
 
     def __init__(self, index: int, prompt: ScoredPrompt, echo: str | None, scorer: CompletionScorer | None) -> None:
@@ -74,13 +73,13 @@ class ChoiceWriter:
 
     @property
     def is_plain(self) -> bool:
-        """Whether a piece of the answer is the piece of text that was generated, and nothing more."""
+        """Whether the answer holds only generated text: no echo, no log-probabilities."""
         return self._echo is None and self._scorer is None
 
     def pieces(self, delta: OutputDelta, space: str = "") -> Iterator[str]:
-        """What the delta adds, as a choice in JSON; the scores of the prompt, which must be there, go with the first.
+        """The delta as a choice in JSON. The first one includes the scores of the prompt, which must be set before.
 
-        ``space`` stands after colons and commas, as in the other events of a stream.
+        ``space`` is written after colons and commas, as in the other events of a stream.
         """
         echo, self._echo = self._echo, None
         yield f'{{"index":{space}{self.index},{space}"text":{space}'
@@ -100,7 +99,7 @@ class ChoiceWriter:
 
 
 def make_writers(service: Service, body: CompletionRequest, streams: list[RequestStream]) -> list[ChoiceWriter]:
-    """A writer for each answer: those of the first prompt first."""
+    """A writer for each answer, in order of prompts and samples."""
     writers: list[ChoiceWriter] = []
     for prompt, stream in zip(body.prompts, streams):
         echo, added = None, frozenset[int]()
@@ -119,7 +118,7 @@ def make_writers(service: Service, body: CompletionRequest, streams: list[Reques
 def whole_pieces(
     heading: Heading, streams: list[RequestStream], writers: list[ChoiceWriter], answers: Answers
 ) -> Iterator[str]:
-    """The JSON of a :class:`~pagebrain.server.api.responses.CompletionResponse`. What was written is dropped."""
+    """The JSON of a :class:`~pagebrain.server.api.responses.CompletionResponse`. Removes each sample when it is written."""
     yield heading.answer_start("text_completion")
     num_written = 0
     while answers:
@@ -134,7 +133,7 @@ def whole_pieces(
 
 
 class CompletionEvents:
-    """The same as server-sent events."""
+    """The answers of a request as server-sent events."""
 
     def __init__(
         self, heading: Heading, streams: list[RequestStream], writers: list[ChoiceWriter], options: StreamOptions
@@ -149,16 +148,16 @@ class CompletionEvents:
         }
         self._num_samples = streams[0].params.n
         self._is_plain = writers[0].is_plain and not self._usage.is_continuous
-        self._held: dict[int, list[OutputDelta]] = {}  # by prompt, until its scores are there
+        self._held: dict[int, list[OutputDelta]] = {}  # prompt -> deltas that wait for the prompt's scores
         if streams[0].params.prompt_logprobs is not None:
             self._held = {index: [] for index in range(len(streams))}
 
     def opening(self) -> str:
-        """Nothing: the first event comes with the first token."""
+        """Empty: the first event is sent with the first token."""
         return ""
 
     def tell(self, prompt_index: int, deltas: list[OutputDelta]) -> str | Iterator[str]:
-        """An event for each answer that has grown."""
+        """An event for each of ``deltas``."""
         first = prompt_index * self._num_samples
         if self._is_plain:
             heads, tails = self._heads, self._tails
@@ -178,11 +177,11 @@ class CompletionEvents:
             yield f"]{self._usage.end(prompt_index, delta.index)}"
 
     def ending(self) -> str:
-        """The usage, if it was asked for, and the end."""
+        """The event with the usage, if requested, and the end of the stream."""
         return self._usage.ending(self._start)
 
     def _with_held(self, prompt_index: int, deltas: list[OutputDelta]) -> list[OutputDelta]:
-        """The samples share their prompt, whose scores come with the first: the others' tokens may come before them."""
+        """The deltas to write now. All are held until one brings the prompt's scores; other samples may be ahead of it."""
         held = self._held[prompt_index]
         held.extend(deltas)
         scores = next((delta.prompt_logprobs for delta in deltas if delta.prompt_logprobs is not None), None)

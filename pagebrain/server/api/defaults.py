@@ -1,7 +1,7 @@
-"""Fields that the API has no use for, and the values of them that ask for nothing: such a value is as good as none.
+"""Fields that this API does not implement, and the values of them that have no effect.
 
-Clients write out the defaults of their own API, or of another server's. What asks for no more than this server does anyway
-is accepted; any other value of such a field would change the answer, and is refused by name.
+Clients send the defaults of other APIs explicitly. Such a value is accepted, because the answer is the same without it.
+Any other value of such a field would change the answer, and is refused.
 """
 
 import json
@@ -60,7 +60,7 @@ DEFAULTS: dict[str, tuple[JsonValue, ...]] = {
     "return_routed_experts": (False,),
     "session_params": ({},),
     "use_audio_in_video": (False,),
-    # samplers of others, turned off
+    # samplers of other servers, switched off
     "mirostat": (0,),
     "mirostat_mode": (0,),
     "no_repeat_ngram_size": (0,),
@@ -70,11 +70,11 @@ DEFAULTS: dict[str, tuple[JsonValue, ...]] = {
     "top_a": (0,),
     "typical_p": (1,),
 }
-"""By the name of the field."""
+"""Field name -> values that have no effect."""
 
 
 def asks_for_nothing(name: str, value: Any) -> bool:
-    """Whether a field that the API has no use for is ``null`` or has one of its :data:`DEFAULTS`."""
+    """Whether the value of a field that is not implemented has no effect: ``null``, or one of its :data:`DEFAULTS`."""
     if value is None:
         return True
     is_bool = isinstance(value, bool)
@@ -82,7 +82,7 @@ def asks_for_nothing(name: str, value: Any) -> bool:
 
 
 def describe_defaults(schema: dict[str, Any]) -> None:
-    """Add these fields, by their values, to the JSON schema of a request, unless they mean something in it."""
+    """Add these fields and their allowed values to the JSON schema of a request, except fields that the schema defines."""
     names_of: dict[str, list[str]] = {}
     for name, values in DEFAULTS.items():
         if name not in schema["properties"]:

@@ -1,4 +1,4 @@
-"""What ``/openapi.json`` says of answers: exactly those that are given. ``app.py`` adds what the guards answer."""
+"""The answers in ``/openapi.json``: those of the routes, and those of the guards."""
 
 from typing import Any
 
@@ -22,9 +22,9 @@ def documented(answer: Any, *statuses: int, streams: bool = False) -> dict[str, 
     """Arguments for a route's decorator.
 
     Args:
-        answer: type of the body of status 200; ``None`` if it is never JSON.
-        statuses: of the errors that the route itself may answer with.
-        streams: whether the answer may be server-sent events; OpenAPI 3.1 has no way to say what is in them.
+        answer: type of the body of status 200; ``None`` if the body is never JSON.
+        statuses: status codes of the errors that the route itself answers with.
+        streams: whether the answer may be server-sent events. OpenAPI 3.1 cannot describe the contents of events.
     """
     success: dict[str, Any] = {"description": "The answer."}
     if streams:
@@ -36,7 +36,7 @@ def documented(answer: Any, *statuses: int, streams: bool = False) -> dict[str, 
 
 
 def add_guards_answers(schema: dict[str, Any], needs_key: bool, checks_host: bool) -> None:
-    """Add to an OpenAPI schema what requests are told that never reach their route."""
+    """Add the guards' answers to an OpenAPI schema."""
     body = {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorBody"}}}
     if needs_key:
         schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
@@ -54,8 +54,8 @@ def add_guards_answers(schema: dict[str, Any], needs_key: bool, checks_host: boo
 
 
 def name_the_model(schema: dict[str, Any], name: str) -> None:
-    """Say in an OpenAPI schema that ``model`` is this one wherever a request has such a field: there is no other."""
+    """Set the served model's name as the only value of ``model`` in the requests of an OpenAPI schema."""
     for definition in schema["components"]["schemas"].values():
         model = definition.get("properties", {}).get("model", {})
-        if "anyOf" in model:  # of a request; an answer always has it
+        if "anyOf" in model:  # only in requests, where the field is optional
             model["anyOf"] = [{"const": name}, {"type": "null"}]

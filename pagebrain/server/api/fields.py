@@ -1,6 +1,6 @@
-"""The kinds of fields that requests are made of: what is taken, how much of it, and how the schema says so.
+"""Types of request fields: accepted values, limits, and JSON schemas.
 
-Pydantic would answer a mistake in "a string, or a list of strings, or ..." with one error for each of them. So fields with
+For a mistake in a union such as "a string, or a list of strings", pydantic gives one error for each member. So fields with
 several forms are checked here, and each mistake gets one sentence.
 """
 
@@ -13,7 +13,7 @@ MAX_PROMPTS = 256
 """Most prompts in one request."""
 
 MAX_PROMPT_TOKENS = 131_072
-"""Most token ids in a list; the model's limit is lower, and said when it is passed."""
+"""Most token ids in a list. The model's own limit is lower and is checked later."""
 
 MAX_REQUEST_TOKENS = 2 * MAX_PROMPT_TOKENS
 """Most token ids in all lists of a request together."""
@@ -22,7 +22,7 @@ MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 256
 MAX_LOGIT_BIASES = 1024
 MAX_LABEL_CHARACTERS = 512
-"""Of a name that a client gives to somebody or something."""
+"""Longest free text in fields such as ``user`` and ``session_id``."""
 
 
 def _invalid(message: str) -> PydanticCustomError:
@@ -53,7 +53,7 @@ def _check_prompt(value: object) -> object:
 def _check_ids(value: list[Any]) -> list[Any]:
     if len(value) > MAX_PROMPT_TOKENS:
         raise _invalid(f"must hold at most {MAX_PROMPT_TOKENS} token ids, holds {len(value)}")
-    if set(map(type, value)) != {int} or min(value) < 0:  # for each of 100,000 ids a function of ours would be slow
+    if set(map(type, value)) != {int} or min(value) < 0:  # built-in functions: a Python loop over 100,000 ids is slow
         raise _invalid("must hold token ids, which are integers from 0")
     return value
 

@@ -1,8 +1,8 @@
-"""Work that is too long for the event loop: reading big bodies, and writing big answers as JSON.
+"""Work that is too long for one turn of the event loop: parsing big bodies, and writing big answers as JSON.
 
-Big bodies are read in a thread, one after the other. It is Python's own work, so the thread gives the event loop its turns
-and makes nothing faster. An answer is written on the event loop, a chunk at a time: each takes a few milliseconds, and no
-more than one of them is written in a turn of the loop, whatever the number of answers.
+Big bodies are parsed in one thread, one after the other. Parsing holds Python's global lock, so the thread makes nothing
+faster, but the event loop still gets its turns. Answers are written on the event loop in chunks of a few milliseconds each.
+In a turn of the loop one chunk is written, whatever the number of answers.
 """
 
 import asyncio
@@ -14,13 +14,13 @@ from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 CHUNK_BYTES = 2**16
-"""An answer that is longer is sent in chunks of about so much."""
+"""Approximate size of a chunk. A longer answer is sent in chunks."""
 
 NUM_AT_A_TIME = 32
-"""Tokens whose log-probabilities are written as JSON by one call; with 21 each that takes a millisecond or two."""
+"""Tokens whose log-probabilities one call writes as JSON. With 21 each the call takes a millisecond or two."""
 
 NUM_CHARACTERS = 2**14
-"""Characters of a string that are written as JSON by one call."""
+"""Characters of a string, or items of a list, that one call writes as JSON."""
 
 Result = TypeVar("Result")
 
@@ -30,12 +30,12 @@ encode_json = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
 
 
 async def in_turn(function: Callable[..., Result], *args: Any) -> Result:
-    """What ``function`` returns, called in the thread when those before it are done."""
+    """Call ``function`` in the thread, after the calls before it, and return its result."""
     return await asyncio.get_running_loop().run_in_executor(_thread, function, *args)
 
 
 def next_chunk(pieces: Iterator[str]) -> bytes:
-    """The next of the pieces together, at least ``CHUNK_BYTES`` of ASCII text if there are as many; empty at the end."""
+    """The next pieces as one chunk of at least ``CHUNK_BYTES`` of ASCII, unless the pieces end before; empty at the end."""
     taken: list[str] = []
     num_bytes = 0
     for piece in pieces:
@@ -47,14 +47,14 @@ def next_chunk(pieces: Iterator[str]) -> bytes:
 
 
 async def later_chunk(pieces: Iterator[str]) -> bytes:
-    """The same when the event loop has had a turn, and other answers theirs."""
+    """:func:`next_chunk`, after the event loop has had a turn and waiting answers have written their chunks."""
     async with _turns.setdefault(asyncio.get_running_loop(), asyncio.Lock()):
         await asyncio.sleep(0)
         return next_chunk(pieces)
 
 
 def json_pieces(value: dict[str, Any]) -> Iterator[str]:
-    """The JSON of an object, in pieces that take few milliseconds each: members may be long strings or lists of numbers."""
+    """The JSON of an object, in pieces of a few milliseconds each. Members may be long strings or lists of numbers."""
     separator = "{"
     for name, member in value.items():
         yield f"{separator}{encode_json(name)}:"

@@ -1,8 +1,8 @@
-"""How much of answers the server may hold at a time, and how big an answer to a request can get.
+"""Memory for answers in one piece: estimates of their size, and reservations against a limit.
 
-An answer in one piece is kept until its last token is there, and then until its client has taken it. So room for it is
-reserved before its request is queued; a request for which there is none is refused, and no answer under way is lost. What a
-token takes, held and as JSON, is an estimate: texts differ. Where a text turns out longer, its answer reserves more.
+An answer in one piece (not streamed) is held until its last token has come and the client has received it. Memory for it is
+reserved before its request is queued. Without enough memory the request is refused, so an accepted answer is not lost.
+The size of a token, held and as JSON, is an estimate. An answer with longer texts reserves more while it is read.
 """
 
 from dataclasses import dataclass
@@ -15,24 +15,24 @@ MIB = 2**20
 RETRY_AFTER_S = 2
 
 SAMPLE_BYTES = 1024
-"""What a sample takes besides its tokens, held."""
+"""Memory of a sample, without its tokens."""
 
 TOKEN_BYTES = 16
-"""What a generated token takes, held: its id and its text."""
+"""Memory of a generated token: its id and its text."""
 
 PROMPT_TOKEN_BYTES = 40
-"""What a token of a prompt takes, held: its id as a Python integer, and its text."""
+"""Memory of a prompt token: its id as a Python integer, and its text."""
 
 CHOICE_BYTES = 96
-"""What an answer takes as JSON besides its tokens."""
+"""JSON of a sample, without its tokens."""
 
 TEXT_BYTES = 6
-"""What a token's text takes as JSON, quotes and escapes included."""
+"""JSON of a token's text, quotes and escapes included."""
 
 
 @dataclass(frozen=True)
 class JsonShape:
-    """Bytes of JSON that log-probabilities take: ``token`` for one with its token, ``top`` for each of the most probable.
+    """Bytes of JSON for the log-probabilities of a token: ``token``, and ``top`` for each of the most probable tokens.
 
     Measured by ``python tools/answer_memory.py --shapes``.
     """
@@ -46,10 +46,9 @@ CHAT = JsonShape(token=100, top=80)
 
 
 def json_bytes(params: SamplingParams, num_prompt_tokens: int, num_generated: int, shape: JsonShape, echo: bool) -> int:
-    """Bytes of JSON in the answers to one prompt, about; each sample repeats the prompt if it is echoed.
+    """Estimated bytes of JSON in the answers to one prompt. With ``echo`` each sample repeats the prompt.
 
-    Args:
-        num_generated: tokens of all samples together.
+    ``num_generated`` counts the tokens of all samples together.
     """
     of_answer = TEXT_BYTES + (0 if params.logprobs is None else shape.token + params.logprobs * shape.top)
     of_prompt = TEXT_BYTES * echo + (
@@ -59,29 +58,25 @@ def json_bytes(params: SamplingParams, num_prompt_tokens: int, num_generated: in
 
 
 def held_bytes(params: SamplingParams, num_prompt_tokens: int, num_generated: int) -> int:
-    """Bytes that the server holds of the answers to one prompt, about: the samples share their prompt and its scores."""
+    """Estimated memory of the answers to one prompt, in bytes. The samples share the prompt and its scores."""
     of_answer = TOKEN_BYTES + (0 if params.logprobs is None else record_bytes(params.logprobs))
     of_prompt = PROMPT_TOKEN_BYTES
     if params.prompt_logprobs is not None:
         of_prompt += record_bytes(params.prompt_logprobs)
-        if params.n > 1:  # its JSON is kept from one sample to the next
+        if params.n > 1:  # the JSON of the scores is kept for the next sample
             of_prompt += COMPLETION.token + params.prompt_logprobs * COMPLETION.top
     return params.n * SAMPLE_BYTES + num_generated * of_answer + num_prompt_tokens * of_prompt
 
 
 class HeldAnswers:
-    """The answers in one piece that the server holds, or will hold when they are complete.
-
-    Args:
-        max_bytes: of all of them together.
-    """
+    """Memory reserved for answers in one piece: ``num_bytes`` now, at most ``max_bytes``."""
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self.num_bytes = 0
 
     def hold(self, num_bytes: int) -> "Hold":
-        """Reserve room. Raises ``ApiError``: 400 if there is never so much of it, 503 if there is not now."""
+        """Reserve memory. Raises ``ApiError``: 400 if ``num_bytes`` is over the limit, 503 if too little is free now."""
         if num_bytes > self.max_bytes:
             raise bad_request(
                 f"the server would hold up to {mib(num_bytes)} of this answer, and of all answers it holds at most "
@@ -93,7 +88,7 @@ class HeldAnswers:
 
 
 class Hold:
-    """Room for one answer; :meth:`close` gives it back."""
+    """The memory reserved for one answer. :meth:`close` frees it."""
 
     def __init__(self, answers: HeldAnswers) -> None:
         self.num_bytes = 0
@@ -101,17 +96,17 @@ class Hold:
         self._num_used = 0
 
     def use(self, num_bytes: int) -> None:
-        """So much more of the answer is there. Raises ``ApiError`` (503) if more than reserved is, and there is no room."""
+        """Count ``num_bytes`` more as used. Reserves more if needed; raises ``ApiError`` (503) if too little is free."""
         self._num_used += num_bytes
         if self._num_used > self.num_bytes:
             self.resize(self._num_used)
 
     def fit(self) -> None:
-        """The answer is complete: give back what it does not use."""
+        """Free what a complete answer does not use."""
         self.resize(self._num_used)
 
     def resize(self, num_bytes: int) -> None:
-        """Reserve so much instead. Raises ``ApiError`` (503) if there is no room for more."""
+        """Change the reservation to ``num_bytes``. Raises ``ApiError`` (503) if too little is free."""
         answers = self._answers
         total = answers.num_bytes - self.num_bytes + num_bytes
         if num_bytes > self.num_bytes and total > answers.max_bytes:
@@ -126,11 +121,11 @@ class Hold:
         answers.num_bytes, self.num_bytes = total, num_bytes
 
     def close(self) -> None:
-        """The answer was sent, or is not wanted any more."""
+        """Free the reservation. May be called twice."""
         self._num_used = 0
         self.resize(0)
 
 
 def mib(num_bytes: int) -> str:
-    """A size for people."""
+    """The size in MiB, as text for messages."""
     return f"{num_bytes / MIB:.1f} MiB"

@@ -1,4 +1,4 @@
-"""Log-probabilities as OpenAI's two APIs show them: token by token, with texts instead of ids."""
+"""Log-probabilities in the JSON formats of OpenAI's two APIs: one entry for each token, with texts instead of ids."""
 
 import codecs
 from collections.abc import Iterable, Iterator, Sequence
@@ -9,25 +9,25 @@ from pagebrain.server.api.heavy import NUM_AT_A_TIME, encode_json
 from pagebrain.server.api.responses import CompletionLogprobs, TokenLogprob, TopLogprob
 
 Scored = Sequence[TokenLogprobs | None]
-"""Scores of consecutive tokens; nothing predicts a prompt's first."""
+"""Scores of consecutive tokens. The first token of a prompt has none: ``None``."""
 
 LOWEST_LOGPROB = -9999.0
-"""Stands for minus infinity, which JSON has no way to write."""
+"""Replaces minus infinity, which JSON cannot express."""
 
 
 class TokenTexts:
-    """What tokens look like one by one. Without a tokenizer they have no text, and are named by their ids."""
+    """The texts of single tokens. Without a tokenizer a token's text is made from its id."""
 
     def __init__(self, detokenizer: Detokenizer | None) -> None:
         self._detokenizer = detokenizer
         self._texts: dict[int, str] = {}
 
     def bytes(self, token_id: int, skip_special_tokens: bool = False) -> bytes:
-        """What the token adds to a text."""
+        """The bytes that the token adds to a text; empty without a tokenizer."""
         return b"" if self._detokenizer is None else self._detokenizer.token_bytes(token_id, skip_special_tokens)
 
     def text(self, token_id: int) -> str:
-        """The token as a string; ``bytes:\\x..`` for one that is no whole characters."""
+        """The token as a string; ``bytes:\\x..`` if its bytes are not whole characters."""
         text = self._texts.get(token_id)
         if text is None:
             text = self._texts[token_id] = self._make_text(token_id)
@@ -43,18 +43,18 @@ class TokenTexts:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in token_bytes)
 
     def decode(self, token_ids: Iterable[int]) -> str:
-        """The text of a whole prompt."""
+        """The text of a prompt; empty without a tokenizer."""
         return "" if self._detokenizer is None else self._detokenizer.decode(token_ids, skip_special_tokens=False)
 
 
 class CompletionScorer:
-    """Makes the legacy logprobs object of one answer, piece by piece.
+    """Makes the legacy logprobs object of one answer, some tokens at a time.
 
-    It keeps count of the characters, so that each token's ``text_offset`` is where its text begins in the answer's: the
-    first character that it has a part in. Bytes that never become a character are sent as U+FFFD, which counts like any
-    other. A token that a stop string cuts off keeps the offset that it would have had.
+    It counts characters. A token's ``text_offset`` is the position in the answer's text of the first character that holds a
+    byte of the token. Bytes that form no character are sent as U+FFFD, which counts as one character. A token that is cut
+    off by a stop string keeps the offset that it would have had.
 
-    ``added`` are the prompt's tokens, counted from 0, that the tokenizer put around its text: they have no part in it.
+    ``added``: indices of prompt tokens that the tokenizer added to the text. They advance no offset.
     """
 
     def __init__(self, texts: TokenTexts, skip_special_tokens: bool, added: frozenset[int] = frozenset()) -> None:
@@ -67,11 +67,11 @@ class CompletionScorer:
     def prompt(
         self, token_ids: Sequence[int], scores: Sequence[TokenLogprobs | None], first: int = 0, is_last: bool = True
     ) -> CompletionLogprobs:
-        """The prompt's tokens from number ``first`` on, which the answer echoes, or a part of them."""
+        """The next tokens of an echoed prompt, the first of them at index ``first``. ``is_last``: the prompt ends here."""
         added = frozenset(index - first for index in self._added)
         part = self._part(token_ids, scores, skip_special_tokens=False, added=added)
         if is_last:
-            self.num_characters += len(self._decoder.decode(b"", final=True))  # the answer's text begins afresh
+            self.num_characters += len(self._decoder.decode(b"", final=True))  # no character spans prompt and answer
         return part
 
     def answer(self, token_ids: Sequence[int], scores: Sequence[TokenLogprobs | None]) -> CompletionLogprobs:
@@ -97,17 +97,17 @@ class CompletionScorer:
         }
 
     def _advance(self, token_bytes: bytes) -> int:
-        """Count a token's characters. Returns the number of the one that its first byte is a part of."""
+        """Count a token's characters. Returns the position of the character that holds its first byte."""
         begin, has_unfinished = self.num_characters, bool(self._decoder.getstate()[0])
         text = self._decoder.decode(token_bytes[:1])
         if has_unfinished and text and (len(text) > 1 or self._decoder.getstate()[0]):
-            begin += 1  # the byte did not go on with what was unfinished, which has become U+FFFD
+            begin += 1  # the byte did not continue the unfinished character, which was decoded as U+FFFD
         text += self._decoder.decode(token_bytes[1:])
         self.num_characters += len(text)
         return begin
 
     def _top(self, score: TokenLogprobs) -> dict[str, float]:
-        """The most probable tokens, best first, and the chosen one. Of two that look alike the better one counts."""
+        """The most probable tokens, best first, and the chosen one. Of tokens with equal texts the most probable is kept."""
         top: dict[str, float] = {}
         for token_id, logprob in (*score.top, (score.token_id, score.logprob)):
             top.setdefault(self._texts.text(token_id), finite(logprob))
@@ -115,13 +115,13 @@ class CompletionScorer:
 
 
 class ScoredPrompt:
-    """A prompt's scores as JSON, a part for some of its tokens at a time. Samples share it: it is written for the first.
+    """A prompt's scores as JSON, in parts of some tokens. The parts are made for the first sample and kept for the others.
 
     Attributes:
-        scores: to be set when they are there, and before :meth:`parts` is called.
+        scores: must be set before :meth:`parts` is called.
 
     Args:
-        num_samples: how many will ask for it; with the last one scores and parts are dropped.
+        num_samples: number of calls of :meth:`parts`. The last call drops scores and parts.
     """
 
     def __init__(self, token_ids: Sequence[int], num_samples: int) -> None:
@@ -132,7 +132,7 @@ class ScoredPrompt:
         self._num_characters = 0
 
     def parts(self, scorer: CompletionScorer) -> Iterator[dict[str, str]]:
-        """The parts, for the sample of ``scorer``, which counts the prompt's characters."""
+        """The parts, for one sample. ``scorer`` is the sample's; it then has counted the prompt's characters."""
         assert self.scores is not None
         self._num_left -= 1
         scores, written = self.scores, self._written
@@ -157,14 +157,14 @@ class ScoredPrompt:
 def answer_parts(
     scorer: CompletionScorer, token_ids: Sequence[int], scores: Sequence[TokenLogprobs | None]
 ) -> Iterator[dict[str, str]]:
-    """The next tokens of an answer as JSON, a part for some of them at a time."""
+    """The next tokens of an answer as JSON, in parts of some tokens."""
     for start in range(0, len(token_ids), NUM_AT_A_TIME):
         end = start + NUM_AT_A_TIME
         yield _items(scorer.answer(token_ids[start:end], scores[start:end]))
 
 
 def completion_pieces(parts: Iterable[dict[str, str]]) -> Iterator[str]:
-    """The legacy logprobs object as JSON, made of its parts. The biggest list is first: of the others all parts are held."""
+    """The legacy logprobs object as JSON. The biggest list comes first, because the other lists are held until the end."""
     columns: dict[str, list[str]] = {"tokens": [], "token_logprobs": [], "text_offset": []}
     separator = '{"top_logprobs":['
     for part in parts:
@@ -183,7 +183,7 @@ def _items(part: CompletionLogprobs) -> dict[str, str]:
 
 
 def chat_pieces(texts: TokenTexts, scores: Sequence[TokenLogprobs]) -> Iterator[str]:
-    """The logprobs object of a chat as JSON, some tokens at a time."""
+    """The logprobs object of a chat as JSON, in pieces of some tokens."""
     separator = '{"content":['
     for start in range(0, len(scores), NUM_AT_A_TIME):
         yield separator + encode_json(chat_logprobs(texts, scores[start : start + NUM_AT_A_TIME]))[1:-1]
@@ -204,5 +204,5 @@ def chat_logprobs(texts: TokenTexts, scores: Iterable[TokenLogprobs]) -> list[To
 
 
 def finite(logprob: float) -> float:
-    """A number that JSON can hold."""
+    """The number, or :data:`LOWEST_LOGPROB` if it is lower."""
     return max(logprob, LOWEST_LOGPROB)

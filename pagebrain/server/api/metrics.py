@@ -1,8 +1,8 @@
-"""What Prometheus reads at ``GET /metrics``: how busy the engine is, what it has done, and how long requests took.
+"""``GET /metrics`` for Prometheus: the engine's load, totals, and latencies of requests.
 
-:class:`ServerMetrics` is told by the :class:`~pagebrain.server.link.client.EngineClient` what happens, keeps numbers, and
-turns them into metrics only when somebody asks. Names and meanings are vLLM's with another prefix, so dashboards fit both;
-the bounds of the buckets are finer, for the models are small and fast.
+:class:`ServerMetrics` is an observer of :class:`~pagebrain.server.link.client.EngineClient`. It keeps numbers, and makes
+metrics of them only for a scrape. Names and meanings are vLLM's with another prefix, so that vLLM's dashboards can be used.
+The buckets are finer than vLLM's, because the models are small and fast.
 """
 
 import time
@@ -42,13 +42,13 @@ _REQUEST_TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 
 
 
 class Buckets:
-    """A histogram in the cheapest form: how many values lie between which bounds, and their sum.
+    """A histogram: the number of values in each bucket, and their sum. For a single thread.
 
-    The library's own takes a lock and walks the bounds for every value, which for tens of thousands of gaps a second is too
-    much work for the event loop. This one is for a single thread.
+    The library's histogram takes a lock and walks the bounds for every value. With tens of thousands of values a second that
+    is too slow for the event loop.
 
     Args:
-        bounds: largest value of each bucket, ascending; one more bucket takes what is larger.
+        bounds: largest value of each bucket, ascending. One more bucket counts larger values.
     """
 
     def __init__(self, bounds: Sequence[float]) -> None:
@@ -62,7 +62,7 @@ class Buckets:
         self.sum += value
 
     def add_all(self, values: Iterable[float]) -> None:
-        """Count many."""
+        """Count many values."""
         counts, bounds, total = self.counts, self.bounds, 0.0
         for value in values:
             counts[bisect_left(bounds, value)] += 1
@@ -70,7 +70,7 @@ class Buckets:
         self.sum += total
 
     def cumulative(self) -> list[tuple[str, float]]:
-        """For each bound, as Prometheus writes it, how many values were at most as large."""
+        """For each bound, as Prometheus writes it, the number of values up to it."""
         pairs, total = [], 0
         for bound, count in zip((*self.bounds, float("inf")), self.counts):
             total += count
@@ -79,14 +79,12 @@ class Buckets:
 
 
 class ServerMetrics:
-    """An observer of the engine client's that keeps the numbers, and a collector that the library asks for them.
-
-    Everything happens on the event loop, so nothing is locked.
+    """An observer of the engine client, and a collector of ``prometheus_client``. Needs no lock: it runs on the event loop.
 
     Args:
         model_name: the label ``model_name`` of every metric.
-        clock: ``time.monotonic``, by which the engine client notes when things happen.
-        held_bytes: what answers in one piece take now.
+        clock: the clock of the engine client's times.
+        held_bytes: returns the bytes reserved for answers in one piece.
     """
 
     def __init__(
@@ -95,7 +93,7 @@ class ServerMetrics:
         self.model_name = model_name
         self._clock = clock
         self._held_bytes = held_bytes
-        self.registry = CollectorRegistry(auto_describe=True)  # its own: one process may hold several servers
+        self.registry = CollectorRegistry(auto_describe=True)  # not the global one: a process may hold several servers
         self._stats = EngineStats()
         self._num_prompt_tokens = 0
         self._num_generated = 0
@@ -109,25 +107,25 @@ class ServerMetrics:
         self._step_tokens = Buckets(_STEP_TOKENS)
         self.registry.register(self)
 
-    # What the engine client tells -------------------------------------------------------------------------------------
+    # Called by the engine client --------------------------------------------------------------------------------------
 
     def on_step(self, stats: EngineStats) -> None:
-        """The engine's own counts; gauges show the latest."""
+        """Keep the engine's counts. Gauges show the latest."""
         self._stats = stats
         self._step_tokens.add_all(stats.last_step_tokens)
 
     def on_first_token(self, request: "RequestStream", seconds: float) -> None:
-        """The prompt has been computed."""
+        """Count the prompt and the time to its first token."""
         self._first_token_s.add(seconds)
         self._num_prompt_tokens += request.num_prompt_tokens * request.params.n
 
     def on_tokens(self, num_tokens: int, gaps_s: list[float]) -> None:
-        """Tokens have come; this is called with every message of the engine's, hundreds of times a second."""
+        """Count tokens and the gaps before them. Called hundreds of times a second."""
         self._num_generated += num_tokens
         self._gap_s.add_all(gaps_s)
 
     def on_finished(self, request: "RequestStream", outcome: str) -> None:
-        """A request is over. How long it took counts only if it came to its own end: an abort says nothing about speed."""
+        """Count a request that has ended. Its times count only if it was complete: an abort says nothing about speed."""
         self._outcomes[outcome] = self._outcomes.get(outcome, 0) + 1
         times = request.metrics
         if times is None or outcome not in ("stop", "length"):
@@ -135,13 +133,13 @@ class ServerMetrics:
         self._prompt_tokens.add(request.num_prompt_tokens)
         self._generated_tokens.add(request.num_generated)
         self._request_s.add(self._clock() - request.arrival_s)
-        if times.first_scheduled_s is not None:  # by the engine's process, whose clock is the machine's, as this one's is
+        if times.first_scheduled_s is not None:  # measured in the engine process; both processes use the machine's clock
             self._queue_s.add(max(0.0, times.first_scheduled_s - request.arrival_s))
 
-    # What Prometheus asks ---------------------------------------------------------------------------------------------
+    # Called for a scrape ----------------------------------------------------------------------------------------------
 
     def collect(self) -> Iterator[Metric]:
-        """All metrics as they stand, in the order of the documentation."""
+        """The current metrics, in the order of docs/server.md."""
         stats = self._stats
         used = 1 - stats.num_free_blocks / stats.num_blocks if stats.num_blocks else 0.0
         yield self._gauge("num_requests_running", "Running sequences; each sample is a sequence", stats.num_running)
@@ -201,9 +199,9 @@ class ServerMetrics:
 
 
 def metrics_route(metrics: ServerMetrics) -> APIRouter:
-    """``GET /metrics``, in Prometheus' text format whatever is asked for.
+    """``GET /metrics``, always in Prometheus' text format.
 
-    Not in OpenMetrics': there the library writes ``_`` for a colon, so that a metric's name would depend on who asks.
+    In the OpenMetrics format the library writes ``_`` for a colon, so a metric's name would depend on the request.
     """
     router = APIRouter()
 

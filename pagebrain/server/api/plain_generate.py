@@ -1,4 +1,4 @@
-"""``POST /generate``: the small API of the project that PageBrain grew from. One prompt, streamed as plain events."""
+"""``POST /generate``: the API of the project that PageBrain started from. One prompt, always streamed."""
 
 import json
 import uuid
@@ -15,12 +15,12 @@ from pagebrain.server.api.sse import DONE, EventStream
 
 
 def generate_routes(service: Service) -> APIRouter:
-    """The route."""
+    """A router with the route."""
     router = APIRouter(route_class=JsonRoute)
 
     @router.post("/generate", **documented(None, 400, 503, streams=True))
     async def generate(body: GenerateRequest, request: Request) -> Response:
-        """Continue a prompt: events ``start``, ``token`` as often as tokens come, ``end``; then ``[DONE]``."""
+        """Continue a prompt. Events: ``start``, then ``token`` for new tokens, then ``end``, then ``[DONE]``."""
         params = body.sampling_params()
         prompts = await service.prompts.token_ids([body.prompt], params)
         request_id = f"generate-{uuid.uuid4().hex}"
@@ -30,18 +30,18 @@ def generate_routes(service: Service) -> APIRouter:
 
 
 class GenerateEvents:
-    """The events, each with its name and the request's."""
+    """The events ``start``, ``token`` and ``end``, each with the request's id."""
 
     def __init__(self, request_id: str) -> None:
         self._request_id = request_id
         self._finish_reason: str | None = None
 
     def opening(self) -> str:
-        """The request was taken."""
+        """The event ``start``: the request was accepted."""
         return self._event("start")
 
     def tell(self, prompt_index: int, deltas: list[OutputDelta]) -> str:
-        """Tokens came; several at once if they were not fetched one by one."""
+        """An event for each delta with tokens. A slow client gets several tokens in one event."""
         events = []
         for delta in deltas:
             if delta.token_ids:
@@ -50,7 +50,7 @@ class GenerateEvents:
         return "".join(events)
 
     def ending(self) -> str:
-        """Why it ended, and the end."""
+        """The event ``end`` with the finish reason, and the end of the stream."""
         return self._event("end", finish_reason=self._finish_reason) + DONE
 
     def _event(self, name: str, **more: object) -> str:

@@ -1,6 +1,6 @@
-"""From what a request holds to token ids: tokenizing, and rendering of chats, without holding up the event loop.
+"""Token ids of a request's prompts: renders chats and tokenizes texts, long ones in a thread.
 
-A text that cannot fit whatever its tokens are is refused before it is tokenized, so that nobody makes the server work on it.
+A text that is too long for any tokenization is refused before it is tokenized, which saves the work.
 """
 
 import asyncio
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 LONG_TEXT = 4096
-"""Characters; a longer text is worked on in a thread."""
+"""Characters. A longer text is rendered and tokenized in a thread."""
 
 MAX_TEXT = 2**20
-"""Characters of a text that is only to be tokenized. Tokenizers do not let go of the interpreter all the time."""
+"""Most characters of a text for ``/tokenize``. A tokenizer holds Python's global lock for part of its work."""
 
 
 class PromptReader:
     """Makes token ids of texts and chats.
 
     Args:
-        client: has the tokenizer, and knows what the engine takes.
+        client: has the tokenizer, and checks requests as the engine does.
         chat_template: Jinja source; ``None`` is the tokenizer's own.
     """
 
@@ -50,9 +50,10 @@ class PromptReader:
     async def token_ids(
         self, prompts: Sequence[str | Sequence[int]], params: SamplingParams, add_special_tokens: bool = True
     ) -> list[tuple[int, ...] | Sequence[int]]:
-        """Each prompt's token ids. Raises ``InvalidRequestError``, with the number of the prompt if there are several.
+        """Each prompt's token ids: for a text those of Hugging Face's ``tokenizer(text).input_ids``.
 
-        A text's are those of Hugging Face's ``tokenizer(text).input_ids``; a chat's text has its special tokens already.
+        A rendered chat has its special tokens already: pass ``add_special_tokens=False``.
+        Raises ``ApiError`` for an empty prompt, and ``InvalidRequestError``, with the prompt's index if there are several.
         """
         num_characters = 0
         for index, prompt in enumerate(prompts):
@@ -63,9 +64,9 @@ class PromptReader:
             encoded = await asyncio.to_thread(self._encode_all, prompts, add_special_tokens)
         else:
             encoded = self._encode_all(prompts, add_special_tokens)
-        if not all(encoded):  # an empty text, and the tokenizer puts nothing around it
+        if not all(encoded):  # an empty text, and the tokenizer adds no special tokens
             raise bad_request("'prompt' must be a non-empty string or hold non-empty strings with this tokenizer", "prompt")
-        if len(encoded) > 1:  # a single one is checked when it is handed in
+        if len(encoded) > 1:  # a single prompt is checked when it is submitted
             for index, ids in enumerate(encoded):
                 try:
                     self._client.check(list(ids), params)
@@ -74,9 +75,9 @@ class PromptReader:
         return encoded
 
     async def text_ids(self, text: str, add_special_tokens: bool) -> list[int]:
-        """Token ids of any text, long or empty. One long text at a time: the others must not wait for many.
+        """Token ids of any text; may be empty. Long texts are tokenized one at a time, so that prompts do not wait for them.
 
-        Raises ``ApiError`` for one of more than :data:`MAX_TEXT` characters.
+        Raises ``ApiError`` (400) for more than :data:`MAX_TEXT` characters.
         """
         if len(text) > MAX_TEXT:
             raise bad_request(f"the text has {len(text)} characters, and at most {MAX_TEXT} are taken: split it", "prompt")
@@ -86,7 +87,7 @@ class PromptReader:
             return await asyncio.to_thread(self._encode, text, add_special_tokens)
 
     def added_tokens(self, text: str) -> frozenset[int]:
-        """Which tokens of a text's, counted from 0, the tokenizer's post-processor puts there: they are not in the text."""
+        """Indices of the tokens that the tokenizer's post-processor adds to the text."""
         tokenizer = self._client.tokenizer
         if tokenizer is None or not tokenizer.num_special_tokens_to_add():
             return frozenset()
@@ -94,9 +95,9 @@ class PromptReader:
         return frozenset(index for index, is_added in enumerate(mask) if is_added)
 
     async def chat_prompt(self, messages: Sequence[ChatMessage]) -> str:
-        """The text of a chat.
+        """The text of a chat, made by the chat template.
 
-        Raises ``ApiError`` if there is no template, it does not take these messages, or it is broken, which is logged.
+        Raises ``ApiError``: 400 without a template or if it refuses these messages, 500 if it fails otherwise (logged).
         """
         if self._client.tokenizer is None:
             raise bad_request(f"messages are text, and {NO_TOKENIZER}: use /v1/completions with token ids", "messages")
@@ -118,7 +119,7 @@ class PromptReader:
             if isinstance(error, TemplateError) and _is_about_messages(error):
                 raise bad_request(f"the chat template does not take these messages: {error}", "messages") from error
             logger.error("the chat template failed with %s%s", type(error).__name__, _template_line(error))
-            logger.debug("what it said", exc_info=True)
+            logger.debug("the chat template's exception", exc_info=True)
             raise ApiError(500, "the server's chat template failed; its log says where", code="internal_error") from None
         return str(text)
 
@@ -142,10 +143,10 @@ class PromptReader:
 
 
 def _is_about_messages(error: TemplateError) -> bool:
-    """Whether a template refused these messages, or missed something in them. All else is a mistake of the template's."""
+    """Whether a template refused these messages, or missed a part of one. All other errors are mistakes in the template."""
     if isinstance(error, UndefinedError):
-        return not str(error).endswith("is undefined")  # a name, and not a part of something that is there
-    return type(error) is TemplateError  # its own raise_exception
+        return not str(error).endswith("is undefined")  # that is an unknown name, not a missing attribute of a message
+    return type(error) is TemplateError  # raised by raise_exception in the template
 
 
 def _template_line(error: Exception) -> str:
@@ -156,13 +157,13 @@ def _template_line(error: Exception) -> str:
 
 
 def _max_bytes(client: "EngineClient") -> int | None:
-    """UTF-8 bytes of the longest text that could fit; ``None`` where tokens do not add up to the text."""
+    """Upper bound on the UTF-8 bytes of a text that fits; ``None`` if the bytes of tokens do not add up to the text."""
     backend = getattr(client.tokenizer, "backend_tokenizer", None)
     detokenizer, config = client.detokenizer, client.config
     if backend is None or detokenizer is None or backend.normalizer is not None:
         return None
     if any(token.lstrip or token.rstrip for token in backend.get_added_tokens_decoder().values()):
-        return None  # such a token takes any amount of space with it
+        return None  # such a token also consumes any number of spaces beside it
     assert config.vocab_size is not None and config.max_model_len is not None
     longest = max(len(detokenizer.token_bytes(token_id, skip_special_tokens=False)) for token_id in range(config.vocab_size))
     return config.max_model_len * longest

@@ -1,8 +1,8 @@
-"""What the API takes: one model for each kind of request, strict in types, bounded in size, closed to unknown fields.
+"""The API's requests as pydantic models: strict types, limited sizes, no unknown fields.
 
-What a field means to the sampler is said, and checked once more, in :class:`~pagebrain.sampling_params.SamplingParams`.
-Fields that the API has no use for may ask for nothing, see :mod:`pagebrain.server.api.defaults`. The schema that
-``/openapi.json`` shows is made of these models.
+:class:`~pagebrain.sampling_params.SamplingParams` documents the sampling fields, and checks them again. Fields that are not
+implemented are accepted with values that have no effect, see :mod:`pagebrain.server.api.defaults`. ``/openapi.json`` is
+generated from these models.
 """
 
 from typing import Annotated, Any, Literal
@@ -27,20 +27,20 @@ from pagebrain.server.api.fields import (
 from pagebrain.server.error_responses import bad_request, unsupported
 
 MAX_CHOICES = 1024
-"""Most answers to one request: prompts times ``n``."""
+"""Most answers to one request (prompts times ``n``)."""
 
 MAX_MESSAGES = 1024
 MAX_STOP_TOKEN_IDS = 1024
 MAX_TOKENS_TO_DECODE = 65_536
 DEFAULT_MAX_TOKENS = 16
-"""Of ``/v1/completions``, as OpenAI has it."""
+"""Default of ``max_tokens`` in ``/v1/completions``, as in OpenAI's API."""
 
 
 _ONLY_NULLS: JsonDict = {"additionalProperties": {"type": "null"}}
 
 
 class Strict(BaseModel):
-    """A request: types are not converted, unknown fields are refused unless what they hold asks for nothing."""
+    """A request. Types are not converted. Unknown fields are refused, unless their value has no effect."""
 
     model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra=_ONLY_NULLS)
 
@@ -54,7 +54,7 @@ class Strict(BaseModel):
 
 
 class StreamOptions(Strict):
-    """``include_usage``: a last event counts all tokens. ``continuous_usage_stats``: each event counts its answer's own."""
+    """``include_usage``: a last event counts all tokens. ``continuous_usage_stats``: each event counts its answer."""
 
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
@@ -66,14 +66,12 @@ def _describe_request(schema: JsonDict) -> None:
 
 
 class SamplingRequest(Strict):
-    """What completions and chats have in common. A field that is ``null`` is as good as left out.
+    """Fields of completions and chats. ``null`` means the same as leaving the field out.
 
-    The last group says whom the request is for, or how it could be served: nothing of it changes an answer.
-    ``request_id`` becomes a part of the answer's id, ``user`` (or ``safety_identifier``, its newer name) is for the request
-    log. Requests share nothing that a ``cache_salt`` could keep apart.
-
-    ``add_special_tokens``: put the tokens around a text that the tokenizer puts there; by default in completions, where the
-    text is all there is, and not in chats, whose template writes them.
+    ``add_special_tokens``: add the tokenizer's special tokens to a text. The default is true for completions, and false for
+    chats, because the chat template writes these tokens.
+    The fields from ``user`` on do not change the answer. ``user`` (newer name: ``safety_identifier``) is written to the
+    request log, and ``request_id`` becomes a part of the answer's id.
     """
 
     model_config = ConfigDict(json_schema_extra=_describe_request)
@@ -116,16 +114,16 @@ class SamplingRequest(Strict):
 
     @property
     def num_samples(self) -> int:
-        """``n``, as it is meant."""
+        """``n``, by default 1."""
         return 1 if self.n is None else self.n
 
     @property
     def end_user(self) -> str | None:
-        """Whom the client says that it asks for."""
+        """The end user's name, as the client gave it."""
         return self.user or self.safety_identifier
 
     def checked_stream_options(self) -> StreamOptions:
-        """What is wanted of a stream. Raises ``ApiError`` if anything is, and the answer comes in one piece."""
+        """The stream options. Raises ``ApiError`` (400) if one is set without ``stream``."""
         options = self.stream_options or StreamOptions()
         if (options.include_usage or options.continuous_usage_stats) and not self.stream:
             raise bad_request("'stream_options' needs 'stream' to be true", "stream_options")
@@ -146,7 +144,7 @@ _SAMPLING_FIELDS = (
 
 
 def _one_limit(max_tokens: int | None, max_completion_tokens: int | None) -> int | None:
-    """Most tokens to generate, under either of its names. Raises ``ApiError`` if both are given and differ."""
+    """The limit under either of its two names. Raises ``ApiError`` (400) if both are given and differ."""
     if None not in (max_tokens, max_completion_tokens) and max_tokens != max_completion_tokens:
         raise bad_request("'max_tokens' and 'max_completion_tokens' differ: give one of them", "max_completion_tokens")
     return max_completion_tokens if max_tokens is None else max_tokens
@@ -163,7 +161,7 @@ class CompletionRequest(SamplingRequest):
 
     @property
     def prompts(self) -> list[str] | list[list[int]]:
-        """Always a list."""
+        """The prompts as a list, also of a single one."""
         if isinstance(self.prompt, str):
             return [self.prompt]
         if isinstance(self.prompt[0], int):
@@ -171,9 +169,9 @@ class CompletionRequest(SamplingRequest):
         return self.prompt
 
     def sampling_params(self) -> SamplingParams:
-        """The same, as the engine takes it. Raises ``ApiError`` or ``InvalidRequestError``.
+        """The engine's sampling parameters. Raises ``ApiError`` or ``InvalidRequestError``.
 
-        With ``max_tokens`` 0 the prompt comes back, with its log-probabilities if asked for, and nothing is generated.
+        With ``max_tokens`` 0 the answer is the echoed prompt, with log-probabilities if requested; no token is generated.
         """
         limit = _one_limit(self.max_tokens, self.max_completion_tokens)
         max_tokens = DEFAULT_MAX_TOKENS if limit is None else limit
@@ -196,7 +194,7 @@ class CompletionRequest(SamplingRequest):
 
 
 class ChatMessage(Strict):
-    """One turn of a conversation. Of several text parts each begins a line."""
+    """One message of a conversation. Several text parts are joined by newlines."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Content
@@ -204,7 +202,7 @@ class ChatMessage(Strict):
 
     @property
     def turn(self) -> dict[str, str]:
-        """The same, as chat templates know it."""
+        """The message as chat templates expect it."""
         named = {} if self.name is None else {"name": self.name}
         return {"role": self.role, "content": self.content, **named}
 
@@ -222,7 +220,7 @@ class ChatRequest(SamplingRequest):
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
 
     def sampling_params(self) -> SamplingParams:
-        """The same, as the engine takes it. Raises ``ApiError`` or ``InvalidRequestError``."""
+        """The engine's sampling parameters. Raises ``ApiError`` or ``InvalidRequestError``."""
         if self.top_logprobs and not self.logprobs:
             raise bad_request("'top_logprobs' needs 'logprobs' to be true", "top_logprobs")
         return self._sampling_params(
@@ -232,10 +230,10 @@ class ChatRequest(SamplingRequest):
 
 
 class GenerateRequest(Strict):
-    """``POST /generate``: one prompt, one way to choose tokens, always streamed.
+    """``POST /generate``: one prompt, one sampling method, always streamed.
 
-    ``temperature`` (1 if left out) is for ``top_p`` and ``top_k``; ``top_p`` (0.9) and ``top_k`` (50) for the method of that
-    name.
+    ``temperature`` (default 1) is for methods ``top_p`` and ``top_k``; ``top_p`` (0.9) and ``top_k`` (50) for the method of
+    that name.
     """
 
     prompt: str
@@ -246,7 +244,7 @@ class GenerateRequest(Strict):
     top_k: Annotated[int, Field(ge=1)] | None = None
 
     def sampling_params(self) -> SamplingParams:
-        """The same, as the engine takes it. Raises ``ApiError`` for a parameter that the method does not use."""
+        """The engine's sampling parameters. Raises ``ApiError`` (400) for a parameter that the method does not use."""
         uses = {"greedy": (), "top_p": ("temperature", "top_p"), "top_k": ("temperature", "top_k")}[self.method]
         for name in ("temperature", "top_p", "top_k"):
             if getattr(self, name) is not None and name not in uses:
@@ -262,9 +260,9 @@ class GenerateRequest(Strict):
 
 
 class TokenizeRequest(Strict):
-    """``POST /tokenize``: a text, or the messages of a chat, which go through the chat template.
+    """``POST /tokenize``: a text, or the messages of a chat, which the chat template turns into text.
 
-    ``add_special_tokens`` is by default what it is for completions and for chats.
+    ``add_special_tokens`` has the default of completions for a text, and of chats for messages.
     """
 
     model_config = ConfigDict(
@@ -278,7 +276,7 @@ class TokenizeRequest(Strict):
 
     @property
     def wants_chat(self) -> bool:
-        """Whether messages were given. Raises ``ApiError`` unless exactly one of the two was."""
+        """Whether messages were given. Raises ``ApiError`` (400) unless exactly one of the two fields was."""
         given = {"prompt", "messages"} & self.model_fields_set
         if len(given) != 1:
             raise bad_request("give 'prompt' or 'messages', and not both", "prompt")

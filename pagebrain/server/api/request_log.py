@@ -1,7 +1,7 @@
-"""One line of JSON for each finished request: who, how much, how long, how it ended; nothing of what was asked or answered.
+"""One line of JSON for each finished request: user, counts of tokens, times and outcome. It holds no text of the request.
 
-:class:`RequestLog` is told by the :class:`~pagebrain.server.link.client.EngineClient` when a request ends. Where its lines
-go is the logging configuration's matter, see :mod:`pagebrain.server.logs`.
+:class:`RequestLog` is an observer of :class:`~pagebrain.server.link.client.EngineClient`. The destination of its lines is
+configured in :mod:`pagebrain.server.logs`.
 """
 
 import json
@@ -20,25 +20,25 @@ if TYPE_CHECKING:
     from pagebrain.server.link.streams import RequestStream
 
 MAX_USER_CHARACTERS = 256
-"""Longer names of users are cut."""
+"""A longer ``user`` is cut."""
 
 LOGGED_PARAMS = (
     *("n", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"),
     *("max_tokens", "min_tokens", "ignore_eos", "seed", "logprobs", "prompt_logprobs"),
     *("include_stop_str_in_output", "skip_special_tokens"),
 )
-"""Sampling parameters that are logged if they are not the default. Stop strings, stop tokens and biases are not: they are
-made of text, and may be parts of a prompt."""
+"""Sampling parameters that are logged if they differ from the default. Stop strings, stop tokens and biases are left out:
+they may repeat text of a prompt."""
 
 _DEFAULTS = {field.name: field.default for field in fields(SamplingParams) if field.name in LOGGED_PARAMS}
 
 
 class RequestLog:
-    """An observer of the engine client's that logs every request that ends.
+    """An observer of the engine client that logs every request that ends.
 
     Args:
         logger: gets the lines, at level INFO.
-        clock: ``time.monotonic``, by which the engine client notes when things happen.
+        clock: the clock of the engine client's times.
     """
 
     def __init__(self, logger: logging.Logger | None = None, clock: Callable[[], float] = time.monotonic) -> None:
@@ -49,7 +49,7 @@ class RequestLog:
         """Steps are not logged."""
 
     def on_first_token(self, request: "RequestStream", seconds: float) -> None:
-        """Nothing: the line at the end says it."""
+        """Not logged here; the line at the end has the time."""
 
     def on_tokens(self, num_tokens: int, gaps_s: list[float]) -> None:
         """Tokens are not logged."""
@@ -59,10 +59,9 @@ class RequestLog:
         self._logger.info("%s", json.dumps(self.entry(request, outcome), allow_nan=False))
 
     def entry(self, request: "RequestStream", outcome: str) -> dict[str, Any]:
-        """What the line says. Times are seconds; ``null`` stands for what never happened.
+        """The line's values. Times are seconds since the request's arrival; ``None`` if the event never happened.
 
-        ``queue_s`` lasts from its arrival until the first step that the request took part in, ``ttft_s`` until its first
-        token, ``e2e_s`` until now.
+        ``queue_s``: until the request's first step. ``ttft_s``: until its first token. ``e2e_s``: until now.
         """
         times = request.metrics
         scheduled_s = None if times is None else times.first_scheduled_s

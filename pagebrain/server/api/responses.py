@@ -1,6 +1,6 @@
-"""What the API answers, as types: OpenAI's objects, and our own where OpenAI has none.
+"""The API's answers as types: OpenAI's objects, and PageBrain's own where OpenAI has none.
 
-They are plain dictionaries; the checker holds the code to them, and ``/openapi.json`` shows them.
+They are plain dictionaries. The type checker checks the code against them, and ``/openapi.json`` shows them.
 """
 
 from typing import Literal
@@ -9,7 +9,7 @@ from typing_extensions import TypedDict
 
 
 class Usage(TypedDict):
-    """Tokens of all prompts, and of all answers to them."""
+    """Number of tokens in all prompts and all answers of a request."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -19,7 +19,7 @@ class Usage(TypedDict):
 class CompletionLogprobs(TypedDict):
     """Per token: its text, its log-probability, those of the most probable tokens, and where in the text it begins.
 
-    A token that ends within a character is written as ``bytes:\\x..``. Nothing predicts a prompt's first token.
+    A token that ends within a character is written as ``bytes:\\x..``. A prompt's first token has no log-probability.
     """
 
     tokens: list[str]
@@ -29,7 +29,7 @@ class CompletionLogprobs(TypedDict):
 
 
 class CompletionChoice(TypedDict):
-    """One answer, or in a stream a piece of one; ``finish_reason`` is there at its end."""
+    """One answer, or in a stream a piece of one. ``finish_reason`` is set in the last piece."""
 
     index: int
     text: str
@@ -49,7 +49,7 @@ class CompletionResponse(TypedDict):
 
 
 class TopLogprob(TypedDict):
-    """A token that could have stood here. ``bytes`` are its own, also where they are no whole character."""
+    """A candidate for a position. ``bytes`` are the token's own, also if they are not whole characters."""
 
     token: str
     logprob: float
@@ -57,19 +57,19 @@ class TopLogprob(TypedDict):
 
 
 class TokenLogprob(TopLogprob):
-    """A token of the answer, with the most probable ones in its place."""
+    """A token of the answer, and the most probable tokens at its position."""
 
     top_logprobs: list[TopLogprob]
 
 
 class ChatLogprobs(TypedDict):
-    """Per token of the answer."""
+    """One entry for each token of the answer."""
 
     content: list[TokenLogprob]
 
 
 class AnswerMessage(TypedDict):
-    """The model's turn."""
+    """The model's message."""
 
     role: Literal["assistant"]
     content: str
@@ -96,7 +96,7 @@ class ChatResponse(TypedDict):
 
 
 class ModelCard(TypedDict):
-    """The model that is served. ``max_model_len``: most tokens of prompt and answer; ``vocab_size``: ids are below it."""
+    """The served model. ``max_model_len``: most tokens of prompt and answer. Token ids are below ``vocab_size``."""
 
     id: str
     object: Literal["model"]
@@ -128,7 +128,7 @@ class Detokenized(TypedDict):
 
 
 class Health(TypedDict):
-    """``GET /health`` while requests are taken."""
+    """``GET /health`` while requests are accepted."""
 
     status: Literal["ok"]
 

@@ -1,4 +1,4 @@
-"""What all routes share: the engine's client, what the model is called, and the way a request gets into the engine."""
+"""What the routes share: the engine's client, the model's name, and the submission of requests."""
 
 import ipaddress
 import json
@@ -29,18 +29,18 @@ MAX_ITEMS = 2_000_000
 
 MAX_SECRET_CHARACTERS = 128
 SECRET_HEADER = "X-PageBrain-Page"
-"""The live page sends a secret of its own with its prompts, and again to stop one of them. It is written down nowhere."""
+"""The live page sends a random secret with its prompts, and again to stop one of them. The secret is never logged."""
 
 
 @dataclass
 class Service:
-    """One model, served.
+    """The state that all routes use.
 
     Attributes:
-        prompts: makes token ids of what requests hold.
-        texts: what single tokens look like.
-        held: the answers in one piece, from their requests until they were sent.
-        started: unix seconds.
+        prompts: makes token ids of prompts.
+        texts: the texts of single tokens.
+        held: memory reserved for answers in one piece, from the request until the answer was sent.
+        started: Unix time in seconds.
     """
 
     client: EngineClient
@@ -58,11 +58,11 @@ class Service:
 
     @property
     def model_name(self) -> str:
-        """What clients call the model."""
+        """The model's name for clients."""
         return self.options.served_model_name
 
     def check_model(self, name: str | None) -> None:
-        """Raise ``ApiError`` with status 404 if ``name`` is given and another model's."""
+        """Raise ``ApiError`` (404) if ``name`` is given and is not the served model's."""
         if name is not None and name != self.model_name:
             raise ApiError(
                 404,
@@ -79,14 +79,14 @@ class Service:
         request: Request,
         user: str | None = None,
     ) -> list[RequestStream]:
-        """Hand all prompts to the engine, or none.
+        """Submit all prompts to the engine, or none.
 
-        Raises ``ApiError`` if too much is asked for, and what :meth:`EngineClient.submit_all` raises.
+        Raises ``ApiError`` (400) if too many tokens are requested, and what :meth:`EngineClient.submit_all` raises.
 
         Args:
-            answer_id: names the engine's request; of several prompts each has its number after it.
-            request: the client's, which has arrived when its body had.
-            user: whom it says that it is for.
+            answer_id: id of the engine's request. Of several prompts each gets its index appended.
+            request: the client's request. It has arrived when its body was complete.
+            user: the end user's name, for the request log.
         """
         secret = page_secret(request)
         self._check_size(prompts, params)
@@ -107,12 +107,12 @@ class Service:
         shape: JsonShape,
         echo: bool = False,
     ) -> tuple[list[RequestStream], Hold]:
-        """:meth:`submit` for an answer in one piece; also returns the room reserved for it, to be closed when it was sent.
+        """:meth:`submit` for an answer in one piece. Also returns the memory reserved for it; the caller closes it.
 
-        Raises ``ApiError`` besides: 400 if the answer can get longer than the server allows, 503 if there is no room now.
+        Also raises ``ApiError``: 400 if the answer can become longer than the limit, 503 if too little memory is free.
 
         Args:
-            shape: how the answer writes log-probabilities.
+            shape: the JSON sizes of log-probabilities.
             echo: the answer begins with the prompt.
         """
         self._check_size(prompts, params)
@@ -134,7 +134,7 @@ class Service:
             raise
 
     def _max_generated(self, prompt: Sequence[int], params: SamplingParams) -> int:
-        """Most tokens of all samples together."""
+        """Most generated tokens, all samples of a prompt together."""
         max_model_len = self.client.config.max_model_len
         assert max_model_len is not None
         room = max(0, max_model_len - len(prompt))
@@ -151,7 +151,7 @@ class Service:
             )
 
     def check_complete(self, answers: list[list[OutputDelta]]) -> None:
-        """Raise if an answer was cut short, by the server's end or because it was stopped: it is no whole one."""
+        """Raise ``DrainingError`` or ``ApiError`` (503) if an answer was aborted."""
         if not any(delta.finish_reason == "abort" for deltas in answers for delta in deltas):
             return
         if self.client.is_draining:
@@ -160,15 +160,15 @@ class Service:
 
 
 def client_of(request: Request) -> str:
-    """The client that a request comes from: its address, and of an IPv6 address the half that names its network.
+    """The client that a request comes from: its IPv4 address, or the /64 network of its IPv6 address.
 
-    There is one API key, so keys tell no clients apart. Of what a client says about itself nothing is believed: whoever made
-    up a name for each request would have every turn.
+    All clients share one API key, so the key does not tell them apart. A name that the client sends is not used: a client
+    with a new name for each request would get every turn of the queue.
     """
     host = "" if request.client is None else request.client.host
     try:
         address = ipaddress.ip_address(host)
-    except ValueError:  # a socket of the file system; what a proxy says
+    except ValueError:  # a Unix socket, or a name from a proxy
         return host
     if address.version == 4:
         return host
@@ -176,7 +176,7 @@ def client_of(request: Request) -> str:
 
 
 def page_secret(request: Request) -> str | None:
-    """What the page that sends the request has made up, so that nobody else can stop it. Raises ``ApiError``."""
+    """The live page's secret, which stops the request; ``None`` without the header. Raises ``ApiError`` (400)."""
     secret = request.headers.get(SECRET_HEADER)
     if secret is not None and not 0 < len(secret) <= MAX_SECRET_CHARACTERS:
         raise bad_request(f"the header {SECRET_HEADER} must have 1 to {MAX_SECRET_CHARACTERS} characters, got {len(secret)}")
@@ -184,7 +184,7 @@ def page_secret(request: Request) -> str | None:
 
 
 def num_items(params: SamplingParams, num_prompt_tokens: int, num_generated: int) -> int:
-    """Tokens and log-probabilities in the answers to one prompt: each sample repeats the prompt's, if they are asked for."""
+    """Tokens and log-probabilities in the answers to one prompt. Each sample repeats the prompt's log-probabilities."""
     items = num_generated * (1 + (params.logprobs or 0))
     if params.prompt_logprobs is not None:
         items += params.n * num_prompt_tokens * (1 + params.prompt_logprobs)
@@ -193,7 +193,7 @@ def num_items(params: SamplingParams, num_prompt_tokens: int, num_generated: int
 
 @dataclass(frozen=True)
 class Heading:
-    """What stands at the top of an answer, and of every event of a streamed one."""
+    """The first fields of an answer, and of every event of a streamed answer."""
 
     id: str
     created: int
@@ -201,22 +201,22 @@ class Heading:
 
     @classmethod
     def new(cls, prefix: str, model: str, request_id: str | None = None) -> "Heading":
-        """For an answer that begins now; its id is the client's, if that has given one."""
+        """The heading of a new answer. Its id holds ``request_id``, or a random one."""
         return cls(f"{prefix}-{request_id or uuid.uuid4().hex}", int(time.time()), model)
 
     def answer_start(self, kind: str) -> str:
-        """An answer in one piece up to the first of its ``choices``."""
+        """The JSON of an answer in one piece, up to its first choice."""
         fields = {"id": self.id, "object": kind, "created": self.created, "model": self.model}
         return f'{encode_json(fields)[:-1]},"choices":['
 
     def event_start(self, kind: str) -> str:
-        """An event up to the value of ``choices``, made once for a stream."""
+        """An event up to the value of ``choices``. Made once for a stream."""
         fields = {"id": self.id, "object": kind, "created": self.created, "model": self.model}
         return f"data: {json.dumps(fields)[:-1]}, " + '"choices": '
 
 
 def usage(streams: Sequence[RequestStream]) -> Usage:
-    """The tokens of a request's prompts, and of the answers to them."""
+    """The tokens of a request's prompts and answers."""
     return _usage(sum(stream.num_prompt_tokens for stream in streams), sum(stream.num_generated for stream in streams))
 
 
@@ -229,14 +229,10 @@ def _usage(prompt_tokens: int, completion_tokens: int) -> Usage:
 
 
 class StreamUsage:
-    """What the events of a stream say of the tokens that were used.
+    """The field ``usage`` in the events of a stream.
 
-    With ``include_usage`` a last event has the sum over all answers, and ``usage`` is ``null`` in those before. With
-    ``continuous_usage_stats`` each of these counts the prompt, and what has come so far, of the answer that it is about.
-
-    Args:
-        streams: of the request.
-        options: what the client wants.
+    With ``include_usage`` a last event has the sum over all answers, and ``usage`` is ``null`` in the events before it. With
+    ``continuous_usage_stats`` each event before it counts its answer: the prompt, and the tokens sent so far.
     """
 
     def __init__(self, streams: Sequence[RequestStream], options: StreamOptions) -> None:
@@ -247,11 +243,11 @@ class StreamUsage:
         self.plain_end = ', "usage": null}\n\n' if self._has_last else "}\n\n"
 
     def count(self, prompt_index: int, delta: OutputDelta) -> None:
-        """Tokens came."""
+        """Count the delta's tokens."""
         self._num_generated[prompt_index, delta.index] += len(delta.token_ids)
 
     def end(self, prompt_index: int, sample_index: int) -> str:
-        """The end of an event about this sample of that prompt, from behind its choices."""
+        """The end of an event, after its choices."""
         if not self.is_continuous:
             return self.plain_end
         prompt_tokens = self._streams[prompt_index].num_prompt_tokens
@@ -259,5 +255,5 @@ class StreamUsage:
         return f', "usage": {json.dumps(counted)}}}\n\n'
 
     def ending(self, event_start: str) -> str:
-        """The last event, if it was asked for, and the end of the stream."""
+        """The event with the usage, if requested, and the end of the stream."""
         return (f'{event_start}[], "usage": {json.dumps(usage(self._streams))}}}\n\n' if self._has_last else "") + DONE

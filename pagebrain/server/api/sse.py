@@ -1,14 +1,14 @@
-"""Server-sent events: the tokens of one or several requests as they come, and an end whatever happens.
+"""Server-sent events: the tokens of one or several streams as they come. A stream always ends with a last event.
 
-This runs for every token of every client. While a client takes its events slowly, what comes meanwhile is merged by
-:meth:`~pagebrain.server.link.streams.RequestStream.read`; no other client waits. Long events are written while they are
-sent. When the client goes away, its streams are closed at once, and the engine frees their blocks. A client that takes
-nothing for long counts as gone, see :mod:`pagebrain.server.guards.connections`.
+This runs for every token of every client. For a slow client, new tokens are merged by
+:meth:`~pagebrain.server.link.streams.RequestStream.read`, and no other client waits. Long events are written while they are
+sent. When the client disconnects, its streams are closed at once, and the engine frees their blocks. A client that receives
+nothing for a long time is disconnected, see :mod:`pagebrain.server.guards.connections`.
 """
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from itertools import chain
 from typing import Any, Protocol, TypeVar
 
@@ -29,20 +29,20 @@ Result = TypeVar("Result")
 
 
 class Narrator(Protocol):
-    """Puts what happens into events. All texts are ASCII."""
+    """Writes the events of one answer format, in ASCII."""
 
     def opening(self) -> str:
         """Events before the first token."""
 
     def tell(self, prompt_index: int, deltas: list[OutputDelta]) -> str | Iterator[str]:
-        """Events for what a prompt's stream brought; there may be none. In pieces if they may be long."""
+        """Events for a prompt's deltas; may be empty. An iterator of pieces if they may be long."""
 
     def ending(self) -> str:
         """Events after the last token."""
 
 
 class EventStream(Response):
-    """The response that streams ``streams``, one for each prompt of the request, and closes them however it ends."""
+    """The response that sends the tokens of ``streams``, one for each prompt of the request, and then closes them."""
 
     media_type = "text/event-stream"
 
@@ -53,7 +53,7 @@ class EventStream(Response):
         self._narrator = narrator
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer; returns when the last event was taken, or the client is gone."""
+        """Send the response. Returns when the last event was sent or the client has disconnected."""
         self._send = send
         try:
             await while_there(self._tell(), receive)
@@ -73,18 +73,18 @@ class EventStream(Response):
                 last = self._narrator.ending()
             except OSError:
                 raise
-            except Exception as error:  # the status is sent: an event must say it
+            except Exception as error:  # the status was sent already, so the error is an event
                 last = error_event(error)
             await self._write(last, more=False)
-        except OSError:  # from sending: the client is gone
-            logger.debug("a client went away")
+        except OSError:  # from sending: the client has disconnected
+            logger.debug("a client disconnected")
 
     async def _tell_one(self, stream: RequestStream) -> None:
         while deltas := await stream.read():
             await self._write(self._narrator.tell(0, deltas))
 
     async def _tell_many(self) -> None:
-        """Read all streams at a time, and write what several of them brought in one piece."""
+        """Read all streams at once. Events of streams that are ready together are sent together."""
         reads = {asyncio.ensure_future(stream.read()): index for index, stream in enumerate(self._streams)}
         try:
             while reads:
@@ -111,48 +111,31 @@ class EventStream(Response):
             chunk = await later_chunk(events) if len(chunk) >= CHUNK_BYTES else b""
 
 
-async def while_there(telling: Coroutine[Any, Any, None], receive: Receive) -> None:
-    """Wait for ``telling`` to end, or for the client to go. Raises what ``telling`` raises."""
-    told = asyncio.ensure_future(telling)
+async def while_there(work: Awaitable[Result], receive: Receive) -> Result | None:
+    """The result of ``work``, or ``None`` if the client disconnects first: ``work`` is then cancelled."""
+    working = asyncio.ensure_future(work)
     leaving = asyncio.ensure_future(_until_gone(receive))
     try:
-        await asyncio.wait((told, leaving), return_when="FIRST_COMPLETED")
+        await asyncio.wait((working, leaving), return_when="FIRST_COMPLETED")
+        return working.result() if working.done() else None
     finally:
-        was_told = told.done()
-        await _cancel(told, leaving)
-    if was_told:
-        told.result()
-
-
-class ClientGoneError(Exception):
-    """Nobody waits for the answer any more."""
+        await _cancel(working, leaving)
 
 
 async def read_all(
     streams: Sequence[RequestStream], receive: Receive, use: Callable[[int], None]
-) -> list[list[OutputDelta]]:
-    """Each stream to its end; they are closed however that goes. Raises ``ClientGoneError`` if the client leaves first.
+) -> list[list[OutputDelta]] | None:
+    """All deltas of each stream, or ``None`` if the client disconnects first. The streams are closed in every case.
 
-    ``use`` is called with how many bytes more are held; what it raises is raised.
+    ``use`` is called with the number of bytes that each read adds to the held answer; its exceptions are passed on.
     """
     reads = [asyncio.ensure_future(stream.read_all(use)) for stream in streams]
     try:
-        return await _unless_gone(asyncio.gather(*reads), receive)
+        return await while_there(asyncio.gather(*reads), receive)
     finally:
         for stream in streams:
             stream.close()
         await _cancel(*reads)
-
-
-async def _unless_gone(work: "asyncio.Future[Result]", receive: Receive) -> Result:
-    leaving = asyncio.ensure_future(_until_gone(receive))
-    try:
-        await asyncio.wait((work, leaving), return_when="FIRST_COMPLETED")
-        if not work.done():
-            raise ClientGoneError
-        return work.result()
-    finally:
-        await _cancel(work, leaving)
 
 
 async def _until_gone(receive: Receive) -> None:
@@ -161,10 +144,10 @@ async def _until_gone(receive: Receive) -> None:
 
 
 async def _cancel(*futures: "asyncio.Future[Any]") -> None:
-    """Cancel, and wait until it has happened.
+    """Cancel, and wait until all have ended.
 
-    Once may not be enough: before Python 3.12 ``asyncio.wait_for`` forgets a cancellation that comes together with what it
-    was waiting for.
+    Cancelling is repeated: before Python 3.12 ``asyncio.wait_for`` loses a cancellation that comes together with the result
+    that it waits for.
     """
     left = {future for future in futures if not future.done()}
     while left:

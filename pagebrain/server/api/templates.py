@@ -1,4 +1,4 @@
-"""Chat templates: which one a tokenizer brings, and whether a text is one. Without one that works, chats are refused."""
+"""Chat templates: finds a tokenizer's own, and checks that a text is a Jinja template."""
 
 from typing import TYPE_CHECKING
 
@@ -7,7 +7,7 @@ if TYPE_CHECKING:
 
 
 def own_template(tokenizer: "PreTrainedTokenizerBase | None") -> tuple[str | None, str | None]:
-    """The template that a tokenizer brings for ordinary chats, or ``None`` and, if it brings some all the same, why not."""
+    """The tokenizer's chat template, or ``None`` and, if it has templates that cannot be used, the reason."""
     own: object = getattr(tokenizer, "chat_template", None)
     if isinstance(own, dict):
         if own and "default" not in own:
@@ -21,7 +21,7 @@ def own_template(tokenizer: "PreTrainedTokenizerBase | None") -> tuple[str | Non
 
 
 def template_mistake(text: str) -> str | None:
-    """What keeps a text from being a Jinja template such as Hugging Face's tokenizers take, with its line."""
+    """Why a text is not a Jinja template for Hugging Face's tokenizers, with the line; ``None`` if it is one."""
     from jinja2 import TemplateSyntaxError
     from jinja2.ext import Extension, loopcontrols
     from jinja2.nodes import Node
@@ -29,7 +29,7 @@ def template_mistake(text: str) -> str | None:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Generation(Extension):
-        """The tag with which templates mark what the model has said; Hugging Face's tokenizers know it, Jinja does not."""
+        """The tag ``generation``, which marks the model's messages. It is defined by Hugging Face, not by Jinja."""
 
         tags = {"generation"}
 

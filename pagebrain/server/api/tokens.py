@@ -1,4 +1,4 @@
-"""The small routes: what is served and how it does, and the tokenizer by itself."""
+"""The small routes: models, health and version, and the tokenizer."""
 
 import sys
 from array import array
@@ -19,8 +19,8 @@ from pagebrain.server.error_responses import ApiError, bad_request, json_respons
 from pagebrain.server.paths import plain_path
 
 MAX_SILENCE_S = 60.0
-"""An engine that computes says something after every step. The longest by default, 512 tokens of GPT-2 XL on a CPU, is some
-1.6e12 operations: half a minute for a CPU that does 5e10 a second."""
+"""A working engine sends a message after every step. The longest step by default, 512 tokens of GPT-2 XL, takes about 1.6e12
+operations: half a minute on a CPU with 5e10 operations a second."""
 
 
 def model_routes(service: Service) -> APIRouter:
@@ -41,20 +41,20 @@ def model_routes(service: Service) -> APIRouter:
 
     @router.get("/v1/models", **documented(ModelList))
     async def list_models() -> Response:
-        """The one model that is served."""
+        """The served model."""
         models: ModelList = {"object": "list", "data": [card()]}
         return json_response(models)
 
     @router.get("/v1/models/{model:path}", **documented(ModelCard, 404))
     async def retrieve_model(model: str) -> Response:
-        """The same, by its name, which may be a path: its slashes have become those of this path."""
+        """The served model, by its name. A name with slashes is a part of the path."""
         if model != plain_path(service.model_name).removeprefix("/"):
             service.check_model(model)
         return json_response(card())
 
     @router.get("/health", **documented(Health, 503))
     async def health() -> Response:
-        """Whether requests are taken, and the engine is at work on those that were."""
+        """Whether requests are accepted, and the engine makes progress."""
         client = service.client
         if not client.is_alive:
             raise ApiError(503, f"the engine has stopped: {client.failure}", code="engine_dead")
@@ -100,7 +100,7 @@ def token_routes(service: Service) -> APIRouter:
         assert vocab_size is not None
         if detokenizer is None:
             raise bad_request(f"tokens have no text: {NO_TOKENIZER}", "tokens")
-        num_ids = max(vocab_size, detokenizer.num_ids)  # a tokenizer may know more tokens than the model
+        num_ids = max(vocab_size, detokenizer.num_ids)  # a tokenizer may have more tokens than the model
         for index, token_id in enumerate(body.tokens):
             if token_id >= num_ids:
                 raise bad_request(f"tokens[{index}] is {token_id}, but ids run from 0 to {num_ids - 1}", "tokens")

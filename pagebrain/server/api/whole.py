@@ -1,7 +1,7 @@
-"""Answers in one piece: read to their end, then written as JSON while the client takes them.
+"""Answers in one piece: read completely, then written as JSON in chunks while they are sent.
 
-What is held until then is packed, and less than the JSON; see :mod:`pagebrain.server.api.held`. The JSON exists a chunk at a
-time, so neither a big answer nor a slow client costs more than that.
+The held data is packed, and smaller than its JSON: see :mod:`pagebrain.server.api.held`. Only one chunk of JSON exists at a
+time, also for a big answer or a slow client.
 """
 
 import contextlib
@@ -13,19 +13,19 @@ from starlette.types import Receive, Scope, Send
 from pagebrain.outputs import OutputDelta
 from pagebrain.server.api.heavy import CHUNK_BYTES, later_chunk, next_chunk
 from pagebrain.server.api.held import Hold
-from pagebrain.server.api.sse import ClientGoneError, read_all, while_there
+from pagebrain.server.api.sse import read_all, while_there
 from pagebrain.server.link.streams import RequestStream
 
 Answers = list[list[OutputDelta]]
-"""For each prompt its samples, each whole."""
+"""For each prompt its samples, each complete."""
 
 
 class JsonAnswer(Response):
-    """The response that writes JSON while it sends it.
+    """The response that writes JSON while it is sent.
 
     Args:
-        pieces: of the JSON text, in ASCII.
-        hold: the room that the answer takes; it is given back however this ends.
+        pieces: the JSON text in ASCII, in pieces.
+        hold: the memory reserved for the answer. It is always closed.
     """
 
     media_type = "application/json"
@@ -36,7 +36,7 @@ class JsonAnswer(Response):
         self._hold = hold
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer; returns when the last chunk was handed over, or the client is gone."""
+        """Send the response. Returns when the last chunk was sent or the client has disconnected."""
         try:
             await self._send(self._pieces, scope, receive, send)
         finally:
@@ -50,8 +50,8 @@ class JsonAnswer(Response):
         await while_there(self._send_chunks(chunk, pieces, send), receive)
 
     async def _send_chunks(self, chunk: bytes, pieces: Iterator[str], send: Send) -> None:
-        headers = [(b"content-type", b"application/json")]  # its length is not known yet
-        with contextlib.suppress(OSError):  # from sending: the client is gone
+        headers = [(b"content-type", b"application/json")]  # no content-length: it is not known yet
+        with contextlib.suppress(OSError):  # from sending: the client has disconnected
             await send({"type": "http.response.start", "status": 200, "headers": headers})
             while chunk:
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
@@ -60,12 +60,12 @@ class JsonAnswer(Response):
 
 
 class WholeAnswer(JsonAnswer):
-    """The response that reads ``streams``, one for each prompt of the request, to their ends, and answers then.
+    """The response that reads ``streams``, one for each prompt of the request, to their ends before it answers.
 
     Args:
-        hold: the room that was reserved for it.
-        write: makes the pieces of the JSON text. It may empty the lists that it gets, so that what was written is dropped.
-            Raises, before there is any piece, if the answer is not complete.
+        hold: the memory reserved for the answer.
+        write: makes the pieces of the JSON text. It may remove samples from the lists when they are written.
+            It raises before the first piece if the answer is not complete.
     """
 
     def __init__(
@@ -79,11 +79,10 @@ class WholeAnswer(JsonAnswer):
         self._write = write
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer. Raises what reading a stream raises, before anything was sent."""
+        """Send the response. Raises what reading a stream raises, before anything was sent."""
         try:
-            try:
-                answers = await read_all(self._streams, receive, self._hold.use)
-            except ClientGoneError:
+            answers = await read_all(self._streams, receive, self._hold.use)
+            if answers is None:
                 await Response(status_code=499)(scope, receive, send)
                 return
             self._hold.fit()
