@@ -148,7 +148,7 @@ def test_a_client_that_takes_nothing_is_given_up_without_a_traceback(
     monkeypatch.setattr(connections, "STALL_S", 0.4)
     with caplog.at_level(logging.INFO), serving(loop) as served, slow_connection(served) as connection:
         connection.sendall(head("GET /big HTTP/1.1"))
-        wait_for(lambda: "took nothing for 0.4 seconds" in caplog.text, "the client was not given up")
+        wait_for(lambda: "received nothing for 0.4 seconds" in caplog.text, "the client was not given up")
         with pytest.raises(ConnectionError):
             everything(connection)
     assert not [record for record in caplog.records if record.levelno > logging.INFO or record.exc_info]

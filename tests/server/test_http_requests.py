@@ -268,4 +268,4 @@ def test_an_answer_before_the_body_does_not_make_the_body_a_request(served: Serv
 
 def test_an_answer_that_is_left_is_cut_so_that_the_client_sees_it(served: Served, caplog: pytest.LogCaptureFixture) -> None:
     assert split(served.say(head("GET /half HTTP/1.1")))[2] == b""
-    assert "left an answer unfinished" in caplog.text  # the application's fault, not the client's
+    assert "returned before its answer was complete" in caplog.text  # the application's fault, not the client's

@@ -1,1 +1,1 @@
-"""What a request must pass before the API sees it: connections and their limits, paths, keys, sizes of bodies."""
+"""Checks before the API: connections and their limits, HTTP parsing, paths, API keys, sizes of bodies."""

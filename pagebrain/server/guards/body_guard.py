@@ -1,7 +1,6 @@
-"""What a body must pass before the API sees it: it comes in time, it is not too long, and not too many come at once.
+"""Reads the body of a request before the API sees it, within limits of time, length and memory.
 
-Also how a request is refused while its body may still be coming, which the other guards need as well: ``guards.py`` puts
-them around the app.
+:func:`refuse` refuses a request whose body may still be arriving. The guards of ``requests_guard.py`` use it too.
 """
 
 import asyncio
@@ -13,25 +12,24 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from pagebrain.server.error_responses import ApiError, error_response
 
 BODY_TIMEOUT_S = 30.0
-"""How long a body may take to arrive."""
+"""Time for a body to arrive."""
 
 MAX_BODIES = 16
-"""Longest bodies that may be in memory at a time; shorter ones, as many as are together no longer."""
+"""All bodies in memory together have at most the bytes of so many bodies of the greatest length."""
 
 
 class BodyGuard:
-    """Reads the body, within limits, before the app is called; the app then gets it in one piece.
+    """Reads the body, within limits, and then calls the app, which gets the body in one piece.
 
-    Reading here rather than inside the app's ``receive`` is what makes the answers sure: an exception from there would pass
-    through the framework's own handling of bad bodies. The app needs the whole body before it can begin anyway, so that is
-    when a request has arrived: ``request.state.arrival_s``, in ``time.monotonic`` seconds.
+    The body is not read inside the app's ``receive``, because the framework would handle an exception from there in its own
+    way. The request's time of arrival is that of its last byte: ``request.state.arrival_s``, ``time.monotonic`` seconds.
 
     Args:
-        max_bytes: longest body.
-        timeout_s: seconds that a body may take.
+        max_bytes: length of the longest body.
+        timeout_s: seconds for a body to arrive.
 
     Attributes:
-        num_bytes: of all bodies that are being read, or are in the hands of an app that has not begun to answer.
+        num_bytes: sum over all bodies that are being read, or whose answer has not begun.
     """
 
     def __init__(self, app: ASGIApp, max_bytes: int, timeout_s: float) -> None:
@@ -51,13 +49,12 @@ class BodyGuard:
                 body = await self._read_in_time(receive, hold)
             if isinstance(body, bytes):
                 scope.setdefault("state", {})["arrival_s"] = time.monotonic()
-                replay, body = _replay(body, receive), None  # whoever reads it has the only copy
+                replay, body = _replay(body, receive), None  # no reference stays here, so that the app can free the body
                 await self.app(scope, replay, hold.until_answered(send))
         finally:
             hold.release()
         if isinstance(body, ApiError):
             await refuse(body, scope, receive, send)
-        # Otherwise, without a body, the client is gone, and nobody is left to answer.
 
     def _check_length(self, scope: Scope) -> ApiError | None:
         lengths = {value.strip() for name, value in scope["headers"] if name == b"content-length"}
@@ -67,7 +64,7 @@ class BodyGuard:
         if lengths or not length.isdigit() or header(scope, b"transfer-encoding") is not None:
             message = "the body's length must be given once, by a Content-Length that is a number or by chunks"
             return ApiError(400, message, code="invalid_content_length")
-        # The number of digits first: Python refuses to convert thousands of them.
+        # Digits are counted first, because Python refuses to convert a number with thousands of them.
         if len(length) > 18 or int(length) > self.max_bytes:
             return self._too_long()
         return None
@@ -79,7 +76,7 @@ class BodyGuard:
             return ApiError(408, f"the body did not arrive within {self.timeout_s:g} seconds", code="request_timeout")
 
     async def _read(self, receive: Receive, hold: "_Hold") -> bytes | ApiError | None:
-        """The whole body; ``None`` if the client went away."""
+        """The whole body, the refusal, or ``None`` if the client has disconnected."""
         body = bytearray()
         while True:
             message = await receive()
@@ -102,24 +99,24 @@ class BodyGuard:
 
 
 class _Hold:
-    """What one body takes of the room for all."""
+    """The part of ``guard.num_bytes`` that belongs to one body."""
 
     def __init__(self, guard: BodyGuard) -> None:
         self._guard = guard
         self._num_bytes = 0
 
     def add(self, num_bytes: int) -> None:
-        """So much more has come."""
+        """Count bytes that have arrived."""
         self._num_bytes += num_bytes
         self._guard.num_bytes += num_bytes
 
     def release(self) -> None:
-        """It is no longer needed. May be called twice."""
+        """Stop counting the body. May be called twice."""
         self._guard.num_bytes -= self._num_bytes
         self._num_bytes = 0
 
     def until_answered(self, send: Send) -> Send:
-        """A ``send`` that releases it with the first thing sent: a stream may go on for long after its request was read."""
+        """A ``send`` that releases the body with the first message: a stream may last long after its request was read."""
 
         def send_on(message: Message) -> Awaitable[None]:
             self.release()
@@ -129,7 +126,7 @@ class _Hold:
 
 
 async def refuse(refusal: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
-    """Refuse. Then the connection is closed if a body was announced: the rest of it is not waited for."""
+    """Answer with an error. If a body was announced, the connection is then closed without waiting for the rest of it."""
     response = error_response(refusal)
     if announces_body(scope):
         response.headers["Connection"] = "close"
@@ -137,7 +134,7 @@ async def refuse(refusal: ApiError, scope: Scope, receive: Receive, send: Send) 
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """The body first; after it whatever comes, such as the news that the client has gone."""
+    """A ``receive`` that returns the body first, and then what ``receive`` returns."""
     left: bytes | None = body
 
     async def replay() -> Message:
@@ -151,13 +148,13 @@ def _replay(body: bytes, receive: Receive) -> Receive:
 
 
 def header(scope: Scope, name: bytes) -> bytes | None:
-    """The value of a request's header, the first one if there are several; the name in lower case."""
+    """The value of the first header with this name (in lower case)."""
     value: bytes | None = next((value for key, value in scope["headers"] if key == name), None)
     return value
 
 
 def announces_body(scope: Scope) -> bool:
-    """Whether a body follows the headers."""
+    """Whether the headers announce a body."""
     return any(
         name == b"transfer-encoding" or (name == b"content-length" and value.strip() != b"0")
         for name, value in scope["headers"]

@@ -1,12 +1,10 @@
-"""A client's connection, in place of uvicorn's own: requests are read, answered one after the other, and given up in time.
+"""A client's connection, in place of uvicorn's own class: deadlines, pipelined requests, and detection of lost clients.
 
-It stands between the sockets and the application. What the bytes mean is read in ``request_parser.py`` and written in
-``exchange.py``. Here is what needs the connection itself: deadlines, several requests at once ("pipelining"), and whether
-the client is still there. Nothing that a client does is logged above the level ``info``.
+``request_parser.py`` reads the bytes as HTTP, ``exchange.py`` writes the answer. No act of a client is logged above the
+level ``info``.
 
-Whether a client that has closed its sending side still reads cannot be seen, only tried. To the system of a client that has
-gone, any byte is an error, and it says so. So the first bytes of the answer are sent early, one at a time: those that are
-certain before the answer is.
+A client that has closed its sending side may still read. The server can only find out by sending: if the client is gone, its
+system answers any byte with a reset. So bytes that every answer has in common are sent early, one at a time.
 """
 
 import asyncio
@@ -28,26 +26,26 @@ from pagebrain.server.guards.sockets import is_readable, num_unsent, reset
 logger = logging.getLogger(__name__)
 
 HEADERS_S = 30.0
-"""How long a new connection may take to begin its first request, and any request to bring its headers."""
+"""Time for a new connection to begin its first request, and for the headers of any request."""
 
 STALL_S = 60.0
-"""A client that takes nothing for so long, while there is something for it to take, is given up."""
+"""A client that receives nothing for this time, while data waits for it, is disconnected."""
 
 LINGER_S = 2.0
-"""How long the rest of a refused request is still taken and thrown away."""
+"""Time in which the rest of a refused request is still read and discarded."""
 
 MAX_PIPELINED = 16
 """Most requests of a connection that wait while another one is answered."""
 
 MAX_UNREAD_BYTES = 65_536
-"""Bytes of a body that may wait before no more are read."""
+"""Reading stops while more bytes of bodies than this wait for the application."""
 
 PROBES_S = (0.02, 0.2, 1.0, 3.0, 10.0, 30.0, 60.0)
-"""Pauses after the early bytes that are sent to a client of which it is unknown whether it is there."""
+"""Pauses between the early bytes to a client that may be gone."""
 
 
 class HttpConnection(asyncio.Protocol):
-    """One client's connection; its requests are answered in order. To be given to uvicorn as ``http``."""
+    """One client's connection. Its requests are answered in order. Passed to uvicorn as ``http``."""
 
     def __init__(
         self,
@@ -64,12 +62,12 @@ class HttpConnection(asyncio.Protocol):
         self._app_state = app_state
         self._loop = _loop or asyncio.get_event_loop()
         self._parser = RequestParser(self)
-        self._exchanges: deque[Exchange] = deque()  # the first is under way, the others wait
-        self._incoming: Exchange | None = None  # whose body has not come to its end
+        self._exchanges: deque[Exchange] = deque()  # the first is being answered, the others wait
+        self._incoming: Exchange | None = None  # its request's body is still arriving
         self._has_begun_head = False
-        self._is_deaf = False  # what comes now is thrown away
+        self._is_deaf = False  # received data is discarded
         self._is_at_eof = False
-        self._is_ending = False  # the server is
+        self._is_ending = False  # the server shuts down
         self._is_paused = False
         self._deadline: asyncio.TimerHandle | None = None
         self._probe: asyncio.TimerHandle | None = None
@@ -81,14 +79,14 @@ class HttpConnection(asyncio.Protocol):
     # Called by asyncio ------------------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """A client is there, and its first request is expected."""
+        """A client has connected: wait for its first request."""
         self._transport: asyncio.Transport = transport  # type: ignore[assignment]
         self._server.connections.add(self)  # type: ignore[arg-type]
         self._addresses = {"server": get_local_addr(self._transport), "client": get_remote_addr(self._transport)}
         self._set_deadline(HEADERS_S)
 
     def data_received(self, data: bytes) -> None:
-        """Read requests, and begin to answer the first."""
+        """Parse requests, and begin to answer the first."""
         if self._is_deaf or self._transport.is_closing():
             return
         try:
@@ -97,7 +95,7 @@ class HttpConnection(asyncio.Protocol):
             self._refuse(refusal)
 
     def eof_received(self) -> bool:
-        """The client sends no more; it may still read. Returns whether the connection stays open."""
+        """The client has closed its sending side; it may still read. Returns whether the connection stays open."""
         self._is_at_eof = True
         if self._incoming is not None:
             self._refuse(ApiError(400, "the body ended before it was whole", code="invalid_http"))
@@ -108,7 +106,7 @@ class HttpConnection(asyncio.Protocol):
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The client is gone, or was given up."""
+        """The connection is closed, by either side."""
         self._server.connections.discard(self)
         for timer in (self._deadline, self._probe, self._stall):
             if timer is not None:
@@ -119,20 +117,20 @@ class HttpConnection(asyncio.Protocol):
         self._writable.set()
 
     def pause_writing(self) -> None:
-        """The client takes less than is written."""
+        """The write buffer is full: begin to watch the client."""
         self._writable.clear()
         self._num_taken, self._taken_s = self._count_taken(), time.monotonic()
         if self._stall is None:
             self._stall = self._loop.call_later(STALL_S / 8, self._watch_client)
 
     def resume_writing(self) -> None:
-        """The client has taken most of it."""
+        """The write buffer is almost empty."""
         self._writable.set()
 
     # Called by uvicorn ------------------------------------------------------------------------------------------------
 
     def shutdown(self) -> None:
-        """The server ends: the answer under way is the last."""
+        """The server shuts down: the answer under way is the last."""
         self._is_ending = True
         if self._exchanges:
             self._exchanges[0].keeps_alive = False
@@ -142,13 +140,13 @@ class HttpConnection(asyncio.Protocol):
     # Called by the parser ---------------------------------------------------------------------------------------------
 
     def on_request_begun(self) -> None:
-        """A request's headers have a deadline, which begins when the requests before are answered."""
+        """Set the deadline for the headers. It begins when the requests before this one are answered."""
         if not self._has_begun_head and not self._exchanges:
             self._set_deadline(HEADERS_S)
         self._has_begun_head = True
 
     def on_request_head(self, head: RequestHead) -> None:
-        """A request can be answered."""
+        """Begin to answer a request, or let it wait. Raises ``ApiError`` (429) if too many wait."""
         self._has_begun_head = False
         if len(self._exchanges) > MAX_PIPELINED:
             message = f"more than {MAX_PIPELINED} requests wait on one connection: wait for answers, or open another"
@@ -156,13 +154,13 @@ class HttpConnection(asyncio.Protocol):
         self._incoming = self._add(head, self._app)
 
     def on_request_body(self, piece: bytes) -> None:
-        """Some of a request's body came."""
+        """Pass a piece of the body on."""
         if self._incoming is not None and not self._incoming.is_answered:
             self._incoming.add_body(piece)
             self.on_body_read()
 
     def on_request_end(self) -> None:
-        """A request is whole."""
+        """The request is complete."""
         if self._incoming is not None:
             self._incoming.end_request()
             self._incoming = None
@@ -176,11 +174,11 @@ class HttpConnection(asyncio.Protocol):
             self._transport.write(data)
 
     async def drained(self) -> None:
-        """Wait until the client has taken most of what was written, or is gone."""
+        """Wait until the write buffer is almost empty, or the connection is closed."""
         await self._writable.wait()
 
     def on_body_read(self) -> None:
-        """Read on, or read no more, by what waits to be read by applications."""
+        """Pause or resume reading, by the bytes that wait for the application."""
         is_full = sum(len(exchange.body) for exchange in self._exchanges) > MAX_UNREAD_BYTES
         if is_full == self._is_paused or self._transport.is_closing():
             return
@@ -189,15 +187,15 @@ class HttpConnection(asyncio.Protocol):
             self._transport.resume_reading()
             return
         self._transport.pause_reading()
-        if self._exchanges[0] is not self._incoming:  # until it is answered nothing would say that the client has gone
+        if self._exchanges[0] is not self._incoming:  # without reading, only sending can detect a lost client
             self._try_client()
 
     def cut(self) -> None:
-        """Close; what was written is still sent."""
+        """Close after sending what was written."""
         self._transport.close()
 
     def on_answered(self, exchange: Exchange) -> None:
-        """Answer the next request, wait for it, or close."""
+        """Answer the next request, wait for one, or close."""
         self._server.total_requests += 1
         self._exchanges.popleft()
         if not exchange.keeps_alive or (self._is_at_eof and not self._exchanges):
@@ -239,7 +237,7 @@ class HttpConnection(asyncio.Protocol):
         task.add_done_callback(self._server.tasks.discard)
 
     def _refuse(self, refusal: ApiError) -> None:
-        """Read no more, and answer with an error when the requests before it are answered."""
+        """Discard further data, and answer with an error after the answers to the requests before."""
         self._is_deaf = True
         broken, self._incoming = self._incoming, None
         if broken is not None and broken.is_answered:
@@ -253,15 +251,15 @@ class HttpConnection(asyncio.Protocol):
                 self._exchanges.pop()
             head = RequestHead("GET", b"/", "/", b"", self._parser.version, [], keeps_alive=False)
             self._add(head, refusing(refusal)).end_request()
-        # Otherwise something follows a request that was to be the last.
+        # Otherwise the data follows a request that was announced as the last: it is ignored.
 
     # Endings ----------------------------------------------------------------------------------------------------------
 
     def _close(self) -> None:
-        """Close after the last answer. What is still to come is thrown away for a while.
+        """Close after the last answer. Data that still arrives is discarded for a while.
 
-        Closing at once would be shorter, but then the system answers what is on its way with a reset, which makes many a
-        client lose the answer as well.
+        If the connection were closed at once, the system would answer such data with a reset, and many clients would then
+        lose the answer too.
         """
         self._exchanges.clear()
         is_whole = not self._is_deaf and self._incoming is None
@@ -274,22 +272,22 @@ class HttpConnection(asyncio.Protocol):
         self._set_deadline(LINGER_S)
 
     def _set_deadline(self, seconds: float | None) -> None:
-        """When the connection closes if nothing comes."""
+        """Close the connection after ``seconds``, unless the deadline is set again; ``None``: no deadline."""
         if self._deadline is not None:
             self._deadline.cancel()
         self._deadline = None if seconds is None else self._loop.call_later(seconds, self._close_late)
 
     def _close_late(self) -> None:
-        # On a busy machine a request may be here, and only be read after this.
+        # On a busy machine a request may have arrived that asyncio has not read yet.
         if self._has_begun_head or self._is_deaf or not is_readable(self._transport):
             self._transport.close()
         else:
             self._set_deadline(HEADERS_S)
 
-    # Whether the client is there --------------------------------------------------------------------------------------
+    # Lost clients -----------------------------------------------------------------------------------------------------
 
     def _try_client(self, num_tries: int = 0) -> None:
-        """Send a byte that is certain, now and after pauses. If the client has gone, the next one ends the connection."""
+        """Send an early byte, now and after pauses. If the client is gone, its reset closes the connection."""
         if self._probe is not None:
             self._probe.cancel()
         if not self._exchanges or self._transport.is_closing():
@@ -300,7 +298,7 @@ class HttpConnection(asyncio.Protocol):
             self._probe = self._loop.call_later(PROBES_S[num_tries], self._try_client, num_tries + 1)
 
     def _watch_client(self) -> None:
-        """While there is something to take: give the client up if it takes nothing for too long."""
+        """Disconnect a client that receives nothing for :data:`STALL_S` while data waits for it."""
         self._stall = None
         if self._writable.is_set():
             return
@@ -308,7 +306,7 @@ class HttpConnection(asyncio.Protocol):
         if num_taken > self._num_taken:
             self._num_taken, self._taken_s = num_taken, now_s
         elif now_s - self._taken_s >= STALL_S:
-            logger.info("a client took nothing for %g seconds and is given up", STALL_S)
+            logger.info("a client received nothing for %g seconds and was disconnected", STALL_S)
             reset(self._transport)
             return
         self._stall = self._loop.call_later(STALL_S / 8, self._watch_client)

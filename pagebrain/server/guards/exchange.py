@@ -1,7 +1,7 @@
-"""One request and its answer: what the application sees of a connection, and how its answer is written as HTTP.
+"""One request and its answer: ASGI's ``receive`` and ``send`` for the application, and the answer written as HTTP.
 
-An answer of a length that is not known beforehand is sent in chunks, or to a client of HTTP/1.0 until the connection closes.
-When bytes may be sent, and when the client is gone, is known to :mod:`pagebrain.server.guards.connections`.
+An answer of unknown length is sent in chunks, or to an HTTP/1.0 client without chunks until the connection closes.
+:mod:`pagebrain.server.guards.connections` sends the bytes and detects lost clients.
 """
 
 import asyncio
@@ -18,28 +18,28 @@ from pagebrain.server.guards.request_parser import RequestHead
 logger = logging.getLogger(__name__)
 
 MAX_EARLY_ZEROS = 8
-"""Most zeros before a chunk's size. There are parsers that read no more than sixteen digits."""
+"""Most zeros before a chunk's size. Some parsers read at most sixteen digits."""
 
 _NOT_IN_A_HEADER = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 
 
 class Line(Protocol):
-    """What an exchange needs of its connection."""
+    """What an exchange calls on its connection."""
 
     def write(self, data: bytes) -> None:
         """Send without waiting."""
 
     async def drained(self) -> None:
-        """Wait until the client has taken most of what was written, or is gone."""
+        """Wait until the write buffer is almost empty, or the connection is closed."""
 
     def on_body_read(self) -> None:
-        """There may be room for more of the body."""
+        """The application has read a piece of the body."""
 
     def on_answered(self, exchange: "Exchange") -> None:
-        """The answer is whole."""
+        """The answer is complete."""
 
     def cut(self) -> None:
-        """Close, for an answer that cannot be completed: the client sees that something is missing."""
+        """Close, because the answer cannot be completed. The client sees an incomplete answer."""
 
 
 class Exchange:
@@ -47,10 +47,10 @@ class Exchange:
 
     Attributes:
         keeps_alive: the connection may be used again. May be set to false until the answer begins.
-        is_whole: all of the request has come.
-        has_begun, is_answered: of the answer.
-        is_gone: nobody takes the answer.
-        body: what has come of the request's body and was not read.
+        is_whole: the request is complete.
+        has_begun, is_answered: the answer has begun, is complete.
+        is_gone: the client has disconnected, or the request will be refused.
+        body: bytes of the request's body that the application has not read.
     """
 
     def __init__(
@@ -75,45 +75,45 @@ class Exchange:
         self._news = asyncio.Event()
         self._num_early = 0
         self._is_chunked = False
-        self._num_left: int | None = None  # bytes to come of an answer whose length was given
+        self._num_left: int | None = None  # bytes of the answer still to send; None if its length is unknown
 
     async def run(self) -> None:
-        """Have the request answered. What goes wrong is logged, unless it is that the client has gone."""
+        """Call the application. Its errors are logged; after the client has disconnected only at level debug."""
         try:
             await self._app(self._scope, self.receive, self.send)
             if not self.is_answered and not self.is_gone:
-                raise RuntimeError("the application has left an answer unfinished")
-        except asyncio.CancelledError:  # the server ends
+                raise RuntimeError("the application returned before its answer was complete")
+        except asyncio.CancelledError:  # the server shuts down
             self._line.cut()
             raise
         except Exception as error:
             if self.is_gone:
-                logger.debug("a request failed after its client had gone", exc_info=error)
+                logger.debug("a request failed after its client had disconnected", exc_info=error)
             elif self.has_begun:
-                logger.error("an answer broke off", exc_info=error)
+                logger.error("an answer failed after it had begun", exc_info=error)
                 self._line.cut()
             else:
                 await error_response(error)(self._scope, self.receive, self.send)
 
-    # What comes -------------------------------------------------------------------------------------------------------
+    # The request ------------------------------------------------------------------------------------------------------
 
     def add_body(self, piece: bytes) -> None:
-        """Some of the body came."""
+        """A piece of the body has arrived."""
         self.body += piece
         self._news.set()
 
     def end_request(self) -> None:
-        """The request is whole."""
+        """The request is complete."""
         self.is_whole = True
         self._news.set()
 
     def leave(self) -> None:
-        """The client is gone; or its request cannot be read to its end, and will be refused."""
+        """The client has disconnected, or its request is broken and will be refused."""
         self.is_gone = True
         self._news.set()
 
     async def receive(self) -> Message:
-        """ASGI's: the next piece of the body, or that nothing more is coming."""
+        """ASGI's ``receive``: the next piece of the body, or ``http.disconnect``."""
         if self._waits_for_continue and not (self.has_begun or self.is_whole or self.body):
             self._line.write(self._version + b" 100 Continue\r\n\r\n")
         self._waits_for_continue = False
@@ -127,10 +127,10 @@ class Exchange:
         self._line.on_body_read()
         return {"type": "http.request", "body": piece, "more_body": not self.is_whole}
 
-    # What goes --------------------------------------------------------------------------------------------------------
+    # The answer -------------------------------------------------------------------------------------------------------
 
     async def send(self, message: Message) -> None:
-        """ASGI's: send a piece of the answer, and wait until the client has taken most of it. Does nothing if it is gone."""
+        """ASGI's ``send``: send a piece of the answer and wait for :meth:`Line.drained`. No effect if the client is gone."""
         if self.is_gone:
             return
         if not self.has_begun and message["type"] == "http.response.start":
@@ -138,11 +138,11 @@ class Exchange:
         elif self.has_begun and not self.is_answered and message["type"] == "http.response.body":
             self._go_on(message.get("body", b""), message.get("more_body", False))
         else:
-            raise RuntimeError(f"{message['type']} is not what follows")
+            raise RuntimeError(f"the application sent {message['type']} out of order")
         await self._line.drained()
 
     def early_byte(self) -> bytes:
-        """The next byte of the answer that is certain before the answer is; empty if none is."""
+        """The next byte that every answer has in common; empty if there is none."""
         certain = b""
         if not self.has_begun:
             certain = self._version + b" "
@@ -182,7 +182,7 @@ class Exchange:
             body = b""
         if self._num_left is not None:
             if len(body) > self._num_left or (len(body) < self._num_left and not is_more):
-                raise RuntimeError(f"{len(body)} bytes of an answer that has {self._num_left} to come")
+                raise RuntimeError(f"the application sent {len(body)} bytes, but {self._num_left} were left to send")
             self._num_left -= len(body)
         if self._is_chunked:
             body = (b"%x\r\n%b\r\n" % (len(body), body) if body else b"") + (b"" if is_more else b"0\r\n\r\n")
@@ -199,7 +199,7 @@ class Exchange:
 
 
 def refusing(refusal: ApiError) -> ASGIApp:
-    """An application that answers with an error."""
+    """An application that answers every request with ``refusal``."""
 
     async def refuse(scope: Scope, receive: Any, send: Any) -> None:
         await error_response(refusal)(scope, receive, send)

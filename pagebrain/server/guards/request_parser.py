@@ -1,9 +1,9 @@
-"""From the bytes of a connection to requests: llhttp's parser (``httptools``) behind limits that act while bytes still come.
+"""Parses the bytes of a connection into requests with llhttp (``httptools``). Limits are checked while bytes arrive.
 
-What stands before a request's body is kept in memory, and is read before any key is checked. So its parts have limits, as in
-servers that usually stand in front. Offers to change the protocol (``Upgrade``) are ignored, as HTTP allows: llhttp takes
-what follows such a head for another protocol, so the head is given to it again without the offer. Two kinds of clients send
-such an offer with every first POST: Java's ``HttpClient`` and ``curl --http2``.
+A request's head (all before its body) is kept in memory and is read before the API key is checked. So its parts are limited,
+as in reverse proxies. Offers to change the protocol (``Upgrade``) are ignored, as HTTP allows; Java's ``HttpClient`` and
+``curl --http2`` send one with their first POST. llhttp reads what follows such a head as another protocol, so the head is
+parsed again without the offer.
 """
 
 import urllib.parse
@@ -15,13 +15,13 @@ import httptools
 from pagebrain.server.error_responses import ApiError
 
 MAX_TARGET_BYTES = 8192
-"""Longest path with its query."""
+"""Longest path and query together."""
 
 MAX_HEADERS = 100
 """Most header lines of a request, trailers included."""
 
 MAX_HEADER_BYTES = 16_384
-"""Longest header line; also most bytes in a row that are part of no body and end nothing, such as a chunk's extension."""
+"""Longest header line. Also the limit for other long parts outside a body, such as a chunk's extension."""
 
 MAX_HEAD_BYTES = 65_536
 """Most bytes of all header lines of a request, trailers included."""
@@ -31,13 +31,13 @@ VERSIONS = ("1.0", "1.1")
 
 @dataclass(frozen=True)
 class RequestHead:
-    """What stands before a request's body.
+    """The request line and the headers.
 
     Attributes:
-        raw_path, path: as it was sent, and as text with its ``%`` escapes read.
+        raw_path, path: as sent, and as text with its ``%`` escapes decoded.
         version: ``1.0`` or ``1.1``.
-        headers: names in lower case. There is no ``upgrade``.
-        keeps_alive: the client is ready to use the connection again.
+        headers: names in lower case, without ``upgrade``.
+        keeps_alive: the client may use the connection again.
     """
 
     method: str
@@ -50,23 +50,23 @@ class RequestHead:
 
 
 class RequestReceiver(Protocol):
-    """What :class:`RequestParser` calls. An ``ApiError`` that is raised here comes out of :meth:`RequestParser.feed`."""
+    """What :class:`RequestParser` calls. :meth:`RequestParser.feed` passes on an ``ApiError`` that is raised here."""
 
     def on_request_begun(self) -> None:
-        """The first byte of a request came; may be called again before its head is whole."""
+        """A request has begun. May be called again before its head is complete."""
 
     def on_request_head(self, head: RequestHead) -> None:
-        """The head is whole."""
+        """The head is complete."""
 
     def on_request_body(self, piece: bytes) -> None:
-        """Some of the body came."""
+        """A piece of the body has arrived."""
 
     def on_request_end(self) -> None:
-        """The request is whole."""
+        """The request is complete."""
 
 
 class RequestParser:
-    """Reads the requests of one connection. After an error it can read no more."""
+    """Parses the requests of one connection. Cannot be used after an error."""
 
     def __init__(self, receiver: RequestReceiver) -> None:
         self._receiver = receiver
@@ -85,11 +85,11 @@ class RequestParser:
 
     @property
     def version(self) -> str:
-        """In which version to answer the request that is being read, as far as it is known."""
+        """The HTTP version for the answer to the current request."""
         return "1.0" if self._parser.get_http_version() == "1.0" else "1.1"
 
     def feed(self, data: bytes) -> None:
-        """Read on. Raises ``ApiError`` for what is not HTTP, or over a limit."""
+        """Parse ``data``. Raises ``ApiError`` if it is not HTTP or over a limit."""
         for start in range(0, len(data), MAX_HEADER_BYTES):
             self._feed_some(data[start : start + MAX_HEADER_BYTES])
 
@@ -98,8 +98,8 @@ class RequestParser:
         try:
             self._feed(data)
         except httptools.HttpParserError as error:
-            raise error.__context__ or self._not_http(error) from None  # the former if it came out of a callback
-        # llhttp says nothing of a header before its end. So bytes without a word from it all belong to the same thing.
+            raise error.__context__ or self._not_http(error) from None  # __context__: the exception of a callback
+        # llhttp calls back at the end of each part. So bytes without a callback all belong to one part.
         self._num_unheard = 0 if self._heard else self._num_unheard + len(data)
         if self._num_unheard > MAX_HEADER_BYTES:
             raise _too_large(f"a header line is longer than {MAX_HEADER_BYTES} bytes")
@@ -128,13 +128,13 @@ class RequestParser:
     # Called by httptools ----------------------------------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
-        """A request begins."""
+        """A request has begun."""
         self._heard = True
         self._start_request()
         self._receiver.on_request_begun()
 
     def on_url(self, piece: bytes) -> None:
-        """Some of the path and query."""
+        """A piece of the path and query. Raises ``ApiError`` (414)."""
         self._heard = True
         self._target += piece
         if len(self._target) > MAX_TARGET_BYTES:
@@ -142,7 +142,7 @@ class RequestParser:
             raise ApiError(414, message, code="path_too_long")
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """A header line, or a trailer: nothing here reads trailers, and none may pass for a header."""
+        """A header line, or a trailer. Both are counted; trailers are dropped. Raises ``ApiError`` (431)."""
         self._heard = True
         num_bytes = len(name) + len(value) + 4
         self._num_headers += 1
@@ -157,7 +157,7 @@ class RequestParser:
             self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
-        """A body may follow."""
+        """The head is complete. Raises ``ApiError`` for a version or method that is not served."""
         self._heard, self._in_head = True, False
         version = self._parser.get_http_version()
         method = self._parser.get_method().decode("ascii")
@@ -181,23 +181,23 @@ class RequestParser:
         self._receiver.on_request_head(head)
 
     def on_chunk_header(self) -> None:
-        """A chunk of the body begins."""
+        """A chunk of the body has begun."""
         self._heard = True
 
     def on_body(self, piece: bytes) -> None:
-        """Some of the body."""
+        """A piece of the body."""
         self._heard = True
         self._receiver.on_request_body(piece)
 
     def on_message_complete(self) -> None:
-        """The request has ended, unless its head is still to be given to llhttp again."""
+        """The request is complete, unless its head is parsed again without an offer."""
         self._heard = True
         if not self._has_offer:
             self._receiver.on_request_end()
 
 
 def _split(target: bytes) -> tuple[bytes, bytes]:
-    """The path and the query. The target of a request that was meant for a proxy begins with a scheme and a host."""
+    """The path and the query. The target of a request to a proxy begins with a scheme and a host, which are dropped."""
     if target == b"*":
         return target, b""
     try:

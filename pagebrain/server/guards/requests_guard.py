@@ -1,8 +1,7 @@
-"""What a request must pass before the API sees it: the name it calls the server by, its key, its path, the kind of its body.
+"""Checks of a request's headers before the API sees it: host name, API key, path, content type.
 
-Plain ASGI middlewares: they cost microseconds and hold no stream up. What they refuse is answered in OpenAI's shape, and
-neither the API nor the engine hears of it. Here are those that look at headers; ``body_guard.py`` reads bodies. What a body
-means is the API's to judge.
+These are plain ASGI middlewares: they cost microseconds and delay no stream. They answer a refused request in OpenAI's error
+format, and it does not reach the API. Bodies are read in ``body_guard.py``.
 """
 
 import hmac
@@ -21,15 +20,15 @@ from pagebrain.server.options import ServerOptions
 from pagebrain.server.paths import PlainPaths, check_path
 
 _OPEN_PATHS = frozenset({"/health", "/live", *(f"/live/{name}" for name in ASSETS)})
-"""What everybody may GET. A list of what needs a key would have holes: a router can be generous about what it takes for
-the same path."""
+"""Paths that need no key for ``GET``. All others need one: a list of the others would be unsafe, because a router may accept
+several spellings of a path."""
 
 
 def add_guards(app: FastAPI, options: ServerOptions, body_timeout_s: float = BODY_TIMEOUT_S) -> None:
-    """Put the guards around an app. Called once, before it serves.
+    """Add the guards to an app. Called once, before it serves.
 
-    From the outside in: the spelling of the path; CORS, so that browsers may read errors too; unexpected errors; API key, or
-    the server's name where there is no key to protect it; path; content type; body.
+    Order, from the outermost: spelling of the path; CORS, so that pages can read errors too; unexpected errors; API key, or
+    without a key the host name; path; content type; body.
     """
     app.add_middleware(BodyGuard, max_bytes=options.max_body_bytes, timeout_s=body_timeout_s)
     app.add_middleware(HeaderGuard, check=check_content_type)
@@ -51,7 +50,7 @@ def add_guards(app: FastAPI, options: ServerOptions, body_timeout_s: float = BOD
 
 
 class HeaderGuard:
-    """Refuses what ``check`` refuses from the headers alone; the body is not read."""
+    """Refuses a request for which ``check`` returns an error. ``check`` sees the headers; the body is not read."""
 
     def __init__(self, app: ASGIApp, check: Callable[[Scope], ApiError | None]) -> None:
         self.app = app
@@ -63,14 +62,14 @@ class HeaderGuard:
             await self.app(scope, receive, send)
         elif scope["type"] == "http":
             await refuse(refusal, scope, receive, send)
-        else:  # there are no websockets yet; if there ever are, they are not a way around
+        else:  # a websocket: not served today, but it must not bypass the check
             await send({"type": "websocket.close", "code": 1008})
 
 
 class KeyCheck:
-    """Lets in who sends ``Authorization: Bearer KEY``, and everybody to ``/health`` and the files of the live page.
+    """Accepts requests with ``Authorization: Bearer KEY``, and any ``GET`` of ``/health`` and the live page's files.
 
-    The page itself has to load before somebody can type a key into it; its feed and its controls do need the key.
+    The page must load before a user can type the key into it. Its feed and its controls need the key.
     """
 
     def __init__(self, key: str) -> None:
@@ -80,8 +79,8 @@ class KeyCheck:
         if scope["type"] == "http" and scope["method"] in ("GET", "HEAD") and scope["path"] in _OPEN_PATHS:
             return None
         scheme, _, token = (header(scope, b"authorization") or b"").partition(b" ")
-        # Bytes, because compare_digest takes no text beyond ASCII, and in constant time: an early exit at the first wrong
-        # character would let a patient client guess the key character by character.
+        # compare_digest takes constant time: the time of an ordinary comparison tells how many characters are right.
+        # It compares bytes, because it accepts text only in ASCII.
         if hmac.compare_digest(token.strip(), self._key) and scheme.lower() == b"bearer":
             return None
         message = "this server needs its API key: send the header 'Authorization: Bearer KEY'"
@@ -91,19 +90,16 @@ class KeyCheck:
 
 
 def needs_host_check(options: ServerOptions) -> bool:
-    """Whether nothing but its address protects the server: it has no key, and trusts whoever is on this machine."""
+    """Whether the server has no key, and only its loopback address protects it."""
     return options.api_key is None and "*" not in options.cors_origins and _is_local(options.host)
 
 
 class HostCheck:
-    """Lets in who calls the server by an address, or by a name that is this machine's for certain.
+    """Accepts requests whose ``Host`` is an IP address, a name of this machine, or the host of one of ``origins``.
 
-    A page may have its own name resolved to 127.0.0.1 once it is loaded ("DNS rebinding"). To the browser the server is then
-    the place that the page came from, and neither CORS nor the content type is in the way. But the browser says which name
-    it was, and leaving it out is nothing that a page can do.
-
-    Args:
-        origins: pages from there may use the server, so their names do no harm.
+    This prevents "DNS rebinding": a page is loaded, and then its own name is resolved to 127.0.0.1. For the browser the
+    server then has the page's origin, so CORS and the content type do not protect it. But the browser sends the page's name
+    in ``Host``, and the page cannot change that.
     """
 
     def __init__(self, origins: Iterable[str]) -> None:
@@ -123,13 +119,13 @@ class HostCheck:
     def _is_own(self, host: str) -> bool:
         try:
             name = urlsplit(f"//{host}").hostname  # without the port; in lower case
-        except ValueError:  # brackets that are none of IPv6
+        except ValueError:  # brackets without an IPv6 address
             return False
         return name is not None and (name in self._names or _is_local(name) or _is_address(name))
 
 
 def _is_local(name: str) -> bool:
-    """Whether a name or an address is this machine's, and nobody else's."""
+    """Whether a name or an address always means this machine."""
     name = name.lower().removesuffix(".")
     if _is_address(name):
         return ipaddress.ip_address(name).is_loopback
@@ -145,10 +141,10 @@ def _is_address(name: str) -> bool:
 
 
 def check_content_type(scope: Scope) -> ApiError | None:
-    """Refuse a POST whose body does not say that it is JSON, or says that it is compressed.
+    """Refuse a POST whose content type is not JSON, or whose body is compressed.
 
-    A page of any origin can make a browser post a form or plain text without being asked first ("simple" requests); for JSON
-    the browser asks, and CORS says no. So this also keeps strange pages from using a server that listens on loopback.
+    This also protects a server on loopback from pages of other origins. Such a page can make a browser post a form or plain
+    text without a preflight request ("simple requests"). JSON needs a preflight request, and CORS refuses it.
     """
     if scope["type"] != "http" or scope["method"] != "POST" or not announces_body(scope):
         return None
@@ -168,9 +164,10 @@ def _check_encoding(scope: Scope) -> ApiError | None:
 
 
 class ErrorGuard:
-    """Answers what nobody else has answered. Here, inside CORS, so that a page may read it.
+    """Answers unexpected exceptions. It lies inside CORS, so that a page can read the answer.
 
-    Further out Starlette would answer as well, but raise the exception again, for uvicorn to log with all that it quotes.
+    Starlette's own handler lies outside CORS and raises the exception again; uvicorn would log its message, which may quote
+    a prompt.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -188,5 +185,5 @@ class ErrorGuard:
             await self.app(scope, receive, watch)
         except Exception as error:
             if started or scope["type"] != "http":
-                raise  # uvicorn cuts the connection, so that the client sees that something is missing
+                raise  # the connection is closed, so that the client sees an incomplete answer
             await error_response(error)(scope, receive, send)

@@ -1,4 +1,4 @@
-"""What asyncio does not tell of a connection's socket, and the system does."""
+"""System calls on a connection's socket that asyncio does not offer."""
 
 import asyncio
 import contextlib
@@ -10,7 +10,7 @@ import sys
 
 
 def num_unsent(transport: asyncio.Transport) -> int:
-    """Bytes that this machine's system holds for a client, megabytes perhaps; 0 where it does not say."""
+    """Bytes in the system's send buffer, perhaps megabytes; 0 if the system does not tell."""
     if sys.platform != "linux":
         return 0
     import fcntl
@@ -23,7 +23,7 @@ def num_unsent(transport: asyncio.Transport) -> int:
 
 
 def is_readable(transport: asyncio.Transport) -> bool:
-    """Whether something has come that was not read yet."""
+    """Whether received data waits to be read."""
     descriptor = _descriptor(transport)
     if descriptor < 0:
         return False
@@ -35,7 +35,7 @@ def is_readable(transport: asyncio.Transport) -> bool:
 
 
 def reset(transport: asyncio.Transport) -> None:
-    """End a connection with a reset: what the system holds for the client is freed, and no part can pass for the whole."""
+    """Close a connection with a reset. Unsent data is dropped, and the client cannot take a part for the whole answer."""
     linger = struct.pack("ii" if os.name == "posix" else "hh", 1, 0)
     with contextlib.suppress(OSError):
         transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
