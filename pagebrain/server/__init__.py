@@ -1,5 +1,5 @@
-"""The engine behind HTTP: an OpenAI-compatible server, its metrics, and a live view of the blocks.
+"""An OpenAI-compatible HTTP server for the engine, with metrics and a live view of the blocks.
 
-Two processes: one speaks HTTP (``guards/``, ``api/``, ``live/``), the other owns the engine (``link/engine_main.py``).
-Between them lies :class:`~pagebrain.server.link.client.EngineClient`. ``run.py`` starts and ends both.
+There are two processes. One serves HTTP (``guards/``, ``api/``, ``live/``), the other holds the engine
+(``link/engine_main.py``). :class:`~pagebrain.server.link.client.EngineClient` connects them. ``run.py`` starts both.
 """

@@ -1,7 +1,7 @@
-"""How the API says no: every error, whoever raised it, becomes OpenAI's ``{"error": {"message", "type", "param", "code"}}``.
+"""Error responses: every exception becomes OpenAI's ``{"error": {"message", "type", "param", "code"}}``.
 
-What a client did wrong is told to it in one sentence. What went wrong inside is logged, without the exception's message,
-which may quote a prompt, and the client learns only that it did.
+A client's mistake is described to it in one sentence. An internal error is logged without the exception's message, which may
+quote a prompt, and the client only gets status 500.
 """
 
 import json
@@ -27,7 +27,7 @@ from pagebrain.server.link.streams import DrainingError, RequestFailedError, Slo
 logger = logging.getLogger(__name__)
 
 MAX_MESSAGE_CHARACTERS = 600
-"""Longer messages are cut: they quote what the client sent."""
+"""Longer messages are cut. They may quote what the client sent."""
 
 _CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large", 415: "unsupported_media_type"}
 _short = reprlib.Repr()
@@ -37,7 +37,7 @@ _short.maxlevel = 2
 
 
 class ErrorDetail(TypedDict):
-    """What went wrong. ``param`` names the field of the request that is to blame, if one is."""
+    """The error. ``param`` names the invalid field of the request, if there is one."""
 
     message: str
     type: str
@@ -46,19 +46,19 @@ class ErrorDetail(TypedDict):
 
 
 class ErrorBody(TypedDict):
-    """The body of every answer that is not a success."""
+    """The body of an error response."""
 
     error: ErrorDetail
 
 
 class ApiError(HTTPException):
-    """An answer other than success, made on purpose.
+    """An error response to the client.
 
     Args:
-        status: of HTTP.
+        status: the HTTP status code.
         message: one sentence for the client.
-        param: the field of the request that is to blame.
-        code: a name for the error that programs can act on.
+        param: the invalid field of the request.
+        code: the error's name for programs; by default by the status.
     """
 
     def __init__(
@@ -76,18 +76,18 @@ class ApiError(HTTPException):
 
 
 def bad_request(message: str, param: str | None = None) -> ApiError:
-    """A 400 about one field."""
+    """Status 400; ``param`` is the invalid field."""
     return ApiError(400, message, param=param)
 
 
 def unsupported(param: str, but: str = "") -> ApiError:
-    """A 400 for a field that the API does not know, or does not honour; ``but`` says what of it is, and what was got."""
+    """Status 400 for a field that is not supported. ``but`` names the supported values and the value that was got."""
     says = f"supported {but}" if but else "not supported by this server"
     return ApiError(400, f"'{param}' is {says}: leave it out", param=param, code="unsupported_parameter")
 
 
 def as_api_error(error: Exception) -> ApiError:
-    """The answer that an exception deserves; an unexpected one is logged."""
+    """The error response for an exception. An unexpected exception is logged."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, HTTPException):
@@ -104,7 +104,7 @@ def as_api_error(error: Exception) -> ApiError:
         return ApiError(503, str(error), code="engine_dead")
     if isinstance(error, SlowReaderError):
         return ApiError(503, str(error), code="slow_reader")
-    if isinstance(error, RequestFailedError):  # the engine's process has logged it
+    if isinstance(error, RequestFailedError):  # the engine process has logged it
         return ApiError(500, str(error), code="request_failed")
     frames = "".join(traceback.format_tb(error.__traceback__))
     logger.error("a request failed with %s:\n%s", type(error).__name__, frames)
@@ -112,7 +112,7 @@ def as_api_error(error: Exception) -> ApiError:
 
 
 def error_body(error: ApiError) -> ErrorBody:
-    """The JSON value that describes an error."""
+    """The body of an error response. A long message is cut."""
     message = error.detail
     if len(message) > MAX_MESSAGE_CHARACTERS:
         message = message[:MAX_MESSAGE_CHARACTERS] + " ..."
@@ -121,24 +121,24 @@ def error_body(error: ApiError) -> ErrorBody:
 
 
 def json_response(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """JSON in ASCII: whatever the content quotes, it can be sent."""
+    """A response with JSON in ASCII: text that is not valid Unicode can be sent too."""
     text = json.dumps(content, allow_nan=False, separators=(",", ":"))
     return Response(text, status, dict(headers or {}), "application/json")
 
 
 def error_response(error: Exception) -> Response:
-    """The response that an exception deserves."""
+    """The HTTP response for an exception."""
     answer = as_api_error(error)
     return json_response(error_body(answer), answer.status_code, answer.headers)
 
 
 def error_event(error: Exception) -> str:
-    """The server-sent event that tells a client whose stream has begun already."""
+    """The server-sent event for an exception in a stream that has begun."""
     return f"data: {json.dumps(error_body(as_api_error(error)))}\n\n"
 
 
 def add_error_handlers(app: FastAPI) -> None:
-    """Answer all exceptions, and what the router refuses (404, 405), in OpenAI's shape."""
+    """Answer all exceptions, and the router's 404 and 405, in OpenAI's format."""
 
     async def handle(request: Request, error: Exception) -> Response:
         if isinstance(error, HTTPException) and not isinstance(error, ApiError) and error.status_code in (404, 405):
@@ -151,7 +151,7 @@ def add_error_handlers(app: FastAPI) -> None:
 
 
 def first_problem(errors: Sequence[Mapping[str, Any]]) -> ApiError:
-    """The first of pydantic's errors as one sentence that names the field."""
+    """The first of pydantic's errors, as one sentence that names the field."""
     problem = errors[0]
     path = [part for part in problem["loc"] if part != "body"]
     if problem["type"] == "json_invalid":
@@ -170,6 +170,6 @@ def first_problem(errors: Sequence[Mapping[str, Any]]) -> ApiError:
 
 
 def _blamed(message: str) -> str | None:
-    """The field that a message of the engine's begins with: it says ``top_p must ...`` or ``the prompt has ...``."""
+    """The field that an engine's message begins with, as in ``top_p must ...`` or ``the prompt has ...``."""
     found = re.match(r"(?:the )?(prompt|stop|[a-z]+_[a-z_]+|n|temperature|seed|logprobs)\b", message)
     return found[1] if found else None

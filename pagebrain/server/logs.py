@@ -1,8 +1,8 @@
-"""What the server's processes write to stderr: one line for each thing worth knowing, and nothing from a prompt.
+"""Logging of the server's processes to stderr. No line holds text of a prompt, unless the level is ``debug``.
 
-Exceptions quote what they choke on: in their message, in pydantic's ``repr`` of a bad value, in asyncio's note of a failed
-task. So unless the level is ``debug``, a traceback shows where and which, but no message. The line for each finished
-request is made in ``request_log.py``; this module says where it goes.
+Exceptions may quote a prompt: in their message, in pydantic's ``repr`` of an invalid value, in asyncio's note of a failed
+task. So a traceback shows the place and the type of an exception, but not its message. The line for each finished request is
+made in ``request_log.py``.
 """
 
 import copy
@@ -16,16 +16,13 @@ from pagebrain.errors import ConfigError
 from pagebrain.server.options import LOG_LEVELS
 
 REQUEST_LOGGER = "pagebrain.engine.requests"
-"""Name of the logger that gets a line for each finished request."""
+"""Name of the logger for finished requests."""
 
 WITHHELD = "(message withheld, it may quote a prompt; log level debug shows it)"
 
 
 def configure_logging(log_level: str = "info", log_requests: bool = False) -> None:
-    """Set this process's logging up, Python's warnings included. For a process that serves, not for a library.
-
-    Raises ``ConfigError`` for an unknown level.
-    """
+    """Configure the logging of this process, Python's warnings included. Raises ``ConfigError`` for an unknown level."""
     logging.config.dictConfig(logging_config(log_level, log_requests))
     logging.captureWarnings(True)
 
@@ -58,19 +55,19 @@ def logging_config(log_level: str = "info", log_requests: bool = False) -> dict[
                 "level": "INFO" if log_requests else "CRITICAL",
                 "propagate": False,
             },
-            # Its own story of starting and ending is told by the server already, in fewer lines.
+            # uvicorn's lines about start and end repeat the server's own.
             "uvicorn": {"handlers": [], "level": others, "propagate": True},
             "uvicorn.error": {"level": others},
-            # Without a handler uvicorn does not even make the lines.
+            # Without a handler uvicorn does not format access lines.
             "uvicorn.access": {"handlers": [], "level": others, "propagate": False},
-            # Where captured warnings go. Pydantic's quote values.
+            # Captured warnings: pydantic's quote values.
             "py.warnings": {"level": level if is_debug else "CRITICAL"},
         },
     }
 
 
 class LineFormatter(logging.Formatter):
-    """``pagebrain: warning: what happened``; with ``show_messages`` also when and where, and the messages of exceptions."""
+    """Lines like ``pagebrain: warning: text``; with ``show_messages`` also time, logger and messages of exceptions."""
 
     def __init__(self, show_messages: bool = False) -> None:
         line = "pagebrain: %(prefix)s%(message)s"
@@ -78,12 +75,12 @@ class LineFormatter(logging.Formatter):
         self.show_messages = show_messages
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line, and below it the traceback if there is one."""
+        """The line, and the traceback below it."""
         record = copy.copy(record)
         record.prefix = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
-        record.exc_text = None  # another formatter may have left the whole text here
+        record.exc_text = None  # another formatter may have cached the traceback with its message here
         if record.name == "asyncio" and not self.show_messages:
-            # Below its first line asyncio lists what was involved, the repr of the exception included.
+            # Below the first line asyncio lists the objects involved, with the repr of the exception.
             record.msg, record.args = record.getMessage().partition("\n")[0], ()
         return super().format(record)
 
@@ -91,14 +88,14 @@ class LineFormatter(logging.Formatter):
         self,
         ei: tuple[type[BaseException], BaseException, types.TracebackType | None] | tuple[None, None, None],
     ) -> str:
-        """The traceback, without messages unless they are shown."""
+        """The traceback; without ``show_messages`` without the exceptions' messages."""
         if self.show_messages or ei[1] is None:
             return super().formatException(ei)
         return "\n".join(_withheld(ei[1], set()))
 
 
 def _withheld(error: BaseException, seen: set[int]) -> list[str]:
-    """Where an exception comes from and what kind it is; first the same for the one that led to it."""
+    """Traceback and type of an exception, without its message, after those of its cause."""
     seen.add(id(error))
     lines = []
     origin = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
@@ -107,7 +104,7 @@ def _withheld(error: BaseException, seen: set[int]) -> list[str]:
     frames = "".join(traceback.format_tb(error.__traceback__)).rstrip("\n")
     kind = type(error)
     lines += ["Traceback (most recent call last):", frames, f"{kind.__module__}.{kind.__qualname__} {WITHHELD}"]
-    for part in getattr(error, "exceptions", ()):  # of a group
+    for part in getattr(error, "exceptions", ()):  # of an exception group
         if isinstance(part, BaseException) and id(part) not in seen:
             lines += ["of which one is:", *_withheld(part, seen)]
     return lines

@@ -1,7 +1,4 @@
-"""What shapes the server, as :class:`~pagebrain.config.PageBrainConfig` shapes the engine.
-
-Frozen, and checked when it is made, so that the server trusts it.
-"""
+"""The server's options. The engine's are :class:`~pagebrain.config.PageBrainConfig`."""
 
 import ipaddress
 from dataclasses import dataclass, field
@@ -15,27 +12,27 @@ LOG_LEVELS = ("critical", "error", "warning", "info", "debug")
 
 @dataclass(frozen=True)
 class ServerOptions:
-    """How the server behaves.
+    """The server's options, checked when they are made.
 
     Attributes:
-        host, port: where it listens; port 0 takes a free one.
-        served_model_name: what clients call the model.
-        api_key: what clients must send as ``Authorization: Bearer ...``; ``None`` lets everybody in.
-        cors_origins: web pages from these origins may use the server; ``*`` is all.
+        host, port: address to listen on; port 0 takes a free port.
+        served_model_name: the model's name for clients.
+        api_key: the key that clients must send as ``Authorization: Bearer ...``; ``None``: no key is needed.
+        cors_origins: origins whose web pages may use the server; ``*`` means all.
         chat_template: a Jinja template for chats; ``None`` is the tokenizer's own.
         max_body_bytes: longest body of a request.
-        max_answer_bytes: longest answer in one piece, as JSON; one that would be longer is refused.
-        max_held_bytes: most of answers in one piece that is held, from their requests to their last bytes; and most that
-            may wait for readers of streams.
-        max_queued_requests: most prompts that wait for their first token at a time; a request may hold many.
-        max_queued_tokens: most prompt tokens that wait so, each sample counted.
+        max_answer_bytes: longest answer in one piece, as JSON; a request whose answer could be longer is refused.
+        max_held_bytes: most memory for answers in one piece, from the request to the last byte sent; and most memory for
+            data of streams that clients have not received yet.
+        max_queued_requests: most prompts that wait for their first token; a request may hold many prompts.
+        max_queued_tokens: most tokens of these prompts, counted once for each sample.
         keep_alive_s: seconds that a connection stays open without a request.
-        fair_queue: clients take turns in the queue, instead of being served in order of arrival.
-        forwarded_allow_ips: addresses or networks of proxies whose ``X-Forwarded-For`` is believed; ``*`` is all.
-        drain_s: seconds that requests under way have to finish when the server is told to end.
-        log_level: ``critical``, ``error``, ``warning``, ``info`` or ``debug``; the last may show what is in prompts.
+        fair_queue: clients take turns in the queue, instead of order of arrival.
+        forwarded_allow_ips: addresses or networks of proxies whose ``X-Forwarded-For`` is trusted; ``*`` means all.
+        drain_s: seconds for requests under way to finish when the server is told to end.
+        log_level: ``critical``, ``error``, ``warning``, ``info`` or ``debug``; ``debug`` may show text of prompts.
         log_requests: write a line for each request that ends.
-        live_control: whoever may use the server may also pause and step the engine.
+        live_control: every client that may use the server may also pause and step the engine.
 
     Raises:
         ConfigError: naming the option, what was got and what was expected.
@@ -75,15 +72,10 @@ class ServerOptions:
                 raise ConfigError(f"--forwarded-allow-ips must be addresses or networks, or *; got {proxy!r}")
         if self.log_level not in LOG_LEVELS:
             raise ConfigError(f"--log-level must be one of {', '.join(LOG_LEVELS)}; got {self.log_level!r}")
-        if self.max_body_bytes < MIN_BODY_BYTES:
-            raise ConfigError(f"--max-body-bytes must be at least {MIN_BODY_BYTES}, got {self.max_body_bytes}")
-        if self.max_answer_bytes < MIN_BODY_BYTES:
-            raise ConfigError(f"--max-answer-bytes must be at least {MIN_BODY_BYTES}, got {self.max_answer_bytes}")
-        if self.max_held_bytes < MIN_HELD_BYTES:
-            raise ConfigError(f"--max-held-bytes must be at least {MIN_HELD_BYTES}, got {self.max_held_bytes}")
-        for name in ("max_queued_requests", "max_queued_tokens"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+        minimums = {"max_body_bytes": MIN_BODY_BYTES, "max_answer_bytes": MIN_BODY_BYTES, "max_held_bytes": MIN_HELD_BYTES}
+        for name, minimum in (minimums | {"max_queued_requests": 1, "max_queued_tokens": 1}).items():
+            if getattr(self, name) < minimum:
+                raise ConfigError(f"--{name.replace('_', '-')} must be at least {minimum}, got {getattr(self, name)}")
         if not 0 < self.keep_alive_s < float("inf"):
             raise ConfigError(f"--keep-alive-seconds must be more than 0 and finite, got {self.keep_alive_s}")
         if not 0 <= self.drain_s < float("inf"):

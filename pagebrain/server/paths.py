@@ -1,7 +1,7 @@
-"""One spelling of each path and method, before anything decides by them: the guards and the router see the same.
+"""One spelling of each path, so that the guards and the router see the same path; and ``HEAD``, answered as ``GET``.
 
-Clients are configured with a base address that ends in a slash, or send one slash more. That is no other place, and over a
-redirect many of them lose the body of a POST. ``HEAD`` is answered wherever ``GET`` is, without the body.
+Some clients send an extra slash, or are configured with a base address that ends in one. A redirect is no solution, because
+many clients lose the body of a POST in a redirect.
 """
 
 import re
@@ -15,25 +15,25 @@ _CONTROL = re.compile("[\x00-\x1f\x7f]")
 
 
 def plain_path(path: str) -> str:
-    """The path without doubled slashes and without one at its end."""
+    """The path without repeated slashes and without a slash at its end."""
     return _SLASHES.sub("/", path).rstrip("/") or "/"
 
 
 def num_slashes_at_end(scope: Scope) -> int:
-    """How many slashes the path had at its end when it was sent."""
+    """Number of slashes at the end of the path as it was sent."""
     raw_path: bytes = scope.get("raw_path", b"")
     return len(raw_path) - len(raw_path.rstrip(b"/"))
 
 
 def check_path(scope: Scope) -> ApiError | None:
-    """Refuse a path with a control character. No name has any, and the router takes a newline at the end for the end."""
+    """Refuse a path with a control character: the router ignores a newline at the end."""
     if _CONTROL.search(scope["path"]):
         return ApiError(404, f"there is no {ascii(scope['path'])[1:-1][:200]} here")
     return None
 
 
 class PlainPaths:
-    """The middleware that makes it so."""
+    """The middleware that normalizes paths, and answers ``HEAD`` as ``GET`` without the body."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -47,7 +47,7 @@ class PlainPaths:
 
 
 def _without_body(send: Send) -> Send:
-    """A ``send`` that ends an answer after its headers: a stream learns from it that its client has gone."""
+    """A ``send`` that ends the answer after its headers. A stream then stops as if its client had disconnected."""
     is_over = False
 
     async def send_head(message: Message) -> None:

@@ -1,7 +1,7 @@
-"""The server's life: start the engine, serve, and end in an orderly way, whoever asks for it.
+"""Starts the engine process, serves, and ends both processes.
 
-SIGTERM and SIGINT, or the end of the process that started the server, let requests under way finish. The end of the engine's
-process fails them at once, and ends the server with a status that a supervisor sees.
+After SIGTERM or SIGINT, or when the process that started the server has ended, the server drains: requests under way finish.
+If the engine process ends, requests fail at once, and the server ends with exit status 70.
 """
 
 import asyncio
@@ -31,24 +31,24 @@ from pagebrain.server.options import ServerOptions
 from pagebrain.standard_streams import queue_output
 
 ENGINE_DIED = 70
-"""Exit status when the engine's process ended by itself; sysexits.h calls it an internal software error."""
+"""Exit status if the engine process ended by itself: "internal software error" in sysexits.h."""
 
 GRACE_S = 2.0
-"""How long ``/health`` says 503 before a server without an engine ends, and how long last answers have to go out."""
+"""Time in which ``/health`` answers 503 before a server without an engine ends. Also the time for the last answers."""
 
 PARENT_CHECK_S = 0.5
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-"""Those that tell the server to end."""
+"""Signals that end the server."""
 
 UNSENT_S = 90
-"""The system drops a connection whose client takes nothing for so long; ``connections.py`` has given it up by then."""
+"""The system drops a connection whose client receives nothing for this time; ``connections.py`` usually does so earlier."""
 
 
 def serve(config: PageBrainConfig, options: ServerOptions, parent: int | None = None) -> int:
-    """Serve until told to end; returns the exit status.
+    """Serve until the server is told to end. Returns the exit status.
 
-    ``parent`` is the process that started this one, as far back as that is known: it may be gone by now.
+    ``parent``: id of the process that started this one; it may have ended already. By default ``os.getppid()``.
 
     Raises ``ConfigError``, ``ModelLoadError`` or ``PartError`` before anything is served.
     """
@@ -63,7 +63,7 @@ def serve(config: PageBrainConfig, options: ServerOptions, parent: int | None = 
 
 
 def _run(life: Coroutine[Any, Any, int]) -> int:
-    """On uvloop's event loop where there is one: it takes less time per event sent."""
+    """Run on uvloop's event loop if it is installed: it takes less time for each event sent."""
     try:
         import uvloop
     except ImportError:  # Windows
@@ -72,20 +72,20 @@ def _run(life: Coroutine[Any, Any, int]) -> int:
 
 
 def _allow_many_connections() -> None:
-    """Each takes a file descriptor, and the usual soft limit of 1024 is soon reached."""
+    """Raise the soft limit of file descriptors: each connection takes one, and the limit is often 1024."""
     try:
         import resource
     except ImportError:  # Windows
         return
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    for soft in (hard, 10_240):  # macOS calls its limit infinite, and refuses more than the second
+    for soft in (hard, 10_240):  # macOS reports an infinite hard limit, but refuses more than 10,240
         with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
             return
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens; made before the model is loaded, since it is quicker to fail. Raises ``ConfigError``."""
+    """A listening socket. Called before the model is loaded, so that a mistake shows early. Raises ``ConfigError``."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         listener = socket.socket(family, socket.SOCK_STREAM)
@@ -94,7 +94,7 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         if os.name == "posix":
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux; connections inherit it
+        if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux; accepted connections inherit it
             listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * UNSENT_S)
         listener.bind(address)
         listener.listen(2048)
@@ -105,7 +105,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def url_of(listener: socket.socket) -> str:
-    """Where a listening socket can be reached."""
+    """The URL of a listening socket."""
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
@@ -116,7 +116,7 @@ def is_loopback(listener: socket.socket) -> bool:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's, which leaves the signals alone."""
+    """uvicorn's server without its signal handlers."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -144,12 +144,12 @@ class _Life:
             self.server = self._make_server()
             settle_memory()
             self._announce()
-            if not self.client.is_alive:  # it died as soon as it was ready
+            if not self.client.is_alive:  # the engine process ended before on_dead was set
                 self._engine_died()
             await self.server.serve(sockets=[self.listener])
         except asyncio.CancelledError:  # told to end while the model was loading
             return 0
-        except EngineDeadError as error:  # while it was loading
+        except EngineDeadError as error:  # while the model was loading
             _say(f"error: {error}")
             return ENGINE_DIED
         finally:
@@ -170,7 +170,7 @@ class _Life:
                 timeout_keep_alive=self.options.keep_alive_s,  # type: ignore[arg-type]
                 lifespan="off",
                 ws="none",
-                forwarded_allow_ips=list(self.options.forwarded_allow_ips),  # left out, it would be 127.0.0.1
+                forwarded_allow_ips=list(self.options.forwarded_allow_ips),  # uvicorn's default is 127.0.0.1
                 timeout_graceful_shutdown=int(GRACE_S),
             )
         )
@@ -183,23 +183,23 @@ class _Life:
         if why_no_chats is not None and self.options.chat_template is None:
             _say(f"chats are refused: {why_no_chats}; name a template with --chat-template")
         if self.options.api_key is None and not is_loopback(self.listener):
-            _say("warning: everybody who can reach this machine may use the server: set --api-key or PAGEBRAIN_API_KEY")
+            _say("warning: every client that can reach this machine may use the server: set --api-key or PAGEBRAIN_API_KEY")
         _say(
             f"{config.dtype} on {config.device}, {config.num_blocks} blocks of {config.block_size} tokens, at most "
             f"{config.max_num_seqs} sequences at a time"
         )
         _say(f"serving {self.options.served_model_name} at {url_of(self.listener)}")
 
-    # Endings ----------------------------------------------------------------------------------------------------------
+    # Shutdown ---------------------------------------------------------------------------------------------------------
 
     def _catch_signals(self) -> None:
-        """Not with handlers of the event loop's, which it takes away when it closes: a late signal would then kill."""
+        """Catch signals without the event loop's handlers: these go when it closes, and a late signal would then kill."""
         loop = asyncio.get_running_loop()
         for number in SIGNALS:
             signal.signal(number, lambda got, _: loop.call_soon_threadsafe(self._told_to_end, signal.Signals(got).name))
 
     def _told_to_end(self, name: str) -> None:
-        """A signal came; a second one means not to wait for anybody."""
+        """Handle a signal. The first one drains, the second one aborts all requests."""
         if self._draining is None:
             self._begin_to_end(name)
         else:
@@ -214,7 +214,7 @@ class _Life:
             self._draining = asyncio.create_task(self._drain(why))
 
     async def _drain(self, why: str) -> None:
-        """Finish what is under way: what the engine computes, and what clients have not fetched yet."""
+        """Wait, at most ``drain_s``, until all requests are computed and all answers are sent. Then stop serving."""
         self.client.begin_drain()
         num_streams = self.client.num_streams
         if num_streams:
@@ -231,7 +231,7 @@ class _Life:
     def _is_at_work(self) -> bool:
         if self.client.num_streams:
             return True
-        self.client.end_subscriptions()  # nothing happens any more that a live view could show
+        self.client.end_subscriptions()  # a live feed would never end by itself
         return self.server is not None and bool(self.server.server_state.tasks)
 
     def _engine_died(self) -> None:
@@ -245,28 +245,25 @@ class _Life:
             self.server.should_exit = True
 
     async def _watch_parent(self) -> None:
-        """A server must not outlive whoever started it, unless it was meant to."""
+        """End the server when its parent process has ended."""
         while os.getppid() == self.parent:
             await asyncio.sleep(PARENT_CHECK_S)
         self._begin_to_end("the process that started the server has gone")
 
 
 def _belongs_to(parent: int) -> bool:
-    """Whether the server's parent answers for it: not if it is init, or the server leads a session or ignores hangups.
-
-    ``setsid`` and ``nohup`` are how a process is meant to outlive the one that started it.
-    """
+    """Whether the server ends with its parent: not if that is init, or if ``setsid`` or ``nohup`` started the server."""
     if os.name != "posix" or parent <= 1:
         return False
     return os.getsid(0) != os.getpid() and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
 
 
 def _ignore_signals() -> None:
-    """The process is about to end, with a status that a signal must not change any more."""
+    """Keep a late signal from changing the exit status."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
 def _say(line: str) -> None:
-    """Neither waits nor fails, see :func:`pagebrain.standard_streams.queue_output`."""
+    """Print a line to stderr. Never blocks or fails, see :func:`pagebrain.standard_streams.queue_output`."""
     print(f"pagebrain: {line}", file=sys.stderr, flush=True)

@@ -1,1 +1,1 @@
-"""The live page: its routes and files, the feed of steps that the engine's process makes, and the hub of its viewers."""
+"""The live page: its files and routes, the feed that runs in the engine process, and the hub that serves the viewers."""

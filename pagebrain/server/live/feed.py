@@ -1,8 +1,8 @@
-"""The engine's side of the live view: many step traces in, about ten updates a second out.
+"""The engine process's side of the live view: step traces in, about ten updates a second out.
 
-A :class:`LiveFeed` is an observer of the engine while somebody watches, and only then. An update says what the steps since
-the last one did, and how blocks, tables and queues stand after the newest. It holds JSON values made of
-:class:`~pagebrain.engine.trace.StepTrace` and of nothing else.
+A :class:`LiveFeed` observes the engine while there are viewers. An update lists the steps since the last update, and the
+state of blocks, tables and queues after the newest step. Its JSON values are made of
+:class:`~pagebrain.engine.trace.StepTrace` alone.
 """
 
 from collections import deque
@@ -12,13 +12,13 @@ from typing import Any
 from pagebrain.engine.trace import EngineStats, StepTrace
 
 MAX_STEPS = 100
-"""Most steps told one by one in an update; of more, the oldest are only counted."""
+"""Most steps listed in an update. If there are more, the oldest are only counted."""
 
 MAX_NEXT_FREE = 32
-"""How many of the blocks that will be handed out next are named."""
+"""Most free blocks that an update lists; the block that is allocated next comes first."""
 
 INTERVAL_S = 0.1
-"""Seconds between two updates, at least."""
+"""Shortest time between two updates."""
 
 
 class LiveFeed:
@@ -39,7 +39,7 @@ class LiveFeed:
         self._due_s = 0.0
 
     def __call__(self, trace: StepTrace) -> None:
-        """Observe a step that was read, or a snapshot, which has no rows."""
+        """Observe a finished step, or a snapshot, which has no rows."""
         self.has_news = True
         self._newest = trace
         self._preempted = {seq_id for seq_id in self._preempted.union(trace.preempted) if seq_id in trace.waiting}
@@ -51,11 +51,11 @@ class LiveFeed:
             self._steps.append(_step(trace))
 
     def wait_s(self, now_s: float) -> float | None:
-        """Seconds until the next update may go out; ``None`` if there is no news."""
+        """Seconds until the next update may be sent; ``None`` if there is no news."""
         return max(0.0, self._due_s - now_s) if self.has_news else None
 
     def update(self, now_s: float, stats: EngineStats, paused: bool) -> dict[str, Any]:
-        """What happened since the last update, as JSON values."""
+        """The changes since the last update, as JSON values."""
         assert self._newest is not None
         update = {
             "time_s": now_s,
@@ -77,7 +77,7 @@ class LiveFeed:
         return update
 
     def _state(self, trace: StepTrace) -> dict[str, Any]:
-        """How things stand after the step: what ended with it holds no blocks any more."""
+        """The state after the step. Sequences that finished in it hold no blocks any more."""
         tables = {seq_id: blocks for seq_id, blocks in trace.block_tables.items() if seq_id not in trace.finished}
         held = _holders(tables)
         released = [block for seq_id in trace.finished for block in trace.block_tables.get(seq_id, ()) if block not in held]
@@ -114,7 +114,7 @@ def _step(trace: StepTrace) -> dict[str, Any]:
 
 
 def _holders(tables: Mapping[int, tuple[int, ...]]) -> dict[int, int]:
-    """Block id -> how many of these tables hold it."""
+    """Block id -> number of tables that hold it."""
     holders: dict[int, int] = {}
     for blocks in tables.values():
         for block in blocks:

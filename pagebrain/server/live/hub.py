@@ -1,15 +1,12 @@
-"""One stream of the engine's live updates in, any number of viewers out.
+"""Distributes the engine's live updates to the viewers.
 
-The engine makes updates only while somebody watches, so a :class:`LiveHub` subscribes with its first viewer and unsubscribes
-with its last. Viewers take what is newest when they are ready for it: a slow one skips updates and delays nobody. What is
-sent is encoded once, for all of them; how often, and how many steps at most, is as with the engine's own updates. An engine
-that a viewer has paused runs again when nobody is left to see that it stands still. Nothing here knows of HTTP but for the
-shape of a server-sent event.
+The engine makes updates only for a subscriber. A :class:`LiveHub` subscribes with its first viewer and unsubscribes with its
+last. A viewer gets the newest update when it is ready for one: a slow viewer skips updates and delays no other. An update is
+encoded once for all viewers. A paused engine is resumed when no viewer is left.
 """
 
 import asyncio
 import contextlib
-import json
 import logging
 import time
 from collections import deque
@@ -18,24 +15,25 @@ from typing import Any, Protocol
 
 from pagebrain.config import PageBrainConfig
 from pagebrain.errors import PageBrainError
+from pagebrain.server.api.heavy import encode_json
 from pagebrain.server.link.messages import ControlAction
 from pagebrain.server.live.feed import INTERVAL_S, MAX_STEPS
 
 logger = logging.getLogger(__name__)
 
 MAX_VIEWERS = 32
-"""Viewers at a time; each costs the server a connection and a few hundred kilobytes a second at most."""
+"""Viewers at a time. Each costs the server a connection and at most a few hundred kilobytes a second."""
 
 RESUME_AFTER_S = 10.0
-"""How long a pause lasts that nobody watches. A page that was reloaded, or lost its connection, is back sooner."""
+"""Time without viewers after which a paused engine is resumed. A reloaded page reconnects sooner."""
 
 
 class TooManyViewersError(PageBrainError):
-    """All places are taken."""
+    """There are :data:`MAX_VIEWERS` viewers already."""
 
 
 class LiveEndedError(PageBrainError):
-    """There are no updates to wait for any more; the message says why."""
+    """There will be no more updates. The message says why."""
 
 
 class Subscription(Protocol):
@@ -46,7 +44,7 @@ class Subscription(Protocol):
 
 
 class LiveSource(Protocol):
-    """What the live view needs of :class:`~pagebrain.server.link.client.EngineClient`."""
+    """What the live view calls on :class:`~pagebrain.server.link.client.EngineClient`."""
 
     @property
     def config(self) -> PageBrainConfig: ...
@@ -68,13 +66,8 @@ def encode_event(name: str, data: str) -> bytes:
     return f"event: {name}\ndata: {data}\n\n".encode()
 
 
-def encode_json(value: Any) -> str:
-    """JSON as short as it gets."""
-    return json.dumps(value, separators=(",", ":"), allow_nan=False)
-
-
 class Viewer:
-    """One who watches: what it has been sent, and when it may be sent more."""
+    """One open page: what was sent to it, and when the next update may be sent."""
 
     def __init__(self, hub: "LiveHub", num_seen: int) -> None:
         self._hub = hub
@@ -84,10 +77,9 @@ class Viewer:
         self.news = asyncio.Event()
 
     async def next_update(self, timeout_s: float) -> bytes | None:
-        """The newest update, as soon as there is one that this viewer has not seen; ``None`` if none comes in time.
+        """The newest update, as soon as there is one that this viewer has not seen; ``None`` after ``timeout_s``.
 
-        Raises:
-            LiveEndedError: there will be no more.
+        Raises ``LiveEndedError`` if there will be no more updates.
         """
         if self._version == self._hub.version and self._hub.ended is None:
             self.news.clear()
@@ -95,7 +87,7 @@ class Viewer:
                 await asyncio.wait_for(self.news.wait(), timeout_s)
             except asyncio.TimeoutError:
                 return None
-        await asyncio.sleep(self._due_s - time.monotonic())  # others may go on meanwhile: what is newest then is sent
+        await asyncio.sleep(self._due_s - time.monotonic())
         if self._version == self._hub.version:
             raise LiveEndedError(self._hub.ended or "The live view has ended.")
         event = self._hub.event_since(self._num_seen)
@@ -105,12 +97,12 @@ class Viewer:
 
 
 class LiveHub:
-    """Collects updates while somebody watches.
+    """Collects updates while there are viewers.
 
     Attributes:
-        version: counts the updates collected.
-        num_steps: counts the steps in them, those left out included.
-        ended: why there will be no more updates; ``None`` while there may be.
+        version: number of updates collected.
+        num_steps: number of steps in them, skipped steps included.
+        ended: why there will be no more updates; ``None`` while more may come.
     """
 
     def __init__(self, source: LiveSource) -> None:
@@ -129,15 +121,13 @@ class LiveHub:
 
     @property
     def num_viewers(self) -> int:
-        """Those who watch now."""
+        """Number of viewers now."""
         return len(self._viewers)
 
     def join(self) -> Viewer:
-        """A new viewer, who gets the newest state at once and the latest steps with it.
+        """Add a viewer. Its first update has the newest state and the latest steps.
 
-        Raises:
-            TooManyViewersError: there are :data:`MAX_VIEWERS` already.
-            LiveEndedError: the engine is gone or the server is about to end.
+        Raises ``TooManyViewersError``, or ``LiveEndedError`` if the engine has stopped or the server shuts down.
         """
         if not self._source.is_alive:
             raise LiveEndedError(f"The engine has stopped: {self._source.failure}")
@@ -154,12 +144,12 @@ class LiveHub:
             self._collecting = asyncio.create_task(self._collect(self._subscription))
         viewer = Viewer(self, self._steps[0][0] - 1 if self._steps else self.num_steps)
         if self._newest is None:
-            viewer._version = self.version  # nothing to show yet
+            viewer._version = self.version  # no update yet: wait for the first
         self._viewers.add(viewer)
         return viewer
 
     def leave(self, viewer: Viewer) -> None:
-        """This one watches no more; with the last one the engine stops making updates. May be called twice."""
+        """Remove a viewer. Without viewers the engine makes no updates. May be called twice."""
         self._viewers.discard(viewer)
         if self._viewers or self._collecting is None:
             return
@@ -174,14 +164,14 @@ class LiveHub:
         self._resume_unless_watched()
 
     async def control(self, action: ControlAction) -> bool:
-        """Pause, resume or single-step the engine; returns whether it is paused now. Raises what the source raises."""
+        """Pause, resume or single-step the engine. Returns whether it is paused now. Raises what the source raises."""
         was_paused = self._source.paused
         paused = await self._source.control(action)
         if paused and not was_paused:
-            logger.info("paused by a viewer: requests wait until a viewer resumes, or none is left")
+            logger.info("paused by a viewer: requests wait until a viewer resumes the engine, or no viewer is left")
         elif was_paused and not paused:
             logger.info("resumed by a viewer")
-        self._resume_unless_watched()  # who asked need not be one who watches
+        self._resume_unless_watched()  # the request may come from a client that is not a viewer
         return paused
 
     def _resume_unless_watched(self) -> None:
@@ -189,19 +179,19 @@ class LiveHub:
             self._resuming = asyncio.create_task(self._resume_later())
 
     async def _resume_later(self) -> None:
-        """Cancelled by the next viewer. An engine that is gone, or about to end, needs nothing any more."""
+        """Resume after a delay. The next viewer cancels this. Errors are ignored: the engine has stopped or will stop."""
         await asyncio.sleep(RESUME_AFTER_S)
         self._resuming = None
         with contextlib.suppress(PageBrainError):
             if self._source.paused:
                 await self._source.control("resume")
-                logger.info("resumed: nobody watches any more")
+                logger.info("resumed: no viewer is left")
 
     def event_since(self, num_seen: int) -> bytes:
-        """The newest state, and the steps after the first ``num_seen``, as far as they are still known."""
+        """An event with the newest state, and those steps after the first ``num_seen`` that are still kept."""
         if num_seen not in self._events:
             if self._newest_text is None:
-                self._newest_text = encode_json(self._newest)[1:]  # without the brace that opens it
+                self._newest_text = encode_json(self._newest)[1:]  # without the opening brace
             steps = [text for number, text in self._steps if number > num_seen]
             skipped = self.num_steps - num_seen - len(steps)
             data = f'{{"steps":[{",".join(steps)}],"skipped":{skipped},{self._newest_text}'
@@ -209,7 +199,7 @@ class LiveHub:
         return self._events[num_seen]
 
     async def _collect(self, subscription: Subscription) -> None:
-        """Take what the engine sends until it stops or nobody watches."""
+        """Collect updates until the engine stops or the task is cancelled."""
         async for update in subscription:
             self._absorb(update)
         if self._source.failure is not None:

@@ -1,8 +1,8 @@
-"""PageBrain Live: the page that shows the blocks of the KV cache as they change hands, its feed, and its pause button.
+"""The routes of PageBrain Live: the page that shows the blocks of the KV cache, its feed, and pause, step and stop.
 
-The page is plain files in ``page``, served from memory under a policy that lets it load nothing from elsewhere. The
-feed is a stream of server-sent events, ``hello`` and then ``update``; :mod:`pagebrain.server.live.hub` decides who gets what
-and when. Who may read it is the guards' affair, and whether anybody may pause the engine that of ``--live-control``.
+The page's files lie in ``page`` and are served from memory, with a policy that forbids loading from other hosts. The feed is
+a stream of server-sent events, ``hello`` and then ``update``, which come from :mod:`pagebrain.server.live.hub`. The guards
+check API keys. Pause and step need ``--live-control``.
 """
 
 import contextlib
@@ -11,28 +11,21 @@ from collections.abc import AsyncIterator
 from importlib import resources
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, RedirectResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.types import Receive, Scope, Send
 
+from pagebrain.server.api.heavy import encode_json
 from pagebrain.server.api.service import SECRET_HEADER, page_secret
 from pagebrain.server.api.sse import while_there
 from pagebrain.server.error_responses import ApiError
 from pagebrain.server.link.messages import ControlAction
-from pagebrain.server.live.hub import (
-    LiveEndedError,
-    LiveHub,
-    LiveSource,
-    TooManyViewersError,
-    Viewer,
-    encode_event,
-    encode_json,
-)
+from pagebrain.server.live.hub import LiveEndedError, LiveHub, LiveSource, TooManyViewersError, Viewer, encode_event
 from pagebrain.server.options import ServerOptions
 from pagebrain.server.paths import num_slashes_at_end
 
 HEARTBEAT_S = 15.0
-"""Seconds of silence after which a comment is sent, so that neither side nor anything between takes the other for gone."""
+"""Seconds without an event after which a comment is sent, so that no side and no proxy closes the connection as idle."""
 
 ASSETS = {
     "live.css": "text/css",
@@ -58,7 +51,7 @@ ASSETS = {
     "uplot/uPlot.min.css": "text/css",
     "uplot/LICENSE": "text/plain",
 }
-"""What ``/live/...`` serves, and as what. Nothing else in the folder is reachable."""
+"""The files below ``/live/`` and their content types. No other file in the folder is served."""
 
 POLICY = "default-src 'self'; object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
@@ -66,12 +59,12 @@ HEADERS = {
     "Content-Security-Policy": POLICY,
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-cache",  # kept, but asked about each time: a page and a script of two versions never meet
+    "Cache-Control": "no-cache",  # cached, but validated each time: page and scripts always have the same version
 }
 
 
 class ControlRequest(BaseModel):
-    """What the page asks of the engine."""
+    """``POST /live/control``: pause, resume or step."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -79,7 +72,7 @@ class ControlRequest(BaseModel):
 
 
 class StopRequest(BaseModel):
-    """The page gives up one of several prompts that it sent together, with the same secret in its header."""
+    """``POST /live/stop``: abort one of several prompts that the page sent together, with the same secret in the header."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -87,7 +80,7 @@ class StopRequest(BaseModel):
 
 
 def live_router(client: LiveSource, options: ServerOptions) -> APIRouter:
-    """The routes of the live view. Left out of the OpenAPI schema: they are the page's own, not part of the API."""
+    """The routes of the live view. They are not a part of the API, and not in its OpenAPI schema."""
     router = APIRouter(include_in_schema=False)
     hub = LiveHub(client)
     page = _StaticFile("index.html", "text/html")
@@ -95,9 +88,8 @@ def live_router(client: LiveSource, options: ServerOptions) -> APIRouter:
 
     @router.get("/live")
     async def live_page(request: Request) -> Response:
-        if num_slashes := num_slashes_at_end(
-            request.scope
-        ):  # the page's files would be looked for in a folder that there is not
+        # The page's links are relative: with a slash at the end of its address they would lead to a wrong folder.
+        if num_slashes := num_slashes_at_end(request.scope):
             return RedirectResponse("../" * num_slashes + "live", status_code=308)
         return page.response(request)
 
@@ -127,7 +119,7 @@ def live_router(client: LiveSource, options: ServerOptions) -> APIRouter:
 
     @router.get("/live/{asset:path}")
     async def live_asset(asset: str, request: Request) -> Response:
-        if asset not in assets or b"%" in request.scope["raw_path"]:  # no name needs escapes
+        if asset not in assets or b"%" in request.scope["raw_path"]:  # no name of a file needs escapes
             raise ApiError(404, f"There is no {request.url.path}.")
         return assets[asset].response(request)
 
@@ -135,7 +127,7 @@ def live_router(client: LiveSource, options: ServerOptions) -> APIRouter:
 
 
 class _StaticFile:
-    """A file of the page, in memory; its tag is a hash of what it holds."""
+    """A file of the page, in memory. Its ETag is a hash of its content."""
 
     def __init__(self, name: str, media_type: str) -> None:
         path = resources.files("pagebrain.server.live").joinpath("page").joinpath(*name.split("/"))
@@ -144,7 +136,7 @@ class _StaticFile:
         self._tag = f'"{hashlib.sha256(self._content).hexdigest()[:32]}"'
 
     def response(self, request: Request) -> Response:
-        """The file, or word that the browser's copy is still good."""
+        """The file, or status 304 if the browser's copy is current."""
         headers = {**HEADERS, "ETag": self._tag}
         known = [tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")]
         if self._tag in known:
@@ -153,7 +145,7 @@ class _StaticFile:
 
 
 def _hello(client: LiveSource, options: ServerOptions) -> bytes:
-    """What does not change while a viewer watches, and whether the engine is paused now."""
+    """The feed's first event: the constants of the server, and whether the engine is paused."""
     config = client.config
     return encode_event(
         "hello",
@@ -172,29 +164,32 @@ def _hello(client: LiveSource, options: ServerOptions) -> bytes:
     )
 
 
-class FeedResponse(StreamingResponse):
-    """Sends a viewer's events until the viewer goes or there are no more; the viewer's place is free at that moment.
+class FeedResponse(Response):
+    """Sends a viewer's events until the viewer disconnects or there are no more. The viewer then leaves the hub at once.
 
-    A plain streaming response would wait in ``send`` for a viewer that does not read, and leave cleaning up to the garbage
-    collector. Here what is being sent and the word that the viewer has gone are waited for side by side.
+    A ``StreamingResponse`` would wait in ``send`` for a viewer that does not read, and its generator would be closed by the
+    garbage collector. Here sending and the disconnection are waited for together.
     """
+
+    media_type = "text/event-stream"
 
     def __init__(self, hub: LiveHub, viewer: Viewer, hello: bytes) -> None:
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no", "X-Content-Type-Options": "nosniff"}
-        super().__init__(_nothing(), media_type="text/event-stream", headers=headers)
+        super().__init__(headers=headers)
+        del self.headers["content-length"]
         self._hub = hub
         self._viewer = viewer
         self._hello = hello
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The ASGI application that is this response."""
+        """Send the response."""
         try:
             await while_there(self._send_all(send), receive)
         finally:
             self._hub.leave(self._viewer)
 
     async def _send_all(self, send: Send) -> None:
-        with contextlib.suppress(OSError):  # gone in the middle of an event
+        with contextlib.suppress(OSError):  # from sending: the viewer has disconnected
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             async for event in self._events():
                 await send({"type": "http.response.body", "body": event, "more_body": True})
@@ -207,9 +202,3 @@ class FeedResponse(StreamingResponse):
                 yield await self._viewer.next_update(HEARTBEAT_S) or b": still here\n\n"
         except LiveEndedError as error:
             yield encode_event("end", encode_json({"reason": str(error)}))
-
-
-async def _nothing() -> AsyncIterator[bytes]:
-    """The content that the base class asks for."""
-    return
-    yield
