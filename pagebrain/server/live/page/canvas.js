@@ -1,10 +1,10 @@
-// What the two canvases share: sharp pixels, the page's colours, fills for sequences, and frames.
+// Helpers for the two canvases: sharp pixels, the page's colours, fills for sequences, and frames.
 
 import { colour, textColour, texture } from "./palette.js";
 
 const NAMES = ["ink", "muted", "faint", "line", "paper", "free", "alarm", "alarm-soft", "accent"];
 
-/** The theme's colours as live.css has them now. */
+/** The current colours of the theme, from live.css. */
 export function themeColours() {
   const style = getComputedStyle(document.documentElement);
   return Object.fromEntries(NAMES.map((name) => [name, style.getPropertyValue(`--${name}`).trim()]));
@@ -21,7 +21,7 @@ export class Sheet {
     this.fills = new Map();
   }
 
-  /** Take a size; returns the context, cleared and in CSS pixels. */
+  /** Set the size. Returns the context, cleared and in CSS pixels. */
   begin(width, height) {
     const ratio = Math.min(3, window.devicePixelRatio || 1);
     if (ratio !== this.ratio) this.fills.clear();
@@ -37,7 +37,7 @@ export class Sheet {
     return this.context;
   }
 
-  /** What a sequence's blocks are filled with: its colour, with its texture on it. */
+  /** The fill of a sequence's blocks: its colour and texture. */
   fill(seqId) {
     const kind = texture(seqId);
     if (kind === "plain") return colour(seqId);
@@ -57,7 +57,7 @@ export class Sheet {
     });
   }
 
-  /** Slots that are held and empty: hatched, as in the notebooks. */
+  /** The fill of empty slots in a held block: hatched, as in the notebooks. */
   hatch(ink) {
     return this.#pattern(`hatch ${ink}`, 5, (context) => {
       context.strokeStyle = ink;
@@ -86,13 +86,13 @@ export class Sheet {
   }
 }
 
-/** Make a rounded box the path. */
+/** Begin a path that is a rounded box. */
 export function rounded(context, { x, y, w, h }, radius) {
   context.beginPath();
   context.roundRect(x, y, w, h, radius);
 }
 
-/** Draw a box's frame, so far inside it; what is less than 0 is outside. */
+/** Draw a box's frame, `inset` pixels inside it (outside if negative). */
 export function outline(context, { x, y, w, h }, radius, style, thick, inset, dash = []) {
   context.beginPath();
   context.roundRect(x + inset, y + inset, Math.max(1, w - 2 * inset), Math.max(1, h - 2 * inset), radius);
@@ -103,7 +103,7 @@ export function outline(context, { x, y, w, h }, radius, style, thick, inset, da
   context.setLineDash([]);
 }
 
-/** Tell when an element's size changes: `change(width, height)` in whole CSS pixels. */
+/** Call `change(width, height)`, in whole CSS pixels, when an element's size changes. */
 export function onResize(element, change) {
   new ResizeObserver(() => change(Math.floor(element.clientWidth), Math.floor(element.clientHeight))).observe(element);
 }

@@ -1,4 +1,4 @@
-// The texts as they come: a card each, coloured like its sequence. Bounded: the oldest that are over make room.
+// The generated texts: a card for each, coloured like its sequence. The number of cards is limited: the oldest that are over go.
 
 import { dress, letter } from "./palette.js";
 
@@ -24,7 +24,7 @@ class Card {
     this.button.addEventListener("click", () => stop(this));
   }
 
-  /** The server named the request; of several prompts, each is a request of its own. */
+  /** Set the request's id. Each of several prompts is a request of its own. */
   known(id, prompt) {
     this.requestId ??= Array.isArray(prompt) ? `${id}-${this.promptIndex}` : id;
   }
@@ -33,7 +33,7 @@ class Card {
     this.fresh += text;
   }
 
-  /** `how`: "finished", "stopped", "failed" or "ended"; only the first end counts. */
+  /** End the card. `how`: "finished", "stopped", "failed" or "ended". A second call has no effect. */
   end(how, why) {
     if (this.isOver) return;
     this.isOver = true;
@@ -42,7 +42,7 @@ class Card {
     this.button.hidden = true;
   }
 
-  /** Belong to no sequence any more. */
+  /** Remove the connection to a sequence; the text stays. */
   leave() {
     this.element.classList.remove("failed", "ended");
     this.requestId = this.seqId = null;
@@ -78,7 +78,7 @@ export class Cards {
     return card;
   }
 
-  /** What failed was a matter of an engine that may be gone, sequences and all: its text stays, its name and the red go. */
+  /** After a new connection the engine may be another one, so failed cards no longer belong to one of its sequences. */
   forget() {
     for (const card of this.all.filter((one) => one.element.matches(".failed, .ended"))) card.leave();
   }

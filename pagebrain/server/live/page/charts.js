@@ -82,7 +82,7 @@ function options(place, colours, series, words, range) {
   };
 }
 
-/** The largest of 1, 2, 5, 10, 20 ... that is not above the value. */
+/** The largest of 1, 2, 5, 10, 20 ... that is at most the value. */
 function roundBelow(value) {
   const power = 10 ** Math.floor(Math.log10(Math.max(1, value)));
   return power * (value >= 5 * power ? 5 : value >= 2 * power ? 2 : 1);

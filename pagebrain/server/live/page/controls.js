@@ -1,4 +1,4 @@
-// Pause, resume, single steps, and slow motion: a single step every so often, asked for by this page.
+// Pause, resume, single steps, and slow motion: the page requests a single step at fixed intervals.
 
 const SETTLED_MS = 1000;
 
@@ -12,8 +12,8 @@ export class Controls {
     this.pause = root.querySelector("#pause");
     this.step = root.querySelector("#step");
     this.pace = root.querySelector("#pace");
-    this.perSecond = 0; // the pace that was chosen; 0 is full speed
-    this.timer = null; // asks for the steps of slow motion
+    this.perSecond = 0; // the selected pace in steps per second; 0 is full speed
+    this.timer = null; // requests the steps of slow motion
     this.inFlight = null;
     this.askedAt = 0;
     this.pause.addEventListener("click", () => this.toggle());
@@ -35,19 +35,19 @@ export class Controls {
     const { runs } = this;
     this.buttons.hidden = !this.isAllowed;
     this.hint.hidden = !this.model.hello || this.isAllowed;
-    if (!this.model.paused && this.timer === null && this.#isAtRest) this.perSecond = 0; // somebody else's page resumed it
-    if (this.pace.value !== String(this.perSecond)) this.pace.value = String(this.perSecond); // not while its list is open
+    if (!this.model.paused && this.timer === null && this.#isAtRest) this.perSecond = 0; // another page resumed it
+    if (this.pace.value !== String(this.perSecond)) this.pace.value = String(this.perSecond); // an open list would close
     setText(this.pause.querySelector(".word"), runs ? "Pause" : "Resume");
     this.pause.setAttribute("aria-pressed", String(!runs));
     document.documentElement.classList.toggle("is-paused", !runs);
   }
 
-  /** Nothing was asked for lately, so that what the feed says of the engine is true. */
+  /** Whether the feed's state is newer than the last request of this page. */
   get #isAtRest() {
     return this.inFlight === null && performance.now() - this.askedAt > SETTLED_MS;
   }
 
-  /** Stop, or go on at the pace that was chosen. */
+  /** Pause, or run at the selected pace. */
   async toggle() {
     if (this.runs) {
       this.#stopTimer();
@@ -62,7 +62,7 @@ export class Controls {
     if (await this.#send("step")) this.say("One step.");
   }
 
-  /** So many steps a second; 0 is full speed. What is paused stays so until it is resumed. */
+  /** Set the pace in steps per second; 0 is full speed. A paused engine stays paused. */
   async setPace(perSecond) {
     this.perSecond = perSecond;
     if (!this.runs) return this.say("Resume goes on at this pace.");
@@ -82,7 +82,7 @@ export class Controls {
     this.timer = null;
   }
 
-  /** One request at a time, in the order in which they were asked for. Returns whether it was done. */
+  /** Send a request after the one in flight. Returns whether it succeeded. */
   async #send(action) {
     while (this.inFlight) await this.inFlight;
     if (!this.isAllowed) return false;

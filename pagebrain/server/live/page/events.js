@@ -1,4 +1,4 @@
-// Server-sent events out of a fetch response. EventSource would be shorter, but it cannot send an API key.
+// Reads server-sent events from a fetch response. The browser's EventSource cannot send an API key.
 
 /** Yields {event, data} for each event, and {event: "comment"} for each heartbeat. */
 export async function* readEvents(response) {
@@ -30,6 +30,6 @@ export async function* readEvents(response) {
       }
     }
   } finally {
-    reader.cancel().catch(() => {}); // left early: the connection is closed, and the server knows at once
+    reader.cancel().catch(() => {}); // if the loop was left early, this closes the connection
   }
 }

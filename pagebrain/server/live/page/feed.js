@@ -1,4 +1,4 @@
-// The live feed: connects, reads, says when the connection is lost, and tries again, more patiently each time.
+// The live feed: connects, reads, and connects again after growing pauses when the connection is lost.
 
 import { readEvents } from "./events.js";
 
@@ -6,7 +6,7 @@ const FIRST_WAIT_MS = 500;
 const LONGEST_WAIT_MS = 10_000;
 const SILENCE_MS = 40_000; // the server sends something every 15 s
 
-/** `on.hello`, `on.update` get what came; `on.status` gets {state: "connecting" | "live" | "lost" | "locked" | "off", ...}. */
+/** Calls `on.hello` and `on.update` with the data, `on.status` with {state: "connecting" | "live" | "lost" | "locked" | "off", ...}. */
 export class Feed {
   constructor(session, on) {
     this.session = session;
@@ -43,7 +43,7 @@ export class Feed {
         if (error.status === 401) {
           this.on.status({ state: "locked" });
           this.run = null;
-          return; // whoever gives a key starts again
+          return; // main.js starts the feed again when it has a key
         }
         reason = error.status === undefined ? "" : error.message;
       }
@@ -55,7 +55,7 @@ export class Feed {
     }
   }
 
-  /** Read until the feed ends; returns the server's reason, if it gave one. */
+  /** Read until the feed ends. Returns the server's reason, or "". */
   async #read(signal, onLive) {
     const connection = new AbortController();
     const giveUp = () => connection.abort();

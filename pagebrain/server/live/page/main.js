@@ -1,4 +1,4 @@
-// The page: one model, its views, and one rule for drawing: at most once a frame, only when something changed, never unseen.
+// The page: one model and its views. It is drawn at most once a frame, only after a change, and only while it is visible.
 
 import { short, Charts } from "./charts.js";
 import { Controls } from "./controls.js";
@@ -12,7 +12,7 @@ import { Session } from "./session.js";
 import { BlockTable } from "./table.js";
 import { Timeline } from "./timeline.js";
 
-const UNSEEN_MS = 10_000; // a hidden page lets the feed go after that: nobody watches
+const UNSEEN_MS = 10_000; // a page that is hidden for longer closes its feed
 const IDLE_MS = 1000;
 
 const find = (selector) => document.querySelector(selector);
@@ -65,7 +65,7 @@ function drawFigures() {
   setText("#step-number", model.totals.steps.toLocaleString("en"));
 }
 
-// What is selected: what somebody chose, else the oldest sequence that runs ----------------------------------------------
+// Selection: the chosen sequence, else the oldest running one -----------------------------------------------------------
 
 let selected = null;
 let isChosen = false;
@@ -77,7 +77,7 @@ function select(seqId) {
   change();
 }
 
-/** As `select`, but what is chosen already stays so. */
+/** As `select`, but does not deselect a sequence that is chosen already. */
 function choose(seqId) {
   if (!isChosen || selected !== seqId) select(seqId);
 }
@@ -189,7 +189,7 @@ document.addEventListener("visibilitychange", () => {
 const keyForm = find("#key-form");
 session.onKeyWanted = (rejected) => {
   keyForm.hidden = false;
-  setText("#key-words", rejected ? "The server does not accept this API key." : "This server wants an API key.");
+  setText("#key-words", rejected ? "The server does not accept this API key." : "This server needs an API key.");
   keyForm.elements.key.focus();
 };
 keyForm.addEventListener("submit", (event) => {
@@ -211,7 +211,7 @@ document.addEventListener("keydown", (event) => {
   }
 });
 
-/** For tests and the curious: what is drawn, read-only. */
+/** For tests and the browser's console: what is drawn, read-only. */
 window.pagebrainLive = Object.freeze({
   snapshot() {
     const { state, totals } = model;
@@ -230,7 +230,7 @@ window.pagebrainLive = Object.freeze({
       historyLength: model.history.time.length,
     });
   },
-  /** Where a block's cell is on the map, in CSS pixels from its corner. */
+  /** The position of a block's cell on the map, in CSS pixels from the map's corner. */
   box: (block) => pool.box(Math.floor(block / pool.grid.perCell)),
 });
 

@@ -1,14 +1,14 @@
-// What the page knows: the newest state, who holds which block, the latest steps, the latest minute. Bounded, and no drawing.
+// The page's data: the newest state, the holder of each block, the latest steps, the last minute. Bounded; draws nothing.
 
 import { letter } from "./palette.js";
 
 const MAX_STEPS = 600;
 const HISTORY_S = 60;
-const RATE_OVER_S = 1; // tokens/s are those of the last second
-const NOBODY = -1;
+const RATE_OVER_S = 1; // tokens/s are averaged over the last second
+const NO_SEQUENCE = -1;
 const MAX_NAMES = 6;
 
-export const MAX_NEXT_FREE = 32; // as many free blocks does the feed name (live_feed.py), the next one first
+export const MAX_NEXT_FREE = 32; // most free blocks that the feed lists (live/feed.py), the next one first
 
 const EMPTY = {
   step: 0, free_blocks: 0, next_free: [], tables: {}, shared: {}, waiting: [], running: [], preempted: [], context: {}, requests: {},
@@ -20,17 +20,17 @@ export class Model {
     this.reset();
   }
 
-  /** Forget everything but what hello said. */
+  /** Clear everything, and set the constants of the hello event. */
   reset() {
     this.state = EMPTY;
     this.totals = { steps: 0, prefill_tokens: 0, decode_tokens: 0, preemptions: 0 };
     this.paused = false;
     this.steps = []; // {step, ms, prefill_tokens, decode_tokens, rows: Map(seq -> {start, count, isDecode}), preempted, finished, skipped}
     this.history = { time: [], prefill: [], decode: [], prefillRate: [], decodeRate: [], usage: [] };
-    this.owner = new Int32Array(0); // block -> sequence, or NOBODY
-    this.logical = new Int32Array(0); // block -> its place in that sequence's table
+    this.owner = new Int32Array(0); // block -> sequence, or NO_SEQUENCE
+    this.logical = new Int32Array(0); // block -> its index in that sequence's block table
     this.sharers = new Map(); // block -> [[sequence, logical block], ...] of blocks with more than one holder
-    this.fresh = new Set(); // blocks that changed hands in the latest steps
+    this.fresh = new Set(); // blocks that were allocated in the latest steps
     this.lost = new Map(); // block -> the sequence that lost it by preemption in the latest steps
     this.sequenceOf = new Map(); // "request/sample" -> sequence
     this.usedSlots = 0;
@@ -41,7 +41,7 @@ export class Model {
     this.reset();
     this.hello = hello;
     this.paused = hello.paused;
-    this.owner = new Int32Array(hello.num_blocks).fill(NOBODY);
+    this.owner = new Int32Array(hello.num_blocks).fill(NO_SEQUENCE);
     this.logical = new Int32Array(hello.num_blocks);
     this.state = { ...EMPTY, free_blocks: hello.num_blocks };
   }
@@ -58,7 +58,7 @@ export class Model {
     this.#addHistory(update.time_s);
   }
 
-  /** Time goes on while the engine idles: the charts' lines go to zero. Returns whether there was anything to move. */
+  /** Advance the charts while the engine idles: their lines go to zero. Returns whether anything changed. */
   idle(timeS) {
     const { prefillRate, decodeRate } = this.history;
     if (this.paused || !prefillRate.length) return false;
@@ -87,7 +87,7 @@ export class Model {
     return this.state.context[seqId] ?? 0;
   }
 
-  /** Slots that hold a token in a sequence's logical block. */
+  /** Number of slots that hold a token in a sequence's logical block. */
   filled(seqId, logical) {
     return Math.max(0, Math.min(this.blockSize, this.context(seqId) - logical * this.blockSize));
   }
@@ -100,14 +100,14 @@ export class Model {
     return "finished";
   }
 
-  /** [[sequence, logical block], ...] of a block. */
+  /** The holders of a block: [[sequence, logical block], ...]. */
   holders(block) {
     if (this.sharers.has(block)) return this.sharers.get(block);
     const seqId = this.owner[block];
-    return seqId === NOBODY || seqId === undefined ? [] : [[seqId, this.logical[block]]];
+    return seqId === NO_SEQUENCE || seqId === undefined ? [] : [[seqId, this.logical[block]]];
   }
 
-  /** A block in words. */
+  /** A sentence about a block. */
   describe(block) {
     const size = this.blockSize;
     const holders = this.holders(block);
@@ -129,18 +129,18 @@ export class Model {
     return `Block ${block} is ${letter(seqId)}’s logical block ${logical} of ${this.table(seqId).length}; ${slots}.${from}`;
   }
 
-  /** Sequence -> how many of the blocks `first .. last` it holds, by id. A shared block counts for its first holder. */
+  /** Sequence -> number of blocks in `first .. last` that it holds, by id. A shared block counts for its first holder. */
   heldBy(first, last) {
     const counts = new Map();
     for (const seqId of this.owner.slice(first, last + 1).sort()) {
-      if (seqId !== NOBODY) counts.set(seqId, (counts.get(seqId) ?? 0) + 1);
+      if (seqId !== NO_SEQUENCE) counts.set(seqId, (counts.get(seqId) ?? 0) + 1);
     }
     return counts;
   }
 
-  /** Many blocks in words: "Blocks 0 to 3: 4 of 4 held; A holds 2, B and C hold one each." */
+  /** A sentence about many blocks: "Blocks 0 to 3: 4 of 4 held; A holds 2, B and C hold one each." */
   describeMany(first, last) {
-    const byCount = new Map(); // how many -> who holds so many
+    const byCount = new Map(); // number of blocks -> the sequences that hold so many
     let used = 0;
     for (const [seqId, count] of this.heldBy(first, last)) {
       used += count;
@@ -153,9 +153,9 @@ export class Model {
     return `Blocks ${first} to ${last}: ${used} of ${last - first + 1} held${used ? `; ${groups.join(", ")}` : ""}.`;
   }
 
-  /** Who holds what, from the tables; the holder with the lowest id comes first. */
+  /** The holder of each block, from the block tables. Of several holders the one with the lowest id comes first. */
   #index() {
-    const owner = new Int32Array(this.numBlocks).fill(NOBODY);
+    const owner = new Int32Array(this.numBlocks).fill(NO_SEQUENCE);
     const logical = new Int32Array(this.numBlocks);
     const sharers = new Map(Object.keys(this.state.shared).map((block) => [Number(block), []]));
     let usedSlots = 0;
@@ -164,7 +164,7 @@ export class Model {
       for (let index = 0; index < table.length; index += 1) {
         const block = table[index];
         if (sharers.has(block)) sharers.get(block).push([seqId, index]);
-        if (owner[block] !== NOBODY) continue;
+        if (owner[block] !== NO_SEQUENCE) continue;
         owner[block] = seqId;
         logical[block] = index;
         usedSlots += this.filled(seqId, index);
@@ -191,7 +191,7 @@ export class Model {
     if (this.steps.length > MAX_STEPS) this.steps.splice(0, this.steps.length - MAX_STEPS);
   }
 
-  /** What changed hands. */
+  /** Find the blocks that were allocated or lost in the latest steps. */
   #compare(before, steps) {
     this.fresh = new Set();
     this.lost = new Map();
@@ -200,7 +200,7 @@ export class Model {
     for (let block = 0; block < this.numBlocks; block += 1) {
       const [was, is] = [before[block], this.owner[block]];
       if (was === is) continue;
-      if (is !== NOBODY) this.fresh.add(block);
+      if (is !== NO_SEQUENCE) this.fresh.add(block);
       if (preempted.has(was)) this.lost.set(block, was);
     }
   }
@@ -225,7 +225,7 @@ export class Model {
   }
 }
 
-/** "A, B and C"; of many, the first. */
+/** "A, B and C"; only the first if there are many. */
 function enumerate(names) {
   const shown = names.slice(0, MAX_NAMES);
   const last = names.length > MAX_NAMES ? `${names.length - MAX_NAMES} more` : shown.pop();

@@ -1,5 +1,5 @@
-// What a sequence looks like: its colour and letter are those of the notebooks' pictures (pagebrain/viz). Eight colours are as
-// many as can be told apart; the next eight sequences have stripes, the eight after those dots. The letter says it in words.
+// The look of a sequence. Colours and letters are those of the notebooks' pictures (pagebrain/viz). More than eight colours
+// would be hard to tell apart, so the next eight sequences have stripes, and the eight after them dots.
 
 export const COLOURS = ["#0072B2", "#E69F00", "#00795A", "#F0E442", "#B34700", "#56B4E9", "#7B3F6E", "#F2C4DE"];
 const DARK_TEXT = [false, true, false, true, false, true, false, true];
@@ -10,12 +10,12 @@ export function colour(seqId) {
   return COLOURS[seqId % COLOURS.length];
 }
 
-/** Black or white, whichever reads better on the sequence's colour. */
+/** Black or white: the one with more contrast on the sequence's colour. */
 export function textColour(seqId) {
   return DARK_TEXT[seqId % COLOURS.length] ? "#000000" : "#ffffff";
 }
 
-/** What tells apart sequences of one colour: "plain", "stripes" or "dots". */
+/** The texture, which differs for sequences of one colour: "plain", "stripes" or "dots". */
 export function texture(seqId) {
   return TEXTURES[Math.floor(seqId / COLOURS.length) % TEXTURES.length];
 }
@@ -29,7 +29,7 @@ export function letter(seqId) {
   return name;
 }
 
-/** Give an element the look of a sequence; live.css does the rest. */
+/** Set a sequence's look on an element; live.css uses it. */
 export function dress(element, seqId) {
   const id = seqId === null || seqId === undefined ? "" : String(seqId);
   if (element.dataset.seq === id) return;

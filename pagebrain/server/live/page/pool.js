@@ -1,17 +1,17 @@
-// The map of the physical pool: a cell a block, coloured by who holds it. In a huge pool a cell stands for many blocks.
+// The map of the physical pool: a cell for each block, coloured by its holder. In a huge pool a cell stands for many blocks.
 
 import { onResize, outline, rounded, Sheet, themeColours } from "./canvas.js";
 import { MAX_NEXT_FREE } from "./model.js";
 import { colour, letter, textColour, texture } from "./palette.js";
 import { blocksOf, boxOf, cellAt, layOut } from "./pool_grid.js";
 
-const NUMBERED = 25; // CSS pixels: a cell so large also shows the number of its block, and which logical block it is
-const NAMED = 17; // so large, it shows the holder's letter
-const MARKED = 12; // so large, it shows that it was just handed out
+const NUMBERED = 25; // CSS pixels: from this size a cell shows the number of its block, and which logical block it is
+const NAMED = 17; // from this size it shows the holder's letter
+const MARKED = 12; // from this size it shows that it was just allocated
 const FONT = '"Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif';
 
 export class PoolMap {
-  /** `on.select(seqId)` when a block is chosen, `on.look(words)` when one is pointed at, `on.change()` when it must be drawn. */
+  /** Calls `on.select(seqId)` when a block is chosen, `on.look(words)` for the block under the pointer, `on.change()` to be drawn. */
   constructor(root, model, on) {
     this.model = model;
     this.on = on;
@@ -19,9 +19,9 @@ export class PoolMap {
     this.canvas = root.querySelector("canvas");
     this.sheet = new Sheet(this.canvas);
     this.grid = null;
-    this.cursor = null; // the cell that is pointed at
+    this.cursor = null; // the cell under the pointer
     this.selected = null;
-    this.pointedBlock = null; // pointed at from the block table
+    this.pointedBlock = null; // the block under the pointer in the block table
     this.meaning = root.querySelector(".cell-meaning");
     this.nextFirst = root.querySelector(".next-first");
     this.marks = [...root.querySelectorAll(".legend [data-mark]")];
@@ -48,7 +48,7 @@ export class PoolMap {
     if (this.cursor !== null) this.on.look(this.describe(this.cursor));
   }
 
-  /** Where a cell is: its box without the gap. */
+  /** The box of a cell without the gap. */
   box(cell) {
     return boxOf(this.grid, cell);
   }
@@ -61,11 +61,11 @@ export class PoolMap {
     return blocksOf(this.grid, cell, this.model.numBlocks);
   }
 
-  /** What a cell means, and of the marks those that can appear. The others keep their places, or the map would jump. */
+  /** Update the legend. Marks that cannot appear keep their places, so that the map does not move. */
   #explain() {
     const { model, grid } = this;
     const [isBlock, { w, h }] = [grid.perCell === 1, this.box(0)];
-    const plain = Math.min(w, h) < NAMED ? "Colour says whose." : "Colour and letter say whose.";
+    const plain = Math.min(w, h) < NAMED ? "Colour shows the sequence." : "Colour and letter show the sequence.";
     const meaning = isBlock ? plain : `A square is ${grid.perCell} blocks.`;
     if (this.meaning.textContent !== meaning) this.meaning.textContent = meaning;
     const appears = {
@@ -181,7 +181,7 @@ export class PoolMap {
     context.fillText(text, x, y + 0.5);
   }
 
-  /** Taken by preemption in the latest steps: a dashed frame, and whose it was if nobody has it now. */
+  /** Blocks lost by preemption in the latest steps: a dashed frame, and the last holder's letter if the block is free. */
   #lostMark(context, block, box, radius) {
     const { model, colours } = this;
     const size = Math.min(box.w, box.h);
@@ -203,7 +203,7 @@ export class PoolMap {
     outline(context, box, radius, colours.alarm, size >= 12 ? 2 : 1, 1, size >= 12 ? [4, 2.5] : []);
   }
 
-  /** Handed out in the latest steps: a corner. */
+  /** Blocks allocated in the latest steps: a corner. */
   #freshMark(context, box, size) {
     const corner = Math.min(11, 0.36 * size);
     context.beginPath();
@@ -235,7 +235,7 @@ export class PoolMap {
     context.fillText(String(block), box.x + 3.5, box.y + 3);
   }
 
-  /** Many blocks in one cell: filled from below as far as they are held, a stripe for each holder. */
+  /** A cell for many blocks: filled from below by the share that is held, a stripe for each holder. */
   #heap(context, cell) {
     const box = this.box(cell);
     const [first, last] = this.#blocksOf(cell);
@@ -247,7 +247,7 @@ export class PoolMap {
     const high = Math.max(1.5, (box.h * used) / (last - first + 1));
     let under = 0;
     for (const [seqId, count] of counts) {
-      // Each is drawn up to the top, and the next one over it: so no pale seam is left between two of them.
+      // Each stripe is drawn up to the top, and the next one over it. This leaves no pale seam between two stripes.
       context.fillStyle = this.sheet.fill(seqId);
       context.fillRect(box.x, box.y + box.h - high, box.w, (high * (used - under)) / used);
       under += count;
@@ -296,7 +296,7 @@ export class PoolMap {
     const many = this.grid.perCell > 1;
     const holders = many ? [...this.model.heldBy(...this.#blocksOf(cell)).keys()] : this.model.holders(cell).map(([id]) => id);
     if (!holders.length) return;
-    // Chosen once more, a cell with several holders gives the next one.
+    // A second click on a cell with several holders selects the next one.
     this.on.select(holders[(holders.indexOf(this.selected) + 1) % holders.length]);
   }
 

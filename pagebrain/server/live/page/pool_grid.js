@@ -1,11 +1,11 @@
-// How many cells the map of the pool has, where they lie, and which blocks each stands for. Numbers only.
+// The layout of the pool's map: number and place of its cells, and the blocks that each stands for. Draws nothing.
 
 const SMALLEST = 9; // CSS pixels; a cell that stands for one block is at least this wide and high
 const WIDEST = 120;
 const HIGHEST = 76;
 
 /**
- * The largest cells, not too far from square, that fit. A cell stands for one block as long as those fit, then for 2, 4, 8 ...
+ * The largest almost square cells that fit. A cell stands for one block if all fit, else for 2, 4, 8 ... blocks.
  *
  * Returns {perCell, cells, columns, rows, width, height}; the last two are a cell's, gap included.
  */
@@ -27,7 +27,7 @@ export function layOut(numBlocks, width, height) {
   return { perCell, cells, columns: best.columns, rows: best.rows, width: best.width, height: best.height };
 }
 
-/** Where a cell is: its box {x, y, w, h} without the gap. */
+/** The box {x, y, w, h} of a cell without the gap. */
 export function boxOf({ columns, width, height }, cell) {
   const gap = Math.min(width, height) >= 24 ? 3 : Math.min(width, height) >= 13 ? 2 : 1;
   return {
@@ -38,7 +38,7 @@ export function boxOf({ columns, width, height }, cell) {
   };
 }
 
-/** [first, last] of the blocks that a cell stands for. */
+/** The blocks that a cell stands for: [first, last]. */
 export function blocksOf({ perCell }, cell, numBlocks) {
   return [cell * perCell, Math.min((cell + 1) * perCell, numBlocks) - 1];
 }

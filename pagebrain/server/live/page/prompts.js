@@ -1,11 +1,11 @@
-// The box to send prompts. One press is one request, with as many prompts as there are lines times copies, so that it takes one
-// of the six connections that a browser opens to a server: the feed has one, and pausing must always find another.
+// The form that sends prompts. All lines and copies go into one HTTP request: a browser opens only six connections to a server,
+// the feed takes one, and one must stay free for pausing.
 
 import { readEvents } from "./events.js";
 import { Cards } from "./cards.js";
 
 const MAX_STREAMS = 4;
-const MAX_TEXTS = 64; // in one press
+const MAX_TEXTS = 64; // in one request
 
 export class Prompts {
   constructor(root, session, model, on) {
@@ -30,7 +30,7 @@ export class Prompts {
     this.#count();
   }
 
-  /** The page connected anew: what failed before is no news any more. */
+  /** Remove old errors after a new connection. */
   forget() {
     this.#refuse("");
     this.cards.forget();
@@ -116,7 +116,7 @@ export class Prompts {
     }
   }
 
-  /** Alone in its stream, a text is stopped by hanging up; among others the server is asked to stop this request. */
+  /** Stop a text. The last one of a stream closes the connection; otherwise the server is asked to stop the one request. */
   async #stop(card, stream, cards) {
     if (!stream.isShared || cards.every((other) => other === card || other.isOver)) return stream.stop();
     try {

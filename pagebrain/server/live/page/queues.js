@@ -5,7 +5,7 @@ import { dress, letter } from "./palette.js";
 const MAX_CHIPS = 256; // they scroll
 
 export class Queues {
-  /** `select(seqId)` when a chip is chosen. */
+  /** Calls `select(seqId)` when a chip is chosen. */
   constructor(root, model, select) {
     this.model = model;
     this.select = select;

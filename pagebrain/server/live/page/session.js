@@ -1,4 +1,4 @@
-// How the page talks to its server: addresses beside its own, the API key if the server wants one, errors in words.
+// The page's requests to its server: relative addresses, the API key, and error messages.
 
 const KEY = "pagebrain-api-key";
 
@@ -9,17 +9,17 @@ export class ServerError extends Error {
   }
 }
 
-/** Talks to the server; `onKeyWanted(rejected)` is called when it answers that it does not know us. */
+/** Sends requests. Calls `onKeyWanted(rejected)` when the server answers 401. */
 export class Session {
   constructor() {
     this.onKeyWanted = () => {};
     this.key = null;
-    // Only who knows it may stop what this page has sent. randomUUID is not to be had over plain HTTP.
+    // The server stops a request of this page only with this secret. randomUUID is not available over plain HTTP.
     this.secret = Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
     try {
       this.key = sessionStorage.getItem(KEY);
     } catch {
-      // storage is switched off: the key lives as long as the page
+      // storage is switched off: the key is kept until the page is closed
     }
   }
 
@@ -33,7 +33,7 @@ export class Session {
     }
   }
 
-  /** A response that is all right; otherwise a ServerError that says what is wrong. */
+  /** Returns a response with a status of success. Throws a ServerError otherwise. */
   async request(path, { body, signal } = {}) {
     const headers = {};
     if (this.key) headers.Authorization = `Bearer ${this.key}`;
@@ -57,14 +57,14 @@ export class Session {
   }
 }
 
-/** What the server says is wrong, cut to a length that can be read. */
+/** The server's error message, cut to a readable length. */
 async function inWords(response) {
   let message = "";
   try {
     const body = await response.json();
     message = body.error?.message ?? (typeof body.detail === "string" ? body.detail : "");
   } catch {
-    // not JSON: the status has to do
+    // not JSON: the message is made from the status
   }
   return (message || `The server answered ${response.status} ${response.statusText}.`).slice(0, 400);
 }

@@ -1,4 +1,4 @@
-// The block table of one sequence: logical blocks in order, under each the physical block, and the slots of the last one.
+// The block table of one sequence: logical blocks in order, the physical block below each, and the slots of the last one.
 
 import { dress, letter } from "./palette.js";
 
@@ -6,7 +6,7 @@ const MAX_CELLS = 256;
 const MAX_SLOTS = 64;
 
 export class BlockTable {
-  /** `on.point(block | null)` when a physical block is pointed at, `on.look(block)` when it is chosen. */
+  /** Calls `on.point(block | null)` for the physical block under the pointer, `on.look(block)` when one is chosen. */
   constructor(root, model, on) {
     this.model = model;
     this.on = on;
@@ -93,7 +93,7 @@ export class BlockTable {
     return cell;
   }
 
-  /** The slots of the last block that holds a token, one by one, and where the next token goes. */
+  /** Show each slot of the last block that holds a token, and the slot of the next token. */
   #slots(seqId, table) {
     const size = this.model.blockSize;
     const context = seqId === null ? 0 : this.model.context(seqId);

@@ -1,4 +1,4 @@
-// Light or dark, settled before the first paint: a classic script in the head. The page's button asks for a change by an event.
+// Light or dark theme. A classic script in the head, because the theme must be set before the first paint.
 "use strict";
 (() => {
   const KEY = "pagebrain-theme";
@@ -7,7 +7,7 @@
   try {
     chosen = localStorage.getItem(KEY);
   } catch {
-    // storage is switched off: the system decides
+    // storage is switched off: use the system's theme
   }
 
   function apply() {
@@ -22,7 +22,7 @@
     try {
       localStorage.setItem(KEY, chosen);
     } catch {
-      // it holds until the page is left
+      // storage is switched off: the choice lasts until the page is closed
     }
     apply();
   });

@@ -1,4 +1,4 @@
-// The latest steps: a column a step, a row a sequence. Height says prefill or decode, as in the notebooks; colour says who.
+// The latest steps: a column for each step, a row for each sequence. Height shows prefill or decode, colour the sequence.
 
 import { onResize, Sheet, themeColours } from "./canvas.js";
 import { colour, letter, textColour } from "./palette.js";
@@ -8,12 +8,12 @@ const GUTTER = 34; // for the letters
 const FOOT = 18; // for the step numbers
 const [LOWEST_ROW, HIGHEST_ROW] = [13, 24];
 const COLUMN = 15;
-const NOTE = 15; // for the line that says how many rows there was no room for
+const NOTE = 15; // for the line with the number of hidden rows
 
 export class Timeline {
   /**
-   * `on.select(seqId)` when a letter is chosen, `on.choose(seqId)` when a step is chosen in a row, `on.look(words)` when a step
-   * is pointed at, `on.change()` when it must be drawn.
+   * Calls `on.select(seqId)` when a letter is chosen, `on.choose(seqId)` when a step is chosen in a row, `on.look(words)` for
+   * the step under the pointer, `on.change()` to be drawn.
    */
   constructor(root, model, on) {
     this.model = model;
@@ -22,8 +22,8 @@ export class Timeline {
     this.sheet = new Sheet(root.querySelector("canvas"));
     this.note = root.querySelector(".timeline-note");
     this.back = 0; // columns scrolled into the past
-    this.sequences = []; // all that are in the steps shown
-    this.rows = []; // those of them that there is room for
+    this.sequences = []; // all sequences in the steps shown
+    this.rows = []; // those that fit
     this.shown = [];
     this.selected = null;
     this.pointed = null; // {index, seqId} under the mouse
@@ -56,7 +56,7 @@ export class Timeline {
     this.#say();
   }
 
-  /** A row for each sequence in these steps, in order of their ids; the newest and the selected one if all are too many. */
+  /** A row for each sequence in these steps, by id. If not all fit: the newest ones and the selected one. */
   #layOutRows(height) {
     const seen = new Set();
     for (const step of this.shown) {
@@ -74,14 +74,14 @@ export class Timeline {
     this.note.textContent = isTooMany ? this.#noteInWords() : "";
   }
 
-  /** "3 more above: A to C"; there is no such place if the selected row stands between or above them. */
+  /** "3 more above: A to C"; "3 more not shown" if the selected row is not below all of them. */
   #noteInWords() {
     const left = this.sequences.filter((seqId) => !this.rows.includes(seqId));
     if (left.at(-1) > this.rows[0]) return `${left.length} more not shown`;
     return `${left.length} more above: ${letter(left[0])}${left.length > 1 ? ` to ${letter(left.at(-1))}` : ""}`;
   }
 
-  /** A step that was chosen stays in sight while others come, until it is let go or forgotten by the model. */
+  /** Keep the chosen step in sight while new steps come, until it is deselected or dropped by the model. */
   #keepCursorInSight() {
     const { steps } = this.model;
     if (this.cursor === null) return;
@@ -138,7 +138,7 @@ export class Timeline {
     context.fill();
     context.fillStyle = isSelected ? colours.ink : colours.muted;
     context.fillText(letter(seqId), 15, middle + 0.5, GUTTER - 17);
-    let last = null; // the index where the sequence last did something, and what
+    let last = null; // the sequence's last event and its index
     shown.forEach((step, index) => {
       const did = step.rows.get(seqId);
       const wasPreempted = step.preempted.includes(seqId);
@@ -154,7 +154,7 @@ export class Timeline {
     if (!isOver && last.index < shown.length - 1) this.#pause(context, last, shown.length, middle);
   }
 
-  /** Between two of its steps: dotted while it waits after a preemption, a thin line while it is merely left out. */
+  /** The line between two of a sequence's steps: dotted while it waits after a preemption, else thin. */
   #pause(context, last, until, middle) {
     context.strokeStyle = last.wasPreempted ? this.colours.alarm : this.colours.line;
     context.lineWidth = last.wasPreempted ? 1.5 : 1;
@@ -224,14 +224,14 @@ export class Timeline {
     });
   }
 
-  /** What is under the mouse or a finger: {index, seqId}; the index of a step shown, or less than 0 on the letters. */
+  /** The place under the pointer: {index, seqId}. The index is that of a step shown, or negative on the letters. */
   #placeOf(event) {
     const { left, top } = this.stage.getBoundingClientRect();
     const index = Math.floor((event.clientX - left - GUTTER) / COLUMN);
     return { index, seqId: this.rows[Math.floor((event.clientY - top - this.top) / this.rowHeight)] ?? null };
   }
 
-  /** A letter selects its sequence; a place in its row chooses the step as well, and chosen once more lets it go. */
+  /** A click on a letter selects its sequence. A click in a row also chooses the step; a second one deselects the step. */
   #press(event) {
     const { index, seqId } = this.#placeOf(event);
     if (index < 0) {
@@ -264,7 +264,7 @@ export class Timeline {
     this.on.change();
   }
 
-  /** In words the step under the mouse, else the one that was chosen, and what it did for the selected sequence. */
+  /** A sentence about the step under the pointer or the chosen step, and its effect on the selected sequence. */
   #say() {
     const pointed = this.pointed && this.shown[this.pointed.index];
     if (pointed) this.on.look(inWords(pointed, this.pointed.seqId));
@@ -277,7 +277,7 @@ export class Timeline {
     const { steps } = this.model;
     const at = this.sequences.indexOf(this.selected);
     const place = steps.findIndex((step) => step.step === (this.cursor ?? this.shown.at(-1)?.step));
-    const by = this.cursor === null ? 0 : 1; // the first press chooses the newest step in sight
+    const by = this.cursor === null ? 0 : 1; // the first key press chooses the newest step in sight
     const moves = { ArrowLeft: -by, ArrowRight: by, Home: -place, End: steps.length - 1 - place };
     if (event.key === "ArrowUp" || event.key === "ArrowDown") {
       const to = at < 0 ? 0 : at + (event.key === "ArrowUp" ? -1 : 1);
@@ -306,7 +306,7 @@ export class Timeline {
   }
 }
 
-/** A step, and what it did for a sequence. */
+/** A sentence about a step and its effect on a sequence. */
 function inWords(step, seqId) {
   const sum = `${step.prefill_tokens} prefill and ${step.decode_tokens} decode tokens in ${step.ms.toFixed(1)} ms`;
   const words = [`Step ${step.step}: ${sum}.`];
