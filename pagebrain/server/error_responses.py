@@ -142,7 +142,7 @@ def add_error_handlers(app: FastAPI) -> None:
 
     async def handle(request: Request, error: Exception) -> Response:
         if isinstance(error, HTTPException) and not isinstance(error, ApiError) and error.status_code in (404, 405):
-            message = f"there is no {request.method} {request.url.path[:200]} here; /openapi.json says what there is"
+            message = f"there is no {request.method} {request.url.path[:200]} here: /openapi.json lists what there is"
             error = ApiError(error.status_code, message, headers=error.headers)
         return error_response(error)
 

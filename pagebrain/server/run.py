@@ -90,7 +90,7 @@ def listen(host: str, port: int) -> socket.socket:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         listener = socket.socket(family, socket.SOCK_STREAM)
     except OSError as error:
-        raise ConfigError(f"--host {host!r} is no address of this machine: {error.strerror}") from error
+        raise ConfigError(f"--host {host!r} is not an address of this machine: {error.strerror}") from error
     try:
         if os.name == "posix":
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -100,7 +100,7 @@ def listen(host: str, port: int) -> socket.socket:
         listener.listen(2048)
     except OSError as error:
         listener.close()
-        raise ConfigError(f"cannot listen on {host} port {port}: {error.strerror}; name another --port") from error
+        raise ConfigError(f"cannot listen on {host} port {port}: {error.strerror}: choose another --port") from error
     return listener
 
 

@@ -136,7 +136,7 @@ def test_an_answer_of_which_too_much_would_be_held_is_refused_and_can_be_streame
     body = {"prompt": "Once", "n": 40, "max_tokens": 100, "stop": ["e"], "logprobs": 20}
     answer = small.post("/v1/completions", body)
     assert answer.status_code == 400
-    assert "of all answers it holds at most 1.0 MiB" in answer.json()["error"]["message"]
+    assert "all answers together may use at most 1.0 MiB" in answer.json()["error"]["message"]
     assert small.post("/v1/completions", body | {"stream": True}).text.endswith("data: [DONE]\n\n")
 
 

@@ -108,7 +108,7 @@ def test_a_client_that_resets_the_connection_is_noticed(served: Served) -> None:
 def test_a_body_that_ends_early_is_refused(served: Served, sent: bytes) -> None:
     answer = served.say(sent, half_close=True)
     assert split(answer)[0] == "HTTP/1.1 400 Bad Request"
-    assert "ended before it was whole" in error_of(answer)["message"]
+    assert "ended before it was complete" in error_of(answer)["message"]
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET /ec", GET[:-2]])

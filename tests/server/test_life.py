@@ -120,7 +120,7 @@ def test_a_port_in_use_is_one_line_before_the_model_is_loaded() -> None:
         done = subprocess.run(line, capture_output=True, text=True, cwd=ROOT, env=environment(), timeout=60)
     assert done.returncode == 2
     assert done.stderr.strip().splitlines() == [
-        f"pagebrain: error: cannot listen on 127.0.0.1 port {port}: Address already in use; name another --port"
+        f"pagebrain: error: cannot listen on 127.0.0.1 port {port}: Address already in use: choose another --port"
     ]
 
 

@@ -91,7 +91,7 @@ def test_the_key_comes_from_the_environment_and_the_option_wins(monkeypatch: pyt
         ("--log-level loud", "--log-level must be one of critical"),
         ("--served-model-name=", "--served-model-name must not be empty"),
         ("--chat-template no/such/file", "--chat-template no/such/file cannot be read"),
-        ("--host no.such.host.invalid", "is no address of this machine"),
+        ("--host no.such.host.invalid", "is not an address of this machine"),
         ("--nonsense", "unrecognized arguments: --nonsense"),
         ("--block-size 0", "block_size must be at least 1"),
     ],

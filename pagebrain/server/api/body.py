@@ -40,7 +40,7 @@ def parse_json(body: bytes) -> Any:
     except UnicodeDecodeError as error:
         raise bad_request(f"the body is not UTF-8: byte {error.start} cannot be read") from None
     if text.startswith("\ufeff"):
-        raise bad_request("the body is not valid JSON: it begins with a byte order mark (U+FEFF), leave that out")
+        raise bad_request("the body is not valid JSON: it begins with a byte order mark (U+FEFF): leave it out")
     if len(text) > BIG_BODY:
         _check_parts(text)
     try:
@@ -57,7 +57,7 @@ def parse_json(body: bytes) -> Any:
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise bad_request(f"the body is not valid JSON: {name} is no JSON number")
+    raise bad_request(f"the body is not valid JSON: {name} is not a JSON number")
 
 
 def _check_parts(text: str) -> None:
@@ -118,7 +118,7 @@ def _check_text(value: Any) -> None:
             try:
                 value.encode()
             except UnicodeEncodeError:
-                message = "the body holds a string that is no valid Unicode text (half of a surrogate pair)"
+                message = "the body holds a string that is not valid Unicode (half of a surrogate pair)"
                 raise bad_request(message) from None
 
 

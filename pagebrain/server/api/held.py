@@ -79,7 +79,7 @@ class HeldAnswers:
         """Reserve memory. Raises ``ApiError``: 400 if ``num_bytes`` is over the limit, 503 if too little is free now."""
         if num_bytes > self.max_bytes:
             raise bad_request(
-                f"the server would hold up to {mib(num_bytes)} of this answer, and of all answers it holds at most "
+                f"the answer could need {mib(num_bytes)} of memory, and all answers together may use at most "
                 f"{mib(self.max_bytes)}: split the request, stream its answer, or lower 'n', 'max_tokens' or 'logprobs'"
             )
         hold = Hold(self)
@@ -112,7 +112,7 @@ class Hold:
         if num_bytes > self.num_bytes and total > answers.max_bytes:
             raise ApiError(
                 503,
-                f"the server holds {mib(answers.num_bytes)} of answers that are not complete or not yet fetched, and "
+                f"answers that are not complete or not yet sent use {mib(answers.num_bytes)} of memory, and "
                 f"{mib(num_bytes - self.num_bytes)} more would pass the limit of {mib(answers.max_bytes)}: try again later, "
                 f"or stream the answer",
                 code="server_busy",

@@ -80,7 +80,7 @@ class PromptReader:
         Raises ``ApiError`` (400) for more than :data:`MAX_TEXT` characters.
         """
         if len(text) > MAX_TEXT:
-            raise bad_request(f"the text has {len(text)} characters, and at most {MAX_TEXT} are taken: split it", "prompt")
+            raise bad_request(f"the text has {len(text)} characters, and may have at most {MAX_TEXT}: split it", "prompt")
         if len(text) <= LONG_TEXT:
             return self._encode(text, add_special_tokens)
         async with self._one_long_text:
@@ -117,7 +117,7 @@ class PromptReader:
             )
         except Exception as error:
             if isinstance(error, TemplateError) and _is_about_messages(error):
-                raise bad_request(f"the chat template does not take these messages: {error}", "messages") from error
+                raise bad_request(f"the chat template refuses these messages: {error}", "messages") from error
             logger.error("the chat template failed with %s%s", type(error).__name__, _template_line(error))
             logger.debug("the chat template's exception", exc_info=True)
             raise ApiError(500, "the server's chat template failed; its log says where", code="internal_error") from None

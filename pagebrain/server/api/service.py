@@ -66,7 +66,7 @@ class Service:
         if name is not None and name != self.model_name:
             raise ApiError(
                 404,
-                f"the model {name[:80]!r} does not exist here; this server has {self.model_name!r}",
+                f"the model {name[:80]!r} does not exist: this server has {self.model_name!r}",
                 param="model",
                 code="model_not_found",
             )
@@ -120,7 +120,7 @@ class Service:
         longest = sum(json_bytes(params, *length, shape, echo) for length in lengths)
         if longest > self.options.max_answer_bytes:
             raise bad_request(
-                f"the answer can get as long as {mib(longest)}, about, and in one piece the server sends at most "
+                f"the answer could have about {mib(longest)}, and an answer in one piece may have at most "
                 f"{mib(self.options.max_answer_bytes)}: lower 'n', 'max_tokens' or 'logprobs' (or 'top_logprobs'), split "
                 f"the request, or stream its answer",
                 "n",

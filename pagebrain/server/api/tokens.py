@@ -61,7 +61,7 @@ def model_routes(service: Service) -> APIRouter:
         if client.is_draining:
             raise ApiError(503, "the server is shutting down", code="server_shutting_down")
         if client.silent_s > MAX_SILENCE_S:
-            message = f"requests are under way, and the engine has said nothing for {client.silent_s:.0f} seconds"
+            message = f"requests are under way, and the engine has sent nothing for {client.silent_s:.0f} seconds"
             raise ApiError(503, message, code="engine_silent")
         healthy: Health = {"status": "ok"}
         return json_response(healthy)

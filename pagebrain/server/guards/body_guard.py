@@ -15,7 +15,7 @@ BODY_TIMEOUT_S = 30.0
 """Time for a body to arrive."""
 
 MAX_BODIES = 16
-"""All bodies in memory together have at most the bytes of so many bodies of the greatest length."""
+"""All bodies in memory together have at most ``MAX_BODIES * max_bytes`` bytes."""
 
 
 class BodyGuard:
@@ -88,7 +88,7 @@ class BodyGuard:
             if len(body) > self.max_bytes:
                 return self._too_long()
             if self.num_bytes > MAX_BODIES * self.max_bytes:
-                busy = "the bodies of other requests take up all the room there is for them: try again later"
+                busy = "the bodies of other requests use all the memory for bodies: try again later"
                 return ApiError(503, busy, code="server_busy", headers={"Retry-After": "1"})
             if not message.get("more_body", False):
                 return bytes(body)

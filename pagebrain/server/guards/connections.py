@@ -98,7 +98,7 @@ class HttpConnection(asyncio.Protocol):
         """The client has closed its sending side; it may still read. Returns whether the connection stays open."""
         self._is_at_eof = True
         if self._incoming is not None:
-            self._refuse(ApiError(400, "the body ended before it was whole", code="invalid_http"))
+            self._refuse(ApiError(400, "the body ended before it was complete", code="invalid_http"))
         if not self._exchanges:
             return False
         self._exchanges[-1].keeps_alive = False

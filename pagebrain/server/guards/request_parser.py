@@ -123,7 +123,7 @@ class RequestParser:
             return _wrong_version("2")
         if "version" in f"{error}":
             return _wrong_version("of this version")
-        return ApiError(400, f"this is no HTTP request: {error}", code="invalid_http")
+        return ApiError(400, f"this is not an HTTP request: {error}", code="invalid_http")
 
     # Called by httptools ----------------------------------------------------------------------------------------------
 
@@ -138,7 +138,7 @@ class RequestParser:
         self._heard = True
         self._target += piece
         if len(self._target) > MAX_TARGET_BYTES:
-            message = f"the path with its query is longer than {MAX_TARGET_BYTES} bytes: send what is long in a body"
+            message = f"the path with its query is longer than {MAX_TARGET_BYTES} bytes: send long data in the body"
             raise ApiError(414, message, code="path_too_long")
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -164,7 +164,7 @@ class RequestParser:
         if version not in VERSIONS:
             raise _wrong_version(version)
         if method == "CONNECT":
-            raise ApiError(405, "this server is no proxy: CONNECT is not served", headers={"Allow": "GET, POST"})
+            raise ApiError(405, "this server is not a proxy: CONNECT is not served", headers={"Allow": "GET, POST"})
         if self._parser.should_upgrade():
             self._has_offer = True
             return

@@ -110,8 +110,8 @@ class HostCheck:
             if key == b"host" and not self._is_own(value.decode("latin-1")):
                 host = ascii(value.decode("latin-1"))[1:-1][:100]
                 message = (
-                    f"this server is for its own machine, and is not called {host}: use localhost or 127.0.0.1, or start it "
-                    f"with --api-key, or with --cors-origin http://HOST for a name that may be used"
+                    f"the host {host} is not a name of this machine: use localhost or 127.0.0.1, or start the server with "
+                    f"--api-key, or with --cors-origin http://HOST to allow that name"
                 )
                 return ApiError(403, message, code="host_not_allowed")
         return None

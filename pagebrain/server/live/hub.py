@@ -134,7 +134,7 @@ class LiveHub:
         if self._source.is_draining:
             raise LiveEndedError("The server is shutting down.")
         if len(self._viewers) >= MAX_VIEWERS:
-            raise TooManyViewersError(f"{MAX_VIEWERS} viewers watch already, which is the most: try again later")
+            raise TooManyViewersError(f"there are {MAX_VIEWERS} viewers already, and may be no more: try again later")
         if self._resuming is not None:
             self._resuming.cancel()
             self._resuming = None
