@@ -19,8 +19,9 @@ from rich.console import Console
 
 from pagebrain.bench.command import check_at_least_1, check_files, new_table, report_head, require
 from pagebrain.bench.decode_steps import gpu_seconds, measure_copy
-from pagebrain.bench.machine_facts import triton_version, versions
+from pagebrain.bench.machine_facts import versions
 from pagebrain.errors import ConfigError, PageBrainError
+from pagebrain.kernels.version import installed
 
 _L2_TIMES = 4
 _MIN_LAUNCHES, _MAX_SETS = 16, 512
@@ -126,7 +127,7 @@ class KernelBench:
             row["share_of_copy"] = row["kv_bytes_per_s"] / copy_bytes_per_s
         prefill = [self._attention(num_seqs, query_len, query_len) for num_seqs, query_len in _PREFILLS]
         return report_head("kernels") | {
-            "versions": versions(str(self.device)) | {"triton": triton_version(), "cuda": str(torch.version.cuda)},
+            "versions": versions(str(self.device)) | {"triton": installed(), "cuda": str(torch.version.cuda)},
             "shape": vars(self.shape) | {"dtype": self.args.dtype, "max_model_len": self.args.max_model_len},
             "replays": self.args.replays,
             "copy_bytes_per_s": copy_bytes_per_s,

@@ -3,6 +3,7 @@
 import platform
 
 from pagebrain import __version__
+from pagebrain.kernels.version import installed
 from pagebrain.machine import memory_limit_bytes
 
 
@@ -22,16 +23,7 @@ def versions(device: str) -> dict[str, str]:
     }
     if not device.startswith("cuda"):
         return found
-    return found | {"gpu": torch.cuda.get_device_name(device), "cuda": str(torch.version.cuda), "triton": triton_version()}
-
-
-def triton_version() -> str:
-    """Triton's version, or ``none``."""
-    try:
-        import triton
-    except ImportError:
-        return "none"
-    return str(triton.__version__)
+    return found | {"gpu": torch.cuda.get_device_name(device), "cuda": str(torch.version.cuda), "triton": installed()}
 
 
 def _processor() -> str:

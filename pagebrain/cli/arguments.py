@@ -8,6 +8,7 @@ import argparse
 from dataclasses import fields
 from typing import Any
 
+from pagebrain.cli.frame import OneLineParser
 from pagebrain.errors import ConfigError, InvalidRequestError
 from pagebrain.sampling_params import SamplingParams
 
@@ -130,6 +131,14 @@ def engine_settings(args: argparse.Namespace) -> dict[str, Any]:
     if "parts" in args:
         given["parts"] = _parts(args.parts)
     return given
+
+
+def engine_settings_of(arguments: list[str]) -> dict[str, Any]:
+    """The engine's settings among arguments for ``pagebrain serve``, as keyword arguments for ``LLM``."""
+    parser = OneLineParser(prog="pagebrain serve", add_help=False)
+    add_engine_arguments(parser)
+    known, _ = parser.parse_known_args(arguments, argparse.Namespace())
+    return engine_settings(known)
 
 
 def token_ids(option: str, text: str) -> list[int]:

@@ -77,9 +77,9 @@ def server_settings(args: argparse.Namespace, model: str | None) -> dict[str, An
     for name in ("cors_origins", "forwarded_allow_ips"):
         if name in given:
             given[name] = tuple(given[name])
-    name = getattr(args, "served_model_name", model)
-    if name is not None:
-        given["served_model_name"] = name
+    served_model_name = getattr(args, "served_model_name", model)
+    if served_model_name is not None:
+        given["served_model_name"] = served_model_name
     api_key = getattr(args, "api_key", os.environ.get(API_KEY_VARIABLE))
     if api_key or "api_key" in args:
         given["api_key"] = api_key

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from pagebrain.bench.serve.target import launched, parse_launch
+from pagebrain.cli.arguments import engine_settings_of
 from pagebrain.errors import ConfigError, PageBrainError
 
 # A server in name: it starts a process of its own, as ours does, says that it is ready, and waits to be ended.
@@ -120,7 +121,7 @@ def test_the_server_is_asked_to_end_when_the_bench_is_killed(tmp_path: Path) -> 
 
 
 def test_engine_settings_are_read_out_of_the_servers_arguments() -> None:
-    arguments, engine = parse_launch("--model gpt2 --served-model-name 'my model' --max-num-seqs=8 --part scheduler=a.py:B")
+    arguments = parse_launch("--model gpt2 --served-model-name 'my model' --max-num-seqs=8 --part scheduler=a.py:B")
     assert arguments == [
         "--model",
         "gpt2",
@@ -130,8 +131,8 @@ def test_engine_settings_are_read_out_of_the_servers_arguments() -> None:
         "--part",
         "scheduler=a.py:B",
     ]
-    assert engine == {"model": "gpt2", "max_num_seqs": 8, "parts": {"scheduler": "a.py:B"}}
-    assert parse_launch("") == ([], {})
+    assert engine_settings_of(arguments) == {"model": "gpt2", "max_num_seqs": 8, "parts": {"scheduler": "a.py:B"}}
+    assert parse_launch("") == [] and engine_settings_of([]) == {}
     for given in ("--port=8000", "--port 8000", "--api-key=k"):
         with pytest.raises(ConfigError, match="--launch must not have --"):
             parse_launch(f"--model gpt2 {given}")

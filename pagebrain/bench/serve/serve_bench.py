@@ -21,7 +21,7 @@ from pagebrain.bench.serve.load import DEFAULT_CONCURRENCY, Load, check_options,
 from pagebrain.bench.serve.measurements import measure, parse_slo
 from pagebrain.bench.serve.processes import DriveResult, Follow, drive_processes, progress_bar
 from pagebrain.bench.serve.serve_report import check_all_done, compare, offline_spec, print_report, request_rows, to_json
-from pagebrain.bench.serve.target import Target, launched, parse_launch
+from pagebrain.bench.serve.target import Target, launched
 from pagebrain.bench.workload import BenchRequest, LengthRange, check_lengths, make_warmup, make_workload, model_limits
 from pagebrain.config import PageBrainConfig
 from pagebrain.machine import available_cores
@@ -34,6 +34,8 @@ _ROUND_SEED_STEP = 7919
 
 def run_serve(args: argparse.Namespace) -> int:
     """Measure, write, print. Files come first, so that a closed pipe does not lose them. Returns 1 if no request was done.
+
+    ``args.launch`` is a list of arguments for ``pagebrain serve``, and ``args.engine`` has the settings of the engine in it.
 
     Raises ``ConfigError`` before anything is sent or started.
     """
@@ -63,17 +65,16 @@ class ServeBench:
         check_options(args, num_loads=len(self.loads))
         self.api_key: str | None = args.api_key or os.environ.get("PAGEBRAIN_API_KEY") or None
         self.target = Target.parse(args.url, self.api_key)
-        self.launch_arguments: list[str] = []
-        self.engine: dict[str, Any] = {}
+        self.launch_arguments: list[str] = args.launch or []
+        self.engine: dict[str, Any] = args.engine
         self.threads: int | None = args.threads
         self.vocab_size: int | None = args.vocab_size
         if args.launch is not None:
-            self._prepare_launch(args.launch)
+            self._check_launch()
         if args.against_offline:
             self.threads = self.threads or available_cores()
 
-    def _prepare_launch(self, text: str) -> None:
-        self.launch_arguments, self.engine = parse_launch(text)
+    def _check_launch(self) -> None:
         vocab_size, num_positions = model_limits(PageBrainConfig(**self.engine))
         check_lengths(self.input_len, self.output_len, self.engine.get("max_model_len") or num_positions)
         self.vocab_size = self.vocab_size or vocab_size

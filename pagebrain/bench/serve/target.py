@@ -3,7 +3,6 @@
 Requests here are blocking and are sent before and after a run. :mod:`~pagebrain.bench.serve.http_client` sends the load.
 """
 
-import argparse
 import contextlib
 import ctypes
 import json
@@ -109,14 +108,8 @@ _STOP_TIMEOUT_S = 20.0
 _LINES_KEPT = 20
 
 
-def parse_launch(text: str) -> tuple[list[str], dict[str, Any]]:
-    """The arguments for ``pagebrain serve``, and the engine's settings among them as keyword arguments for ``LLM``.
-
-    Raises ``ConfigError``. The server checks its own options.
-    """
-    from pagebrain.cli.arguments import add_engine_arguments, engine_settings
-    from pagebrain.cli.frame import OneLineParser
-
+def parse_launch(text: str) -> list[str]:
+    """The arguments for ``pagebrain serve``. Raises ``ConfigError`` for those that the bench itself sets."""
     try:
         arguments = shlex.split(text)
     except ValueError as error:
@@ -127,10 +120,7 @@ def parse_launch(text: str) -> tuple[list[str], dict[str, Any]]:
     ):
         if any(argument.partition("=")[0] == name for argument in arguments):
             raise ConfigError(f"--launch must not have {name}: {advice}")
-    parser = OneLineParser(prog="pagebrain serve", add_help=False)
-    add_engine_arguments(parser)
-    known, _ = parser.parse_known_args(arguments, argparse.Namespace())
-    return arguments, engine_settings(known)
+    return arguments
 
 
 @contextlib.contextmanager
