@@ -147,7 +147,7 @@ class KernelBench:
         """Check and time attention of the last ``query_len`` tokens of each sequence."""
         import torch
 
-        from pagebrain.attention.cpu import paged_attention
+        from pagebrain.attention.torch_backend import paged_attention
         from pagebrain.kernels import paged
 
         sets = self.make_sets(num_seqs, query_len, context_len)

@@ -1,9 +1,9 @@
 r"""Decode attention in Triton: one query per sequence, over all its K and V, read through the block table.
 
 One program serves one sequence, one K/V head and one split of the context. It reads its tokens a tile at a time, with the
-online softmax that :mod:`pagebrain.attention.cpu` explains, in float32. A query is one row, and tensor cores compute sixteen
-at a time, so the kernel multiplies and sums elements instead; memory is the bottleneck either way. With several splits each
-program stores a partial result ``(acc_i, m_i, l_i)``, and a second kernel merges those of a context:
+online softmax that :mod:`pagebrain.attention.torch_backend` explains, in float32. A query is one row, and tensor cores
+compute sixteen at a time, so the kernel multiplies and sums elements instead; memory is the bottleneck either way. With
+several splits each program stores a partial result ``(acc_i, m_i, l_i)``, and a second kernel merges those of a context:
 
     m = max_i m_i;   out = sum_i exp(m_i - m) acc_i / sum_i exp(m_i - m) l_i
 

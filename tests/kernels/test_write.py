@@ -39,7 +39,7 @@ def test_only_the_named_slots_are_written(
 
 
 def test_the_engines_pools_hold_what_torch_operations_put_there(device: str) -> None:
-    from pagebrain.attention import cpu
+    from pagebrain.attention import torch_backend
     from pagebrain.kernels.paged import write_kv
 
     base: Any = random_gpt2(torch.float32)
@@ -51,7 +51,7 @@ def test_the_engines_pools_hold_what_torch_operations_put_there(device: str) -> 
     key, value = (torch.randn(9, 3, 16, device=device) for _ in range(2))
     slots = torch.tensor([3, 4, 5, 40, 41, 0, 47, 16, 20], dtype=torch.int32, device=device)
     write_kv(key, value, ours.key_pools[1], ours.value_pools[1], slots)
-    cpu.write_kv(key, value, theirs.key_pools[1], theirs.value_pools[1], slots)
+    torch_backend.write_kv(key, value, theirs.key_pools[1], theirs.value_pools[1], slots)
     for mine, other in zip((*ours.key_pools, *ours.value_pools), (*theirs.key_pools, *theirs.value_pools), strict=True):
         assert torch.equal(mine, other)
 
