@@ -47,21 +47,6 @@ class _Chunk:
         return self.entry.context_len >= self.row.plain_from
 
 
-class _FlatChunks:
-    """Chunks one after the other: ``[num_chunks]`` rows, lengths and ``ends``, and ``[num_tokens]`` positions."""
-
-    def __init__(self, chunks: list[_Chunk]) -> None:
-        self.row_numbers = np.array([chunk.row.index for chunk in chunks])
-        self.lengths = np.array([chunk.entry.num_tokens for chunk in chunks])
-        self.ends = self.lengths.cumsum()
-        self.positions = np.concatenate([np.arange(chunk.entry.start, chunk.entry.context_len) for chunk in chunks])
-        self._end_of = {chunk.index: end for chunk, end in zip(chunks, self.ends.tolist())}
-
-    def last_rows(self, chunks: list[_Chunk]) -> IntArray:
-        """Where the last token of each of these lies."""
-        return np.array([self._end_of[chunk.index] - 1 for chunk in chunks], dtype=np.int64)
-
-
 @dataclass(frozen=True)
 class _Sorted:
     """A step sorted into what a graph computes, ``decodes`` with their ``rows``, and the rest.
@@ -241,22 +226,21 @@ class CudaExecutor:
 
     def _replay_chunks(self, chunks: list[_Chunk], sampling: list[_Chunk]) -> Tensor:
         """Compute the chunks by a graph. Returns the tokens of ``sampling``."""
-        flat = _FlatChunks(chunks)
+        row_numbers, lengths, positions = _flat(chunks)
         sampled_rows = np.array([chunk.row.index for chunk in sampling], dtype=np.int64)
-        return self.chunks.run(flat.row_numbers, flat.lengths, flat.positions, flat.last_rows(sampling), sampled_rows)
+        return self.chunks.run(row_numbers, lengths, positions, _last_rows(chunks, sampling), sampled_rows)
 
     def _chunk_batch(self, chunks: list[_Chunk], sampling: list[_Chunk]) -> tuple[ForwardBatch, list[PromptScores]]:
         """The chunks as one flat batch; its logits are those that ``sampling`` needs, then those of the prompt scores."""
-        flat = _FlatChunks(chunks)
-        logits_rows = flat.last_rows(sampling).tolist()
+        row_numbers, lengths, positions = _flat(chunks)
+        logits_rows = _last_rows(chunks, sampling).tolist()
         scores = []
-        for chunk, end in zip(chunks, flat.ends.tolist()):
+        for chunk, end in zip(chunks, lengths.cumsum().tolist()):
             score = prompt_scores(chunk.entry, chunk.index, chunk.row.index, end - chunk.entry.num_tokens)
             if score is not None:
                 scores.append(score)
                 logits_rows.extend(score.flat_rows)
-        wanted = np.array(logits_rows, dtype=np.int64)
-        return self._send_batch(flat.row_numbers, flat.lengths, flat.positions, wanted), scores
+        return self._send_batch(row_numbers, lengths, positions, np.array(logits_rows, dtype=np.int64)), scores
 
     def _send_batch(
         self, row_numbers: IntArray, lengths: IntArray, positions: IntArray, logits_rows: IntArray
@@ -294,6 +278,20 @@ class CudaExecutor:
             wanted.entry: (wanted.first_position, tuple(prompt_logprobs(scored))) for wanted, scored in output.scores
         }
         return StepResult(tokens, logprobs, of_prompts)
+
+
+def _flat(chunks: list[_Chunk]) -> tuple[IntArray, IntArray, IntArray]:
+    """Row numbers and lengths ``[num_chunks]``, and the positions of all tokens ``[num_tokens]``, chunk after chunk."""
+    row_numbers = np.array([chunk.row.index for chunk in chunks])
+    lengths = np.array([chunk.entry.num_tokens for chunk in chunks])
+    return row_numbers, lengths, np.concatenate([np.arange(chunk.entry.start, chunk.entry.context_len) for chunk in chunks])
+
+
+def _last_rows(chunks: list[_Chunk], sampling: list[_Chunk]) -> IntArray:
+    """Where the last token of each chunk in ``sampling`` lies in the flat batch of ``chunks``."""
+    ends = np.array([chunk.entry.num_tokens for chunk in chunks]).cumsum().tolist()
+    end_of = {chunk.index: end for chunk, end in zip(chunks, ends)}
+    return np.array([end_of[chunk.index] - 1 for chunk in sampling], dtype=np.int64)
 
 
 def to_host(tensors: list[Tensor]) -> Callable[[], list[int]]:
