@@ -74,12 +74,10 @@ def run(args: argparse.Namespace) -> int:
 def server_settings(args: argparse.Namespace, model: str | None) -> dict[str, Any]:
     """Keyword arguments for ``ServerOptions``. Raises ``ConfigError`` for a chat template that cannot be read."""
     given = {name: value for name, value in vars(args).items() if name in _SERVER_FIELDS}
-    for name in ("cors_origins", "forwarded_allow_ips"):
-        if name in given:
-            given[name] = tuple(given[name])
-    served_model_name = getattr(args, "served_model_name", model)
-    if served_model_name is not None:
-        given["served_model_name"] = served_model_name
+    given |= {name: tuple(given[name]) for name in ("cors_origins", "forwarded_allow_ips") if name in given}
+    name = getattr(args, "served_model_name", model)
+    if name is not None:
+        given["served_model_name"] = name
     api_key = getattr(args, "api_key", os.environ.get(API_KEY_VARIABLE))
     if api_key or "api_key" in args:
         given["api_key"] = api_key
