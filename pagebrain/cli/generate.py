@@ -16,7 +16,7 @@ from pagebrain.errors import InvalidRequestError
 if TYPE_CHECKING:
     from pagebrain.engine.requests import Prompt
     from pagebrain.llm import LLM
-    from pagebrain.outputs import CompletionOutput, OutputDelta, RequestOutput
+    from pagebrain.outputs import OutputDelta, RequestOutput
     from pagebrain.sampling_params import SamplingParams
 
 
@@ -142,7 +142,7 @@ def as_json(llm: "LLM", output: "RequestOutput") -> dict[str, Any]:
         "model": llm.config.model or "bundled",
         "prompt": output.prompt,
         "prompt_token_ids": list(output.prompt_token_ids),
-        "outputs": [_sample(sample) for sample in output.outputs],
+        "outputs": [asdict(sample) | {"token_ids": list(sample.token_ids)} for sample in output.outputs],
         "prompt_logprobs": None if output.prompt_logprobs is None else [x and asdict(x) for x in output.prompt_logprobs],
         "usage": {
             "prompt_tokens": num_prompt,
@@ -159,10 +159,6 @@ def as_json(llm: "LLM", output: "RequestOutput") -> dict[str, Any]:
         "notices": list(llm.notices),
     }
     return {name: _finite(value) for name, value in plain.items()}
-
-
-def _sample(sample: "CompletionOutput") -> dict[str, Any]:
-    return asdict(sample) | {"token_ids": list(sample.token_ids)}
 
 
 def _finite(value: Any) -> Any:
