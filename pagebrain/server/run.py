@@ -19,6 +19,7 @@ import uvicorn
 
 from pagebrain.config import PageBrainConfig
 from pagebrain.errors import ConfigError
+from pagebrain.machine import allow_many_connections
 from pagebrain.server.api.app import create_app
 from pagebrain.server.api.templates import own_template
 from pagebrain.server.guards.connections import HttpConnection
@@ -55,7 +56,7 @@ def serve(config: PageBrainConfig, options: ServerOptions, parent: int | None = 
     listener = listen(options.host, options.port)
     queue_output()
     configure_logging(options.log_level, options.log_requests)
-    _allow_many_connections()
+    allow_many_connections()
     try:
         return _run(_Life(config, options, listener, parent or os.getppid()).live())
     finally:
@@ -69,19 +70,6 @@ def _run(life: Coroutine[Any, Any, int]) -> int:
     except ImportError:  # Windows
         return asyncio.run(life)
     return int(uvloop.run(life))
-
-
-def _allow_many_connections() -> None:
-    """Raise the soft limit of file descriptors: each connection takes one, and the limit is often 1024."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    for soft in (hard, 10_240):  # macOS reports an infinite hard limit, but refuses more than 10,240
-        with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-            return
 
 
 def listen(host: str, port: int) -> socket.socket:
