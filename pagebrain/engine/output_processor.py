@@ -27,8 +27,10 @@ class RequestState:
     first_token_s: float | None = None
     finished_s: float | None = None
     stream_of: dict[int, TextStream | None] = field(init=False)
+    only_scores: bool = field(init=False)
 
     def __post_init__(self) -> None:
+        self.only_scores = self.request.params.max_tokens == 0
         self.stream_of = {seq.seq_id: stream for seq, stream in zip(self.sequences, self.streams)}
 
     @property
@@ -105,12 +107,13 @@ class OutputProcessor:
 
         ``scores`` has an entry for each token, or none at all. ``now`` is when the tokens arrived.
         """
-        state = self.requests[seq.request.request_id]
+        request_id = seq.request.request_id
+        state = self.requests[request_id]
         stream = state.stream_of[seq.seq_id]
         all_ids = seq.token_ids
         num_before = len(all_ids)
         text = ""
-        if seq.params.max_tokens == 0:  # only scored: the token sampled at the end of the prompt is dropped
+        if state.only_scores:  # the token sampled at the end of the prompt is dropped
             token_ids, scores = (), ()
             seq.finish("length")
         for token_id in token_ids:
@@ -139,19 +142,19 @@ class OutputProcessor:
         request_ended = has_ended and state.is_finished
         if request_ended:
             state.finished_s = now
-            del self.requests[seq.request.request_id]
+            del self.requests[request_id]
         if state.wants_deltas or request_ended:
-            is_first = num_before == seq.num_prompt_tokens
             output = state.output() if request_ended else None
+            of_prompt = seq.prompt_logprobs
             delta = OutputDelta(
-                seq.request.request_id,
+                request_id,
                 seq.sample_index,
                 text,
                 token_ids,
                 scores,
                 seq.finish_reason,
                 seq.stop_reason,
-                tuple(seq.prompt_logprobs) if is_first and seq.prompt_logprobs else None,
+                tuple(of_prompt) if of_prompt and num_before == seq.num_prompt_tokens else None,
                 None if output is None else output.metrics,
                 output,
             )
