@@ -62,9 +62,9 @@ class ModelConfig:
 
         Raises ``ConfigError`` for a model that PageBrain cannot run.
         """
-        if hf_config.model_type not in _READERS:
-            raise ConfigError(f"the model is a {hf_config.model_type} model, and PageBrain serves {', '.join(_READERS)}")
-        return _READERS[hf_config.model_type](hf_config, generation_config)
+        if hf_config.model_type not in READERS:
+            raise ConfigError(f"the model is a {hf_config.model_type} model, and PageBrain serves {', '.join(READERS)}")
+        return READERS[hf_config.model_type](hf_config, generation_config)
 
 
 def _from_gpt2(hf: "GPT2Config", generation_config: Any) -> ModelConfig:
@@ -88,8 +88,9 @@ def _from_gpt2(hf: "GPT2Config", generation_config: Any) -> ModelConfig:
     )
 
 
-_READERS = {"gpt2": _from_gpt2}
-"""By ``model_type`` of Hugging Face's config."""
+READERS = {"gpt2": _from_gpt2}
+"""By ``model_type`` of Hugging Face's config. The ``architecture`` that a reader sets is looked up in
+:data:`pagebrain.models.registry.ARCHITECTURES`."""
 
 
 def attention_scale(config: "GPT2Config", layer: int) -> float:

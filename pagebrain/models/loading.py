@@ -24,6 +24,7 @@ from pagebrain.engine.detokenizer import Detokenizer
 from pagebrain.errors import ModelLoadError, UnsupportedTokenizerError
 from pagebrain.generation_config import read_settings
 from pagebrain.layers.activations import find_activation
+from pagebrain.model_config import READERS
 from pagebrain.models.folder import (
     MODEL_HINT,
     check_has_config,
@@ -167,6 +168,9 @@ def find_model(config: PageBrainConfig, notices: list[str]) -> FoundModel:
         check_has_weights(name)
     if "auto_map" in saved or names_own_code(name):
         notices.append(f"{name!r} names code of its own (auto_map), which is never run: Hugging Face's own classes are used")
+    classes = saved.get("architectures")
+    if hf_config.model_type == "gpt2" and isinstance(classes, list) and not any("GPT2" in str(item) for item in classes):
+        notices.append(f"{name!r} names the architectures {classes} and is served as GPT-2, its model_type")
     return FoundModel(name, hf_config, _generation_settings(name, saved, notices))
 
 
@@ -176,6 +180,7 @@ def load_weights_of(found: FoundModel, config: PageBrainConfig, notices: list[st
     ``notices`` gets a line if there are more tensors. Raises ``ModelLoadError`` if one is missing or has a wrong shape.
     """
     name = found.name
+    _check_read_by_hugging_face(name, found.config)
     options: dict[str, Any] = {
         "config": found.config,
         "generation_config": found.generation_config,
@@ -196,6 +201,14 @@ def load_weights_of(found: FoundModel, config: PageBrainConfig, notices: list[st
             f"tensors of {name!r} that its config does not name are left out: {_first(left_out)} ({len(left_out)} in all)"
         )
     return model.to(config.device, config.torch_dtype).eval()  # type: ignore[no-any-return]
+
+
+def _check_read_by_hugging_face(name: str, hf_config: GPT2Config) -> None:
+    if hf_config.model_type != "gpt2":
+        raise ModelLoadError(
+            f"{name!r} is a {hf_config.model_type} model, whose weights are read from safetensors files that hold exactly "
+            "its tensors, and there are none here: save them so"
+        )
 
 
 def _generation_settings(name: str, saved: dict[str, Any], notices: list[str]) -> GenerationConfig:
@@ -248,7 +261,7 @@ def _read_config(name: str) -> tuple[GPT2Config, dict[str, Any]]:
     check_has_config(name)
     what = f"the config of {name!r}"
     saved = read_json(_attempt(what, MODEL_HINT, lambda: find_file(name, "config.json")))
-    _check_is_gpt2(name, saved)
+    _check_kind(name, saved)
     plain = dict(saved)
     if type(plain.get("eos_token_id", 0)) is not int:
         # Hugging Face's class refuses a null in a list. ``saved`` keeps all the ids.
@@ -274,14 +287,16 @@ def find_file(name: str, file: str) -> Path:
     return Path(name, file) if os.path.isdir(name) else Path(str(cached_file(name, file)))
 
 
-def _check_is_gpt2(name: str, saved: dict[str, Any]) -> None:
+def _check_kind(name: str, saved: dict[str, Any]) -> None:
     """Raise ``ModelLoadError`` for a config of another kind. A config without a kind is GPT-2's, as in Hugging Face."""
     kind, classes = saved.get("model_type"), saved.get("architectures")
     if kind is None and isinstance(classes, list) and classes and not any(str(item).startswith("GPT2") for item in classes):
         kind = classes[0]
-    if kind not in (None, "gpt2"):
+    if kind is not None and kind not in READERS:
         code = " with code of its own (auto_map), which PageBrain never runs" if "auto_map" in saved else ""
-        raise ModelLoadError(f"{name!r} is a {kind} model{code}, and PageBrain serves GPT-2 only: {MODEL_HINT}")
+        raise ModelLoadError(
+            f"{name!r} is a {kind} model{code}, and PageBrain serves {' and '.join(READERS)} models only: {MODEL_HINT}"
+        )
     if saved.get("add_cross_attention"):
         raise ModelLoadError(
             f"{name!r} has cross-attention layers, which PageBrain does not serve: use a decoder-only GPT-2"
@@ -292,6 +307,7 @@ def _check_is_gpt2(name: str, saved: dict[str, Any]) -> None:
 
 def _dummy_model(config: PageBrainConfig) -> "GPT2LMHeadModel":
     hf_config = read_config(config)
+    _check_read_by_hugging_face(_model_name(config), hf_config)
     hf_config._attn_implementation = "eager"
     where = torch.device(config.device)  # drawn on the device: a GPU takes 0.1 s, with other numbers than a CPU
     with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []), where:

@@ -269,7 +269,7 @@ def test_a_config_that_is_no_json_is_refused(tmp_path: Path) -> None:
 def test_another_kind_of_model_is_refused(tmp_path: Path) -> None:
     LlamaConfig().save_pretrained(tmp_path)
     byte_tokenizer().save_pretrained(tmp_path)
-    assert "is a llama model, and PageBrain serves GPT-2 only" in refused(str(tmp_path))
+    assert "is a llama model, and PageBrain serves gpt2 models only" in refused(str(tmp_path))
 
 
 def test_dummy_weights_need_a_known_size() -> None:

@@ -1,6 +1,7 @@
 """Checkpoints as people have them: what Hugging Face serves is served, and all else gets one line that says what it is."""
 
 import contextlib
+import dataclasses
 import io
 import json
 import os
@@ -20,7 +21,9 @@ from pagebrain.bench.workload import model_limits
 from pagebrain.cli import main
 from pagebrain.config import PageBrainConfig
 from pagebrain.errors import InvalidRequestError, ModelLoadError
+from pagebrain.model_config import READERS
 from pagebrain.models.loading import load_model, load_text, load_tokenizer, read_config
+from pagebrain.models.registry import ARCHITECTURES
 from pagebrain.server.api.templates import own_template
 from tests.support.models import hf_greedy, random_gpt2
 from tests.support.tokenizers import VOCAB_SIZE, byte_tokenizer, with_post_processor, word_tokenizer
@@ -435,11 +438,14 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "config is empty": (config_text(""), "{0}/config.json could not be read: it is no JSON"),
     "config is a pointer": (config_text(LFS_POINTER), "{0}/config.json is a pointer of Git LFS.*run 'git lfs pull'"),
     "config is a folder": (config_folder, "{0}/config.json cannot be read: Is a directory"),
-    "another architecture": (configured(model_type="llama"), "'{0}' is a llama model, and PageBrain serves GPT-2 only"),
-    "unknown architecture": (configured(model_type="mega"), "'{0}' is a mega model, and PageBrain serves GPT-2 only"),
+    "another architecture": (
+        configured(model_type="llama"),
+        "'{0}' is a llama model, and .* serves gpt2 models only",
+    ),
+    "unknown architecture": (configured(model_type="mega"), "'{0}' is a mega model, and PageBrain serves gpt2 models only"),
     "another architecture by its class": (
         configured(model_type=..., architectures=["LlamaForCausalLM"]),
-        "'{0}' is a LlamaForCausalLM model, and PageBrain serves GPT-2 only",
+        "'{0}' is a LlamaForCausalLM model, and PageBrain serves gpt2 models only",
     ),
     "cross-attention": (configured(add_cross_attention=True), "'{0}' has cross-attention layers"),
     "quantized": (configured(quantization_config={"quant_method": "gptq"}), "'{0}' is quantized, which PageBrain does not"),
@@ -626,3 +632,35 @@ def test_the_documented_table_has_a_row_for_each_setting_of_generating() -> None
     for name in generation_config._UNSUPPORTED:
         [row] = [row for row in rows if f"`{name}`" in row.split("|")[1]]
         assert "a notice: not supported" in row
+
+
+def plain(saved: Path) -> GPT2LMHeadModel:
+    return GPT2LMHeadModel.from_pretrained(saved, attn_implementation="eager").eval()
+
+
+def test_a_model_of_ones_own_is_an_entry_in_two_tables(saved: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one in docs/engine.md: a GPT-2 with ReLU, whatever its config says."""
+    page = (Path(__file__).parents[2] / "docs" / "engine.md").read_text(encoding="utf-8")
+    code = page.partition("# model_config.py\n")[2].partition("```")[0]
+    edit(folder / "config.json", model_type="relu_gpt2", architectures=["ReluGPT2"])
+    assert "is a relu_gpt2 model, and PageBrain serves gpt2 models only" in refused(str(folder))
+    for table in (READERS, ARCHITECTURES):
+        monkeypatch.setitem(table, "relu_gpt2" if table is READERS else "ReluGPT2", None)  # so that it is gone afterwards
+    tables = {"READERS": READERS, "ARCHITECTURES": ARCHITECTURES}
+    exec(code, tables | {"replace": dataclasses.replace, "_from_gpt2": READERS["gpt2"]})
+    with_relu = GPT2LMHeadModel.from_pretrained(saved, activation_function="relu", attn_implementation="eager").eval()
+    # Greedy tokens of a random model seldom tell one activation from another: the log-probabilities do.
+    params = SamplingParams(temperature=0, max_tokens=1, logprobs=0)
+    output = LLM(str(folder), num_blocks=8).generate([PROMPT], params, use_tqdm=False)[0].outputs[0]
+    assert output.logprobs is not None
+    scores = [
+        model(torch.tensor([PROMPT])).logits[0, -1].log_softmax(-1).max().item() for model in (with_relu, plain(saved))
+    ]
+    assert output.logprobs[0].logprob == pytest.approx(scores[0], abs=1e-5) != pytest.approx(scores[1], abs=1e-5)
+    assert "is a relu_gpt2 model, whose weights are read from safetensors" in refused(str(folder), load_format="dummy")
+
+
+def test_an_architecture_that_is_not_gpt2s_is_told(folder: Path) -> None:
+    edit(folder / "config.json", architectures=["ParallelLMHeadModel"])
+    notices = LLM(str(folder), num_blocks=8).notices
+    assert any("names the architectures ['ParallelLMHeadModel'] and is served as GPT-2" in notice for notice in notices)

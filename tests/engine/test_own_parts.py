@@ -59,10 +59,22 @@ def test_every_part_can_be_replaced_by_an_object_of_ones_own() -> None:
     assert used == set(parts)
 
 
+NEGATED = """
+from pagebrain.attention.torch_backend import TorchBackend
+
+
+class Negated(TorchBackend):
+    def write(self, layer, pool, key, value, batch):
+        super().write(layer, pool, -key, -value, batch)
+
+    def attend(self, layer, query, pool, batch, scale):
+        return -super().attend(layer, -query, pool, batch, scale)
+"""
+
+
 def test_a_backend_of_ones_own_may_keep_k_and_v_in_another_form(tmp_path: Path) -> None:
-    """The one in the docs: what it writes only it can read, for K and V are stored with their sign turned round."""
-    page = (Path(__file__).parents[2] / "docs" / "api" / "parts.md").read_text(encoding="utf-8")
-    (tmp_path / "negated.py").write_text(page.partition("```python\n")[2].partition("```")[0])
+    """What this one writes only it can read: K and V are stored with their sign turned round."""
+    (tmp_path / "negated.py").write_text(NEGATED)
     base = random_gpt2(seed=2)
     llm = LLM(base, num_blocks=16, parts={"attention": f"{tmp_path}/negated.py:Negated"})
     assert tokens(llm) == expected(base)
@@ -70,6 +82,15 @@ def test_a_backend_of_ones_own_may_keep_k_and_v_in_another_form(tmp_path: Path) 
     plain = LLM(base, num_blocks=16)
     assert tokens(plain) == expected(base)
     assert torch.equal(pool.key_pools[0], -plain.engine.cache_manager.pool.key_pools[0])
+
+
+def test_the_backend_in_the_docs_serves_alone(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "api" / "parts.md").read_text(encoding="utf-8")
+    (tmp_path / "gathered.py").write_text(page.partition("```python\n")[2].partition("```")[0])
+    base = random_gpt2(seed=2)
+    settings: dict[str, Any] = {"num_blocks": 5, "max_num_seqs": 2, "block_size": 8, "max_num_batched_tokens": 8}
+    llm = LLM(base, parts={"attention": f"{tmp_path}/gathered.py:Gathered"}, **settings)
+    assert tokens(llm) == expected(base)
 
 
 def test_parts_checks_the_arguments_that_the_engine_calls_attention_with() -> None:
