@@ -157,9 +157,9 @@ viz.show_source(ch04.Engine.step)
 
 # %% [markdown]
 # There is no prefill function and no decode function in it. An entry of a group says: of this sequence, compute
-# `num_tokens` tokens from position `start` on. Its `phase` is only a name for the number: *decode* if it is one token,
-# *prefill* if it is more. All entries become rows of one flat batch, and since chapter 03 attention does not mind that their
-# lengths differ.
+# `num_tokens` tokens from position `start` on. Its `phase` is a name for the sequence's state: *prefill* while it computes
+# tokens that it has already, *decode* when it extends its text. All entries become rows of one flat batch, and since chapter 03
+# attention does not mind that their lengths differ.
 #
 # Here are the groups of the first steps for three requests. A step may compute 8 tokens (`max_num_batched_tokens`).
 
