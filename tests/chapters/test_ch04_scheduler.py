@@ -310,8 +310,8 @@ def test_a_chunk_may_have_a_single_token(sound: Any) -> None:
     Situation(sound, [(9, 4), (9, 2), (9, 3)], [], seats=3, budget=6).check_share_out({0: 5, 1: 1}, 0)
 
 
-@pytest.mark.task("4.1", hint="Sequences with one token to compute are served first, also if it is the last token of a prompt.")
-def test_the_last_token_of_a_prompt_counts_as_a_decode(sound: Any) -> None:
+@pytest.mark.task("4.1", hint="Sequences with one token to compute come first, also if it is a prompt's last token.")
+def test_the_last_token_of_a_prompt_is_served_with_the_decodes(sound: Any) -> None:
     situation = Situation(sound, [(20, 4)], [(9, 0)], budget=8)
     seq = situation.scheduler.waiting.popleft()
     situation.scheduler.running.append(seq)
@@ -342,7 +342,7 @@ def test_room_is_made_in_any_situation(chapter: Any, seed: int) -> None:
         situation.check_make_room(number, wanted, number not in preempted, preempted)
 
 
-@pytest.mark.task("4.1", hint="Mixed loads: first all sequences with one token to compute, then the others in order of arrival.")
+@pytest.mark.task("4.1", hint="Mixed loads: first all sequences with one token to compute, then the others by arrival.")
 def test_random_loads_are_shared_out(sound: Any, seed: int) -> None:
     choose = random.Random(seed)
     for _ in range(50):
