@@ -102,7 +102,7 @@ def open_line(app: Sphinx, what: str, name: str, found: object, options: object,
 def without_arguments(
     app: Sphinx, what: str, name: str, found: object, options: object, signature: str, annotation: str
 ) -> tuple[str, str] | None:
-    """Nobody makes a protocol or an enumeration, so it is shown without what its base class would take."""
+    """Show a protocol or an enumeration without its base class's arguments: it is not called."""
     is_shape = getattr(found, "_is_protocol", False) or (isinstance(found, type) and issubclass(found, enum.Enum))
     return ("", "") if what == "class" and is_shape else None
 

@@ -1,10 +1,9 @@
-"""Each sequence's block table: which physical blocks hold its K and V, and when they are free again.
+"""The block table of each sequence: which physical blocks hold its K and V, and when they are freed.
 
-The :class:`CacheManager` gives the block manager's numbers their meaning: it grows block tables a block at a time, says in
-which slot each token's K and V belong (the slot mapping), and frees a sequence's blocks when no step in flight reads them.
-All of this is host code. What has changed in the tables travels to the executor in the plan of the next step. The
-:class:`~pagebrain.attention.kv_pool.KVPool` that the tables point into belongs to the manager, but only the attention
-backend looks inside.
+The :class:`CacheManager` grows block tables a block at a time, computes the slot of each token's K and V (the slot mapping),
+and frees a sequence's blocks when no step in flight reads them. All of this is host code. The plan of the next step carries
+the changes of the tables to the executor. The manager owns the :class:`~pagebrain.attention.kv_pool.KVPool` that the tables
+point into; only the attention backend reads and writes the pool.
 """
 
 import functools
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class NewBlocks(NamedTuple):
-    """Blocks that a sequence's block table got, from column ``first_column`` on."""
+    """Blocks added to a sequence's block table, from column ``first_column`` on."""
 
     seq_id: int
     first_column: int
@@ -33,14 +32,14 @@ class NewBlocks(NamedTuple):
 
 
 class BlockTables:
-    """Block tables by sequence id: the cache manager's, and the copy that an executor keeps by applying the plans."""
+    """Block tables by sequence id. The cache manager has them, and an executor keeps a copy by applying the plans."""
 
     def __init__(self, block_size: int) -> None:
         self.block_size = block_size
         self.by_id: dict[int, list[int]] = {}
 
     def apply(self, group: "SequenceGroup") -> None:
-        """Make the changes that a plan carries: drop tables that were released, then extend those that got blocks."""
+        """Apply the changes of a plan: drop released tables, then add new blocks."""
         for seq_id in group.released:
             self.by_id.pop(seq_id, None)
         for seq_id, first_column, block_ids in group.new_blocks:
@@ -64,7 +63,7 @@ class BlockTables:
         ]
 
     def padded(self, seq_ids: Iterable[int]) -> Tensor:
-        """These tables as one int64 tensor ``[num_seqs, max_blocks]``, short ones filled up with block 0."""
+        """The tables as one int64 tensor ``[num_seqs, max_blocks]``, short ones padded with block 0."""
         tables = [self.by_id.get(seq_id, []) for seq_id in seq_ids]
         width = max(map(len, tables), default=0)
         return torch.tensor([table + [0] * (width - len(table)) for table in tables], dtype=torch.int64).view(
@@ -82,14 +81,14 @@ class CacheManager:
         self.num_blocks = block_manager.num_blocks
         self._tables = BlockTables(config.block_size)
         self._retiring: dict[int, Sequence] = {}
-        # What no plan has carried yet: sequence id -> first column of its table; and ids of sequences that were freed.
+        # Changes that no plan has carried yet: sequence id -> first new column of its table; ids of freed sequences.
         self._first_new: dict[int, int] = {}
-        self._released: dict[int, None] = {}  # a set in order
+        self._released: dict[int, None] = {}  # an ordered set
         self._last_released: tuple[int, ...] = ()
 
     @functools.cached_property
     def pool(self) -> "KVPool":
-        """K and V of all blocks, allocated when it is first asked for. The model asks; host code runs without."""
+        """K and V of all blocks, allocated at the first access. Host code runs without it."""
         from pagebrain.attention.kv_pool import KVPool
 
         return KVPool.for_config(self.config, self.num_blocks)
@@ -98,7 +97,7 @@ class CacheManager:
 
     @property
     def num_free_blocks(self) -> int:
-        """Blocks that no sequence holds."""
+        """Number of free blocks."""
         return self.block_manager.num_free_blocks
 
     @property
@@ -107,7 +106,7 @@ class CacheManager:
         return tuple(self._tables.by_id)
 
     def block_table(self, seq_id: int) -> tuple[int, ...]:
-        """Physical block ids of a sequence in logical order; empty for one that holds nothing."""
+        """Physical block ids of a sequence in logical order; empty for a sequence without blocks."""
         return tuple(self._tables.by_id.get(seq_id, ()))
 
     def num_missing_blocks(self, seq_id: int, num_tokens: int) -> int:
@@ -119,7 +118,7 @@ class CacheManager:
         return self.block_manager.can_allocate(self.num_missing_blocks(seq_id, num_tokens))
 
     def grow(self, seq_id: int, num_tokens: int) -> None:
-        """Make the sequence's table cover ``num_tokens`` tokens, taking no more blocks than that needs.
+        """Allocate the blocks that the sequence's table lacks to hold ``num_tokens`` tokens.
 
         Raises ``OutOfBlocksError``, before anything changed, if too few blocks are free.
         """
@@ -130,9 +129,9 @@ class CacheManager:
             table.extend(block_ids)
 
     def replace_all(self, restarting: Iterable[int], targets: dict[int, int]) -> None:
-        """Free the sequences in ``restarting``, then :meth:`grow` each of ``targets`` (id -> tokens): all of it or nothing.
+        """Free the sequences in ``restarting``, then :meth:`grow` each of ``targets`` (id -> tokens).
 
-        Raises ``OutOfBlocksError``, before anything changed, if too few blocks are free even then.
+        Raises ``OutOfBlocksError``, before anything changed, if too few blocks would be free.
         """
         restarting = set(restarting)
         freed = [block_id for seq_id in restarting for block_id in self._tables.by_id.get(seq_id, ())]
@@ -144,7 +143,7 @@ class CacheManager:
         if missing > self.num_free_blocks + num_freed:
             raise OutOfBlocksError(
                 f"{missing} blocks are needed for {len(targets)} sequences, but {self.num_free_blocks + num_freed} of "
-                f"{self.num_blocks} can be had: free a sequence, or make the cache with a larger num_blocks"
+                f"{self.num_blocks} are free or would be freed: free a sequence, or make the cache with a larger num_blocks"
             )
         for seq_id in restarting:
             self.free(seq_id)
@@ -152,7 +151,7 @@ class CacheManager:
             self.grow(seq_id, num_tokens)
 
     def free(self, seq_id: int) -> None:
-        """Give a sequence's blocks back at once; a sequence that holds none is left alone."""
+        """Free a sequence's blocks at once; without blocks nothing happens."""
         self.block_manager.free(self._tables.by_id.get(seq_id, ()))
         if self._tables.by_id.pop(seq_id, None) is not None:
             self._first_new.pop(seq_id, None)
@@ -166,23 +165,23 @@ class CacheManager:
         return sum(len(self._tables.by_id.get(seq_id, ())) for seq_id in self._retiring)
 
     def retire(self, seq: "Sequence") -> None:
-        """Free the blocks of a sequence that ended or was preempted: now, or when its last step in flight has been read.
+        """Free the blocks of a sequence that ended or was preempted, as soon as its last step in flight has been read.
 
-        A step that was launched and not read (``seq.num_unread_steps`` counts them) may still be reading these blocks.
+        A step in flight may still read these blocks; ``seq.num_unread_steps`` counts such steps.
         """
         self._retiring[seq.seq_id] = seq
         self.collect()
 
     def collect(self) -> None:
-        """Free the blocks of retired sequences that no step in flight reads; called after each step that was read."""
+        """Free the blocks of retired sequences that no step in flight reads. Called after each step was read."""
         for seq in [seq for seq in self._retiring.values() if seq.num_unread_steps == 0]:
             del self._retiring[seq.seq_id]
             self.free(seq.seq_id)
 
-    # What the executor must know --------------------------------------------------------------------------------------
+    # Changes for the executor -----------------------------------------------------------------------------------------
 
     def complete(self, group: "SequenceGroup") -> "SequenceGroup":
-        """The plan with all that has changed in the block tables since the last plan; it has to reach the executor."""
+        """The plan with the changes of the block tables since the last plan. It must reach the executor."""
         self._last_released = tuple(self._released)
         if not self._first_new and not self._released:
             return group
@@ -192,12 +191,12 @@ class CacheManager:
         self._released.clear()
         return type(group)(
             group.scheduled, group.preempted, self._last_released, tuple(new_blocks), group.copied_blocks
-        )  # quicker than dataclasses.replace, once for every step
+        )  # faster than dataclasses.replace
 
     def report_anew(self) -> None:
-        """Let the next plan carry all tables whole, because it is not known what the executor made of the last one.
+        """Let the next plan carry all tables, because the executor may not have applied the last plan.
 
-        What the executor keeps for these sequences, it drops and takes again.
+        The executor drops its state of these sequences and builds it again.
         """
         self._released.update(dict.fromkeys((*self._last_released, *self._tables.by_id)))
         self._first_new = dict.fromkeys(self._tables.by_id, 0)
@@ -213,13 +212,13 @@ class CacheManager:
         return torch.tensor(self.slots(seq_id, start, count), dtype=torch.int64)
 
     def block_tables(self, seq_ids: Iterable[int]) -> Tensor:
-        """The block tables as one int64 tensor ``[num_seqs, max_blocks]``, short ones filled up with block 0."""
+        """See :meth:`BlockTables.padded`."""
         return self._tables.padded(seq_ids)
 
     # Integrity --------------------------------------------------------------------------------------------------------
 
     def check_integrity(self) -> None:
-        """Raise ``IntegrityError`` unless free plus held blocks are all blocks, and every holder is counted exactly once."""
+        """Raise ``IntegrityError`` unless each block is free or held, and its count equals its number of holders."""
         holders = Counter(block_id for table in self._tables.by_id.values() for block_id in table)
         free_list = self.block_manager.free_blocks
         free = set(free_list)

@@ -1,8 +1,8 @@
-"""The one configuration object: frozen, validated when made, and resolved against a model before anything is built.
+"""The configuration object: frozen, validated when made, and resolved against a model before the engine is built.
 
-A :class:`PageBrainConfig` starts as what the user said (most of it defaults). :meth:`PageBrainConfig.for_model` adds what
-only the loaded model and the machine know: its shape, the device, how many blocks fit. The parts of the engine take a
-resolved config and trust it.
+A :class:`PageBrainConfig` starts with the user's settings and defaults. :meth:`PageBrainConfig.for_model` adds what depends
+on the loaded model and the machine: its shape, the device, the number of blocks. The parts of the engine take a resolved
+config and do not check it again.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ MAX_BLOCK_SIZE = 1024
 
 @dataclass(frozen=True)
 class PageBrainConfig:
-    """Everything that shapes an engine.
+    """All settings of an engine.
 
     Attributes:
         model: hub name or folder of a GPT-2; ``None`` is the bundled model.
@@ -45,26 +45,27 @@ class PageBrainConfig:
         dtype: ``auto`` (float32 on a CPU, bfloat16 on a GPU) or one of float64, float32, bfloat16, float16.
         device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda`` or ``cuda:N``.
         block_size: token slots in a block.
-        num_blocks: physical blocks; ``None`` takes what ``memory_fraction`` allows.
-        memory_fraction: share of memory that K and V may take, in (0, 1], of what is free once the model is loaded: ``None``
-            is 0.9 on a GPU, 0.3 on a CPU, where a container's limit and ``ulimit`` count (:mod:`pagebrain.machine`).
-        max_num_seqs: most sequences in one step; ``None`` is 64 on a CPU, 256 on a GPU.
-        max_num_batched_tokens: most tokens in one step, longer prompts are computed in chunks; ``None`` is 512 on a CPU,
-            16,384 on a GPU.
-        max_model_len: most tokens of prompt and output; ``None`` is what positions and blocks allow.
-        async_scheduling: launch the next step before the last one is read (depth 1); ``None``: on a GPU.
-        cuda_graphs: replay decode steps as CUDA graphs; ``None``: on a GPU.
-        seed: engine seed; requests without a seed of their own derive theirs from it and their arrival number.
+        num_blocks: number of physical blocks; ``None`` derives it from ``memory_fraction``.
+        memory_fraction: share of the memory that is free after the model is loaded, in (0, 1], for K and V. ``None`` is 0.9
+            on a GPU and 0.3 on a CPU, where a container's limit and ``ulimit`` count (:mod:`pagebrain.machine`).
+        max_num_seqs: largest number of sequences in one step; ``None`` is 64 on a CPU, 256 on a GPU.
+        max_num_batched_tokens: largest number of tokens in one step. Longer prompts are computed in chunks. ``None`` is 512
+            on a CPU, 16,384 on a GPU.
+        max_model_len: largest number of tokens of prompt and output; ``None`` derives it from the model's positions and the
+            blocks.
+        async_scheduling: launch the next step before the last one is read (depth 1); ``None`` is true on a GPU.
+        cuda_graphs: replay decode steps as CUDA graphs; ``None`` is true on a GPU.
+        seed: engine seed; requests without a seed derive theirs from it and from their arrival number.
         check_integrity: verify the bookkeeping of all blocks after every step (slow; for tests and debugging).
         parts: part name -> object or ``path:Name`` that replaces the engine's own part.
         num_layers, num_heads, head_dim, vocab_size: the model's, set by :meth:`for_model`.
-        eos_token_ids: the tokens that end a text, by the model's config or its generation config; set there too.
+        eos_token_ids: the tokens that end a text, from the model's config or generation config; set by :meth:`for_model`.
 
-    Two of vLLM's names are taken as well: ``gpu_memory_utilization`` for ``memory_fraction``, and ``enforce_eager=True`` for
+    Two of vLLM's names are accepted too: ``gpu_memory_utilization`` for ``memory_fraction``, and ``enforce_eager=True`` for
     ``cuda_graphs=False``.
 
     Raises:
-        ConfigError: naming the setting, what was got and what to do.
+        ConfigError: it names the setting, the value and what to do.
     """
 
     model: str | None = None
@@ -75,7 +76,7 @@ class PageBrainConfig:
     block_size: int = 16
     num_blocks: int | None = None
     memory_fraction: float | None = None
-    max_num_seqs: int = None  # type: ignore[assignment]  # a number once __post_init__ has run, like the next one
+    max_num_seqs: int = None  # type: ignore[assignment]  # __post_init__ sets a number, in the next one too
     max_num_batched_tokens: int = None  # type: ignore[assignment]
     max_model_len: int | None = None
     async_scheduling: bool | None = None
@@ -144,7 +145,7 @@ class PageBrainConfig:
             object.__setattr__(self, "cuda_graphs", False)
 
     def _fill_in_sizes(self) -> None:
-        """The batch that suits the device: a GPU computes hundreds of sequences in little more time than one."""
+        """Set a batch size for the device: a GPU computes hundreds of sequences in little more time than one."""
         on_gpu = _found_device(self.device) != "cpu"
         num_seqs, num_tokens = (256, 16384) if on_gpu else (64, 512)
         asked_tokens, asked_seqs = self.max_num_batched_tokens, self.max_num_seqs
@@ -166,9 +167,9 @@ class PageBrainConfig:
 
     @classmethod
     def for_model(cls, base: "PreTrainedModel", **settings: Any) -> "PageBrainConfig":
-        """A resolved config for ``base``: shape, dtype and device are the model's, ``num_blocks`` is filled in.
+        """A resolved config for ``base``: shape, dtype and device are the model's, and ``num_blocks`` is set.
 
-        Raises ``ConfigError`` for a model that PageBrain cannot run, or settings that contradict it.
+        Raises ``ConfigError`` for a model that PageBrain cannot run, and for settings that contradict the model.
         """
         config = cls(**({"device": str(base.device)} | settings))
         return config.resolved_for(ModelConfig.of(base), base.dtype, base.device)
@@ -176,9 +177,9 @@ class PageBrainConfig:
     def resolved_for(
         self, model: ModelConfig, dtype: torch.dtype, device: torch.device, reserved_bytes: int = 0
     ) -> "PageBrainConfig":
-        """This config with everything filled in that the model, on its ``device``, and the machine determine.
+        """This config with all values that depend on the model, its ``device`` and the machine.
 
-        Of the memory that is free, ``reserved_bytes`` are left to what a step needs besides K and V.
+        ``reserved_bytes`` of the free memory are kept for what a step needs besides K and V.
         """
         of_model: dict[str, Any] = {
             "dtype": str(dtype).removeprefix("torch."),
@@ -222,18 +223,18 @@ class PageBrainConfig:
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        """The dtype as torch has it; only once it is resolved."""
+        """The dtype as a torch dtype. The config must be resolved."""
         return DTYPES[self.dtype]
 
     @property
     def token_bytes(self) -> int:
-        """Bytes of K and V that one token takes over all layers."""
+        """Bytes of K and V of one token in all layers."""
         num_layers, num_heads, head_dim = self.require_shape()
         return 2 * num_layers * num_heads * head_dim * self.torch_dtype.itemsize
 
     @property
     def block_bytes(self) -> int:
-        """Bytes of K and V in one block over all layers."""
+        """Bytes of K and V of one block in all layers."""
         return self.block_size * self.token_bytes
 
     def blocks_for(self, num_tokens: int) -> int:
@@ -241,13 +242,13 @@ class PageBrainConfig:
         return -(-num_tokens // self.block_size)
 
     def require_shape(self) -> tuple[int, int, int]:
-        """``(num_layers, num_heads, head_dim)``; raises ``ConfigError`` if the config was not made for a model yet."""
+        """``(num_layers, num_heads, head_dim)``. Raises ``ConfigError`` if the config is not resolved."""
         if self.num_layers is None or self.num_heads is None or self.head_dim is None:
             raise ConfigError("the config does not know its model yet: make it with PageBrainConfig.for_model(base, ...)")
         return self.num_layers, self.num_heads, self.head_dim
 
     def _memory(self) -> machine.MemoryLimit:
-        """What K and V could take at most: what is free."""
+        """The free memory, which limits K and V."""
         if self.device.startswith("cuda"):
             free, total = torch.cuda.mem_get_info(self.device)
             return machine.MemoryLimit(int(total), int(free), "the GPU's memory")
@@ -262,12 +263,12 @@ class PageBrainConfig:
             )
 
     def _blocks_that_fit(self, max_model_len: int, reserved_bytes: int) -> int:
-        """Blocks for the memory at hand, no more than ``max_num_seqs`` full sequences can use."""
+        """Number of blocks that fit into memory, but no more than ``max_num_seqs`` full sequences can use."""
         useful = self.max_num_seqs * self.blocks_for(max_model_len)
         available = self._memory()
         if self.device.startswith("cuda"):
             budget = max(0.0, available.free_bytes * (self.memory_fraction or 0.9) - reserved_bytes)
-        else:  # what libraries take later is not known
+        else:  # reserve more, because libraries allocate memory later
             budget = max(0, available.free_bytes - reserved_bytes) * (self.memory_fraction or 0.3)
         fitting = math.floor(budget / self.block_bytes)
         if fitting < self.blocks_for(2):
@@ -302,14 +303,14 @@ def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
 
 
 def _found_device(device: str) -> str:
-    """``device``, or for ``auto`` a GPU if there is one."""
+    """``device``; ``auto`` is a GPU if there is one."""
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return device
 
 
 def _checked_device(device: object) -> str:
-    """``auto``, ``cpu``, ``cuda`` or ``cuda:N``, whatever spelling or object of torch's it came as."""
+    """``auto``, ``cpu``, ``cuda`` or ``cuda:N``, from a string or a ``torch.device``."""
     if device == "auto":
         return "auto"
     try:

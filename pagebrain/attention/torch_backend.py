@@ -8,10 +8,10 @@ acc. When a new page brings a larger maximum m', what was summed before is scale
     acc <- acc * exp(m - m') + sum_j exp(s_j - m') v_j
 
 and the output is acc / l (Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018; Dao et al.,
-"FlashAttention", 2022). Nothing but ``pages_per_step`` pages is ever gathered, however long the context.
+"FlashAttention", 2022). At most ``pages_per_step`` pages are gathered at a time, for a context of any length.
 
-:class:`TorchBackend` is the backend around it, for every device and dtype; :class:`FunctionBackend` one around a function of
-your own.
+:class:`TorchBackend` is the backend around it, for every device and dtype. :class:`FunctionBackend` is the backend around a
+function that the user wrote.
 """
 
 from collections.abc import Callable, Iterator
@@ -28,9 +28,9 @@ DEFAULT_PAGES_PER_STEP = 64
 
 @dataclass
 class _Lanes:
-    """Sequences with equally many queries, longest context first, and their softmax under way.
+    """Sequences with equally many queries, ordered by context length, longest first.
 
-    With the longest first, the lanes that still have pages to read are always the first ones: a slice, not an index.
+    So the lanes that still have pages to read are always the first ones: a slice selects them, without an index.
     """
 
     rows: Tensor  # int64 [num_lanes, query_len]: each query's row in the flat batch
@@ -56,12 +56,12 @@ def paged_attention(
         query: ``[num_tokens, num_heads, head_dim]``; the rows of sequence ``i`` are
             ``query_starts[i] .. query_starts[i + 1] - 1`` and are its last tokens.
         key_pool, value_pool: ``[num_blocks, block_size, num_heads, head_dim]``, any strides.
-        block_tables: int64 ``[num_seqs, max_blocks]``; entries past a sequence's pages are never followed.
-        context_lens: int64 ``[num_seqs]``, tokens cached including those of this step.
+        block_tables: int64 ``[num_seqs, max_blocks]``; entries after a sequence's pages are not read.
+        context_lens: int64 ``[num_seqs]``, tokens cached plus tokens of this step.
         query_starts: int64 ``[num_seqs + 1]``.
         scale: factor on the scores.
-        pages_per_step: most pages gathered at a time, over all sequences. At 1 this is the textbook loop, sequence by
-            sequence and page by page; larger values read a page of many sequences, or many pages of one, in one go.
+        pages_per_step: largest number of pages gathered at a time, over all sequences. With 1 this is the textbook loop,
+            sequence by sequence and page by page. Larger values read pages of many sequences, or many pages of one, at once.
 
     Returns:
         ``[num_tokens, num_heads, head_dim]`` in the query's dtype; scores and sums are kept in float32 at least.
@@ -76,7 +76,7 @@ paged_attention.supports = frozenset({"async_scheduling"})  # type: ignore[attr-
 
 
 def write_kv(key: Tensor, value: Tensor, key_pool: Tensor, value_pool: Tensor, slot_mapping: Tensor) -> None:
-    """Put K and V ``[num_tokens, num_heads, head_dim]`` of new tokens into their slots ``[num_tokens]``."""
+    """Write K and V ``[num_tokens, num_heads, head_dim]`` of new tokens to their slots ``[num_tokens]``."""
     blocks, offsets = slot_mapping // key_pool.shape[1], slot_mapping % key_pool.shape[1]
     key_pool[blocks, offsets] = key
     value_pool[blocks, offsets] = value
@@ -108,7 +108,7 @@ def _attend(query: Tensor, key_pool: Tensor, value_pool: Tensor, lanes: _Lanes, 
     block_size = key_pool.shape[1]
     dtype = torch.promote_types(query.dtype, torch.float32)
     q = (query.to(dtype) * scale).transpose(1, 2)  # [num_lanes, num_heads, query_len, head_dim]
-    # Query i of a lane stands at position context_len - query_len + i and sees the positions up to its own.
+    # Query i of a lane is at position context_len - query_len + i and attends to the positions up to its own.
     positions = lanes.context_lens.unsqueeze(1) - query_len + torch.arange(query_len, device=query.device)
     running_max = q.new_full((num_lanes, num_heads, query_len, 1), -torch.inf)
     running_sum = q.new_zeros((num_lanes, num_heads, query_len, 1))
@@ -121,7 +121,7 @@ def _attend(query: Tensor, key_pool: Tensor, value_pool: Tensor, lanes: _Lanes, 
         k = _gather(key_pool, block_ids).to(dtype)  # [active, num_heads, width * block_size, head_dim]
         v = _gather(value_pool, block_ids).to(dtype)
         scores = torch.matmul(q[:active], k.transpose(-1, -2))  # [active, num_heads, query_len, width * block_size]
-        # A page every query of every lane sees in full needs no mask; that is most pages.
+        # Most pages need no mask: every query of every lane attends to all of their tokens.
         last_key = (page + width) * block_size - 1
         if last_key > int(positions[:active].min()):
             keys = torch.arange(page * block_size, last_key + 1, device=query.device)
@@ -147,7 +147,7 @@ def _gather(pool: Tensor, block_ids: Tensor) -> Tensor:
     _, num_heads, block_size, head_dim = by_head.shape
     num_lanes, width = block_ids.shape
     if by_head.is_contiguous():
-        # One head's part of a page is one run of memory, so they can be fetched in the order in which they are wanted.
+        # One head's part of a page is contiguous, so index_select gives the parts in the order of the result.
         runs = block_ids.unsqueeze(1) * num_heads + torch.arange(num_heads, device=pool.device).view(1, -1, 1)
         pages = by_head.view(-1, block_size, head_dim).index_select(0, runs.flatten())
     else:
@@ -159,8 +159,8 @@ def _gather(pool: Tensor, block_ids: Tensor) -> Tensor:
 class FunctionBackend:
     """Torch operations write K and V, and a function like :func:`~pagebrain.attention.paged_attention` reads them.
 
-    It supports what ``function.supports`` names, if the function has such an attribute, except for batch rows: the function
-    is not told which rows are active.
+    It supports the features in ``function.supports``, if there is such an attribute, without ``batch_rows``: the function
+    does not get ``active_rows``.
     """
 
     def __init__(self, function: Callable[..., Tensor]) -> None:
@@ -178,11 +178,11 @@ class FunctionBackend:
 
     @staticmethod
     def reason_against(*model: object) -> None:
-        """``None``: what a function cannot do, it says itself."""
+        """``None``: a function raises its own errors."""
 
 
 class TorchBackend(FunctionBackend):
-    """The engine's own attention where there are no kernels."""
+    """The engine's attention on devices without the Triton kernels."""
 
     def __init__(self) -> None:
         super().__init__(paged_attention)

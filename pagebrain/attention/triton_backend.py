@@ -10,9 +10,9 @@ from pagebrain.kernels.version import MIN_TRITON, available
 
 
 class TritonBackend:
-    """Kernels write K and V and read them, for batch rows too; on a GPU, or slowly in Triton's interpreter.
+    """Triton kernels write K and V and read them. They support batch rows, and run on a GPU or slowly in the interpreter.
 
-    Raises ``ConfigError`` if there is no Triton that is new enough.
+    Raises ``ConfigError`` if Triton is missing or too old.
     """
 
     supports = frozenset({"batch_rows", "cuda_graph", "async_scheduling"})

@@ -1,9 +1,9 @@
-"""The engine: requests in, tokens out, one step at a time.
+"""The engine loop: requests in, tokens out, one step at a time.
 
-:class:`Engine` owns the loop and nothing else. The scheduler decides, the cache manager finds room, the executor computes,
-the output processor makes text and deltas of the tokens; the engine launches steps, reads them, retires sequences that ended
-and tells observers. The loop is written once. Without ``async_scheduling`` each step is read before the next is planned
-(depth 0); with it the next is launched first (depth 1).
+The scheduler plans a step, the cache manager adds new blocks to the plan, the executor computes it, and the output
+processor turns its tokens into text and deltas. :class:`Engine` launches steps, reads them and retires sequences that ended.
+Without ``async_scheduling`` each step is read before the next is planned (depth 0). With it the next step is launched first
+(depth 1).
 """
 
 import dataclasses
@@ -18,31 +18,31 @@ from pagebrain.config import PageBrainConfig
 from pagebrain.engine.detokenizer import Detokenizer
 from pagebrain.engine.executor import Executor, InFlight, StepResult
 from pagebrain.engine.output_processor import OutputProcessor
-from pagebrain.engine.parts import SchedulerPart
-from pagebrain.engine.plan import check_plan
+from pagebrain.engine.parts import SchedulerPart, describe_failure
+from pagebrain.engine.plan import check_held, check_plan
 from pagebrain.engine.requests import Prompt, make_request, max_num_tokens
 from pagebrain.engine.scheduler import Scheduler
 from pagebrain.engine.sequence import Request, Sequence, SequenceGroup, SequenceStatus
-from pagebrain.engine.trace import EngineStats, Observer, StepTotals, StepTrace, trace_step
-from pagebrain.errors import IntegrityError, InvalidRequestError, StepError, is_out_of_memory, place
+from pagebrain.engine.trace import EngineStats, Observer, StepTotals, StepTrace, tell_observers, trace_step
+from pagebrain.errors import InvalidRequestError, StepError
 from pagebrain.outputs import OutputDelta
 from pagebrain.sampling_params import SamplingParams
 
 logger = logging.getLogger(__name__)
 
-_RUNNING, _FINISHED = SequenceStatus.RUNNING, SequenceStatus.FINISHED  # asked for once for every token
+_RUNNING, _FINISHED = SequenceStatus.RUNNING, SequenceStatus.FINISHED  # looked up once, not for every token
 
 
 @dataclasses.dataclass
 class _Launched:
-    """A step in flight, with what its trace will say."""
+    """A step in flight and its trace; there is no trace without observers."""
 
     in_flight: InFlight
     trace: StepTrace | None
 
 
 class Engine:
-    """Drives requests from arrival to last token. It belongs to one thread: nothing in it may be called from another.
+    """Drives requests from arrival to last token. All methods must be called from one thread.
 
     Args:
         config: resolved.
@@ -73,7 +73,7 @@ class Engine:
         self.depth = 1 if config.async_scheduling else 0
         self._in_flight: deque[_Launched] = deque()
         self._totals = StepTotals()
-        # The engine's own scheduler is held to this by tests; asking it at every step costs as much as its planning.
+        # Tests check the plans of the engine's own scheduler. A check at every step would cost as much as its planning.
         self._checks_plans = type(self.scheduler) is not Scheduler or config.check_integrity
         self._num_requests = 0
         self._next_seq_id = 0
@@ -89,10 +89,9 @@ class Engine:
         wants_deltas: bool = True,
         keeps_logprobs: bool = True,
     ) -> Request:
-        """Queue a request; the next steps serve it. Without ``wants_deltas`` only the delta that ends it comes out.
+        """Queue a request. Without ``wants_deltas`` :meth:`step` returns only the delta that ends it.
 
-        Without ``keeps_logprobs`` log-probabilities are in the deltas alone: none are kept for the output at the end.
-
+        Without ``keeps_logprobs`` its log-probabilities are in the deltas and not in the output at the end.
         Raises ``InvalidRequestError``, before anything changed, for a prompt or parameters that can never be served.
         """
         request_id = self._new_request_id() if request_id is None else request_id
@@ -111,15 +110,12 @@ class Engine:
         return request
 
     def _new_request_id(self) -> str:
-        """A name that no request under way has, not even one that a user chose."""
+        """A name that no request under way has; users choose names too."""
         names = (f"request-{number}" for number in itertools.count(self._num_requests))
         return next(name for name in names if name not in self.outputs.requests)
 
     def abort(self, request_id: str) -> bool:
-        """End a request now; there is no delta for it. False if it is not under way.
-
-        Its blocks come back when no step in flight uses them.
-        """
+        """End a request now, without a delta. False if it is not under way."""
         state = self.outputs.requests.pop(request_id, None)
         if state is None:
             return False
@@ -131,7 +127,7 @@ class Engine:
 
     @property
     def has_unfinished_requests(self) -> bool:
-        """Whether :meth:`step` has something left to do."""
+        """Whether a request is under way or a step in flight."""
         return bool(self.outputs.requests or self._in_flight)
 
     @property
@@ -140,7 +136,7 @@ class Engine:
         return len(self.outputs.requests)
 
     def stats(self) -> EngineStats:
-        """How the engine stands, in counts."""
+        """Totals since the start, and the present queues and pool."""
         return EngineStats(
             **vars(self._totals),
             num_waiting=len(self.scheduler.waiting),
@@ -150,25 +146,25 @@ class Engine:
         )
 
     def snapshot(self) -> StepTrace:
-        """A trace of how the engine stands now, between two steps: nothing is computed in it."""
+        """A trace of the present state, without a step."""
         return trace_step(self._totals.num_steps, SequenceGroup(()), self.cache_manager, self.scheduler)
 
     # The loop ---------------------------------------------------------------------------------------------------------
 
     def step(self) -> list[OutputDelta]:
-        """Plan and launch the next step, and read the oldest in flight if the pipeline is full or nothing was launched.
+        """Plan and launch the next step. Then read the oldest step if the pipeline is full or nothing was launched.
 
-        Returns what the step that was read added, which is nothing for the very first at depth 1.
+        Returns the deltas of the step that was read. The first call at depth 1 reads none.
         Raises ``StepError`` if a step failed; the engine is then as it was before the steps in flight.
         """
-        while len(self._in_flight) > self.depth:  # only after a read was interrupted, or one step too many would stay there
+        while len(self._in_flight) > self.depth:  # a read was interrupted, and its step is still in flight
             self._read(self._in_flight.popleft())
         began = time.monotonic()
         try:
             group = self.scheduler.schedule()
         except Exception as error:
             self._roll_back()
-            raise StepError(f"the scheduler failed: {_describe(error)}") from error
+            raise StepError(f"the scheduler failed: {describe_failure(error)}") from error
         self._totals.schedule_s += time.monotonic() - began
         if group is not None:
             self._launch(group, began)
@@ -180,7 +176,7 @@ class Engine:
         return self.outputs.take_deltas()
 
     def drain(self) -> list[OutputDelta]:
-        """Read the steps in flight without planning another, so that what ended or was aborted gives its blocks back."""
+        """Read the steps in flight without planning another, so that the blocks of ended sequences are free."""
         while self._in_flight:
             self._read(self._in_flight.popleft())
         return self.outputs.take_deltas()
@@ -192,11 +188,11 @@ class Engine:
                 check_plan(group, self.config, self.outputs.requests)
             group = self.cache_manager.complete(group)
             in_flight = self.executor.launch(group)
-        except BaseException as error:  # interrupted, too: the executor may have come halfway
+        except BaseException as error:  # after an interrupt too, the executor may have applied half of the plan
             self._roll_back()
             if not isinstance(error, Exception):
                 raise
-            raise StepError(f"step {self._totals.num_steps} could not be launched: {_describe(error)}") from error
+            raise StepError(f"step {self._totals.num_steps} could not be launched: {describe_failure(error)}") from error
         trace = trace_step(self._totals.num_steps, group, self.cache_manager, self.scheduler) if self.observers else None
         num_prefill_tokens = num_decode_tokens = 0
         for seq, start, num_tokens, samples in group.scheduled:
@@ -224,7 +220,7 @@ class Engine:
         totals.launch_s += launched - planned
 
     def _read(self, launched: _Launched) -> None:
-        """Wait for a step and apply what it brought."""
+        """Wait for a step and apply its result."""
         began = time.monotonic()
         group = launched.in_flight.group
         try:
@@ -232,43 +228,46 @@ class Engine:
         except Exception as error:
             self._mark_read(group)
             self._roll_back()
-            raise StepError(f"a step of {len(group)} sequences failed: {_describe(error)}") from error
-        except BaseException:  # interrupted while waiting: the step is still under way, and can be read later
+            raise StepError(f"a step of {len(group)} sequences failed: {describe_failure(error)}") from error
+        except BaseException:  # interrupted while waiting: the step can be read later
             self._in_flight.appendleft(launched)
             raise
         waited = time.monotonic()
         self._mark_read(group)
         try:
             finished = self._apply(group, result, waited)
-        except BaseException:  # a sequence that has not got its tokens yet computes them again
+        except BaseException:  # sequences without their tokens compute them again
             self._roll_back()
             raise
         self.cache_manager.collect()
         if self.config.check_integrity:
             self.check_integrity()
-        self._totals.wait_s += waited - began
-        self._totals.output_s += time.monotonic() - waited
-        self._tell(launched.trace, began, waited, finished)
+        wait_s, output_s = waited - began, time.monotonic() - waited
+        self._totals.wait_s += wait_s
+        self._totals.output_s += output_s
+        if launched.trace is not None:
+            times = {"read_s": waited, "wait_s": wait_s, "output_s": output_s}
+            tell_observers(self.observers, dataclasses.replace(launched.trace, finished=finished, **times))
 
     def _apply(self, group: SequenceGroup, result: StepResult, now: float) -> tuple[int, ...]:
-        """Give each sequence what the step brought it. Returns the ids of those that ended with it."""
+        """Add the step's tokens to its sequences. Returns the ids of the sequences that ended."""
         finished: list[int] = []
         logprobs, of_prompts, append = result.logprobs, result.prompt_logprobs, self.outputs.append
         entries = zip(group.scheduled, result.token_ids, strict=True)
         for index, ((seq, start, num_tokens, _), token_ids) in enumerate(entries):
             if seq.status is _FINISHED:
-                continue  # it ended while this step was in flight: what it sampled is past the end
+                continue  # it ended while this step was in flight: the sampled token is past the end
             if of_prompts and index in of_prompts:
                 self.outputs.keep_prompt_logprobs(seq, *of_prompts[index])
             if token_ids and append(seq, token_ids, logprobs.get(index, ()) if logprobs else (), now):
                 finished.append(seq.seq_id)
                 self._retire(seq)
-            elif seq.status is _RUNNING:  # otherwise preempted: the tokens count, the cache is gone
+            elif seq.status is _RUNNING:  # a preempted sequence keeps the tokens, but its blocks are gone
                 seq.num_computed = start + num_tokens
         return tuple(finished)
 
     def _retire(self, seq: Sequence) -> None:
-        """Let the scheduler forget a sequence that ended; its blocks come back when no step in flight reads them."""
+        """Remove a sequence that ended. Its blocks are freed when no step in flight reads them."""
         self.scheduler.finish(seq)
         self.cache_manager.retire(seq)
 
@@ -278,46 +277,21 @@ class Engine:
             seq.num_unread_tokens -= samples
 
     def _roll_back(self) -> None:
-        """Forget all steps in flight. Every sequence stands where it was last read; nothing of it is lost."""
+        """Forget all steps in flight. Each sequence returns to the state after its last read step."""
         while self._in_flight:
             launched = self._in_flight.popleft()
             try:
                 launched.in_flight.wait()
-            except Exception as error:  # it was launched on top of the one that failed
+            except Exception as error:  # its input comes from the step that failed
                 logger.debug("a step behind the failed one failed too: %s", error)
             self._mark_read(launched.in_flight.group)
         for seq in self.scheduler.running:
             seq.num_scheduled = seq.num_computed
         self.cache_manager.collect()
-        self.cache_manager.report_anew()  # the executor may keep tokens that were never read, or know half of the last plan
+        self.cache_manager.report_anew()  # the executor may hold unread tokens, or half of the last plan
 
     def check_integrity(self) -> None:
-        """Raise ``IntegrityError`` if the blocks' bookkeeping contradicts itself or a step in flight lost what it reads."""
+        """Raise ``IntegrityError`` if the blocks' bookkeeping contradicts itself or a step in flight lacks blocks."""
         self.cache_manager.check_integrity()
         for launched in self._in_flight:
-            for entry in launched.in_flight.group:
-                held = len(self.cache_manager.block_table(entry.seq.seq_id)) * self.config.block_size
-                if held < entry.context_len:
-                    raise IntegrityError(
-                        f"sequence {entry.seq.seq_id} holds {held} slots, but a step in flight reads {entry.context_len}"
-                    )
-
-    # Observers --------------------------------------------------------------------------------------------------------
-
-    def _tell(self, trace: StepTrace | None, began: float, waited: float, finished: tuple[int, ...]) -> None:
-        if trace is None:
-            return
-        now = time.monotonic()
-        trace = dataclasses.replace(trace, finished=finished, read_s=waited, wait_s=waited - began, output_s=now - waited)
-        for observer in list(self.observers):
-            try:
-                observer(trace)
-            except Exception:  # the step is done: its tokens must reach their request whatever a watcher does
-                logger.exception("an observer failed and is not called again")
-                self.observers.remove(observer)
-
-
-def _describe(error: Exception) -> str:
-    """An error of a part in one line, with where it was raised: the part may be somebody's own."""
-    what = "out of memory (lower max_num_batched_tokens or max_num_seqs): " if is_out_of_memory(error) else ""
-    return f"{what}{type(error).__name__}: {' '.join(str(error).split())}{place(error)}"
+            check_held(launched.in_flight.group, self.cache_manager)

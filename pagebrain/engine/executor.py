@@ -1,7 +1,7 @@
-"""What the engine calls on an executor, and what it gets back.
+"""What the engine calls on an executor, and what the executor returns.
 
-``launch`` returns at once with an :class:`InFlight`; ``InFlight.wait`` brings the tokens. With async scheduling the engine
-launches another step between the two. Executors lie in :mod:`pagebrain.worker`.
+``launch`` returns an :class:`InFlight` at once; ``InFlight.wait`` returns the tokens. With async scheduling the engine
+launches another step between the two. The executors are in :mod:`pagebrain.worker`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,13 +14,13 @@ from pagebrain.outputs import TokenLogprobs
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step brought.
+    """The result of a step.
 
     Attributes:
-        token_ids: for each scheduled sequence its next tokens: none where the step did not sample, otherwise one or more.
-        logprobs: index of the scheduled sequence -> log-probabilities at each of these tokens, where they were asked for.
-        prompt_logprobs: index of the scheduled sequence -> ``(first position, log-probabilities of the prompt tokens there
-            and after)``, where they were asked for.
+        token_ids: the next tokens of each scheduled sequence: none if the step did not sample for it, else one or more.
+        logprobs: index of the scheduled sequence -> log-probabilities at each of these tokens, if they were requested.
+        prompt_logprobs: index of the scheduled sequence -> ``(first position, log-probabilities of the prompt tokens from
+            that position on)``, if they were requested.
     """
 
     token_ids: Sequence[tuple[int, ...]]
@@ -30,9 +30,9 @@ class StepResult:
 
 @dataclass(frozen=True)
 class InFlight:
-    """A step that was launched. ``wait`` brings its results, or raises what the step raised.
+    """A step that was launched. ``wait`` returns its result, or raises the step's exception.
 
-    ``num_graph_decodes`` of its sequences were computed by replaying a CUDA graph.
+    A CUDA graph computed ``num_graph_decodes`` of its sequences.
     """
 
     group: SequenceGroup
@@ -41,8 +41,8 @@ class InFlight:
 
 
 class Executor(Protocol):
-    """What the engine calls."""
+    """Computes steps on a device."""
 
     def launch(self, group: SequenceGroup) -> InFlight:
-        """Apply what the plan changes, and start computing its step."""
+        """Apply the changes of the plan, and start to compute its step."""
         ...

@@ -1,7 +1,7 @@
-"""From sampled tokens to what a caller sees: stop rules, text, log-probabilities, deltas, and the output at the end.
+"""From sampled tokens to outputs: stop rules, text, log-probabilities, deltas, and the output at the end.
 
-The :class:`OutputProcessor` knows the requests under way and what has come out of each. It adds tokens to a sequence and
-notes how the sequence ended. Queues and blocks it leaves to the engine.
+The :class:`OutputProcessor` holds the requests under way. It adds tokens to a sequence and notes how the sequence ended. It
+does not touch queues and blocks.
 """
 
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from pagebrain.engine.detokenizer import Detokenizer, TextStream
 from pagebrain.engine.sequence import Request, Sequence, SequenceStatus
 from pagebrain.outputs import CompletionOutput, OutputDelta, RequestMetrics, RequestOutput, TokenLogprobs
 
-_FINISHED = SequenceStatus.FINISHED  # asked for once for every token
+_FINISHED = SequenceStatus.FINISHED  # looked up once, not for every token
 
 
 @dataclass
@@ -39,7 +39,7 @@ class RequestState:
         return all(seq.is_finished for seq in self.sequences)
 
     def output(self) -> RequestOutput:
-        """The request as it stands."""
+        """The request with the tokens that it has now."""
         first = self.sequences[0]
         wants_prompt_logprobs = self.keeps_logprobs and self.request.params.prompt_logprobs is not None
         return RequestOutput(
@@ -72,14 +72,14 @@ class RequestState:
 
 
 class OutputProcessor:
-    """Gives sequences their tokens and says what is new.
+    """Adds tokens to sequences and makes deltas of them.
 
     Args:
         detokenizer: token ids to text; ``None`` leaves texts empty.
         eos_token_ids: tokens that end a sequence unless its request ignores them.
 
     Attributes:
-        requests: those under way, by id.
+        requests: the requests under way, by id.
     """
 
     def __init__(self, detokenizer: Detokenizer | None, eos_token_ids: frozenset[int]) -> None:
@@ -91,21 +91,18 @@ class OutputProcessor:
     def add(
         self, request: Request, sequences: list[Sequence], wants_deltas: bool = True, keeps_logprobs: bool = True
     ) -> None:
-        """A request whose sequences will get tokens. Without ``wants_deltas`` only the delta that ends it comes out.
-
-        Without ``keeps_logprobs`` log-probabilities are in the deltas alone.
-        """
+        """Take a new request. See :meth:`pagebrain.engine.engine.Engine.add_request` for the two switches."""
         params = request.params
         streams = [None if self.detokenizer is None else self.detokenizer.stream(params) for _ in sequences]
         stop_ids = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self.eos_token_ids)
-        if params.prompt_logprobs is not None:  # the samples share their prompt; nothing predicts its first token
+        if params.prompt_logprobs is not None:  # only sample 0 has them; the first token has none
             sequences[0].prompt_logprobs.append(None)
         self.requests[request.request_id] = RequestState(request, sequences, streams, stop_ids, wants_deltas, keeps_logprobs)
 
     def append(self, seq: Sequence, token_ids: tuple[int, ...], scores: tuple[TokenLogprobs, ...], now: float) -> bool:
-        """Add sampled tokens up to the one that ends the sequence, and note the delta. Returns whether the sequence ended.
+        """Add sampled tokens up to the one that ends the sequence, and keep the delta. Returns whether the sequence ended.
 
-        ``scores`` has an entry for each token, or none at all. ``now`` is when the tokens arrived.
+        ``scores`` is empty or has an entry for each token. ``now`` is when the tokens arrived.
         """
         request_id = seq.request.request_id
         state = self.requests[request_id]
@@ -160,16 +157,16 @@ class OutputProcessor:
             )
             self._deltas.append(delta)
         if seq.prompt_logprobs and not state.keeps_logprobs:
-            seq.prompt_logprobs.clear()  # they are in the first delta
+            seq.prompt_logprobs.clear()  # the first delta holds them
         return has_ended
 
     def keep_prompt_logprobs(self, seq: Sequence, first_position: int, scores: tuple[TokenLogprobs, ...]) -> None:
-        """Take those not known yet: after a preemption the prompt is computed, and scored, again."""
+        """Keep the scores that are new: after a preemption the prompt is computed and scored again."""
         known = len(seq.prompt_logprobs)
         seq.prompt_logprobs.extend(scores[max(0, known - first_position) :])
 
     def take_deltas(self) -> list[OutputDelta]:
-        """What has been added since the last call."""
+        """The deltas since the last call."""
         deltas, self._deltas = self._deltas, []
         return deltas
 

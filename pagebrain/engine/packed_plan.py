@@ -1,8 +1,8 @@
 """A plan in a compact form that can be pickled, for executors in other processes, logs and replays.
 
-A :class:`~pagebrain.engine.sequence.SequenceGroup` points to the engine's sequences. What an executor reads of them besides
-their number is the same in every step, so it is sent once: with the first plan after which the executor has to know the
-sequence. :class:`PlanPacker` remembers which it has sent; :class:`PlanUnpacker`, at the other end, keeps them.
+A :class:`~pagebrain.engine.sequence.SequenceGroup` refers to the engine's sequences. Besides the id, an executor reads only
+fields that are the same in every step. They are sent once, with the first plan that schedules the sequence.
+:class:`PlanPacker` remembers which sequences it has sent. :class:`PlanUnpacker`, at the other end, keeps them.
 """
 
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from pagebrain.sampling_params import SamplingParams
 
 
 class NewSequence(NamedTuple):
-    """What an executor has to know of a sequence. ``token_ids`` are its prompt and what it has generated so far."""
+    """The fields of a sequence that an executor reads. ``token_ids`` are its prompt and its output so far."""
 
     seq_id: int
     token_ids: tuple[int, ...]
@@ -25,7 +25,7 @@ class NewSequence(NamedTuple):
 
 
 class PackedPlan(NamedTuple):
-    """A plan without references. ``scheduled`` has ``(seq_id, start, num_tokens, samples)``; the rest is as in the group."""
+    """A plan without references. ``scheduled`` holds ``(seq_id, start, num_tokens, samples)``."""
 
     scheduled: tuple[tuple[int, int, int, bool], ...]
     new_sequences: tuple[NewSequence, ...]
@@ -35,13 +35,13 @@ class PackedPlan(NamedTuple):
 
 
 class PlanPacker:
-    """Packs the plans of one engine, all of them and in order."""
+    """Packs all plans of one engine, in order."""
 
     def __init__(self) -> None:
         self._known: set[int] = set()
 
     def pack(self, group: SequenceGroup) -> PackedPlan:
-        """The plan of the next step; it must be the one that the executor gets, with what the cache manager added."""
+        """The plan of the next step, packed. The group must be complete: ``CacheManager.complete`` returned it."""
         self._known.difference_update(group.released)
         new = [entry.seq for entry in group if entry.seq.seq_id not in self._known]
         self._known.update(seq.seq_id for seq in new)
@@ -55,13 +55,13 @@ class PlanPacker:
 
 
 class PlanUnpacker:
-    """Turns packed plans back into groups, whose sequences are this process's own."""
+    """Turns packed plans back into groups, with sequences of its own."""
 
     def __init__(self) -> None:
         self._sequences: dict[int, Sequence] = {}
 
     def unpack(self, plan: PackedPlan) -> SequenceGroup:
-        """A group that an executor computes as it would compute the one that was packed. It does not name the preempted."""
+        """A group that an executor computes like the one that was packed. ``preempted`` is empty."""
         for seq_id in plan.released:
             self._sequences.pop(seq_id, None)
         for new in plan.new_sequences:

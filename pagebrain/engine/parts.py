@@ -1,6 +1,6 @@
-"""The parts that can be replaced, what each must offer, and how one is found by name and checked.
+"""The parts that can be replaced: their protocols, and how a part is found by name and checked.
 
-The engine calls nothing of a part beyond its protocol here, so a learner's class that offers as much serves real requests:
+The engine calls only the methods of these protocols, so a class with the same methods serves real requests:
 ``parts={"scheduler": MyScheduler}`` in Python, ``--part scheduler=work/my_scheduler.py:Scheduler`` on the command line.
 """
 
@@ -17,13 +17,13 @@ from torch import Tensor
 
 from pagebrain.block import BlockManagerPart
 from pagebrain.engine.sequence import Sequence, SequenceGroup
-from pagebrain.errors import PageBrainError, PartError
+from pagebrain.errors import PageBrainError, PartError, is_out_of_memory, place
 
 if TYPE_CHECKING:
     from pagebrain.sampling import SamplerOutput, SampleRow
 
 FEATURES = frozenset({"batch_rows", "cuda_graph", "async_scheduling"})
-"""What a part may declare in ``supports``; the engine switches off what any part in use lacks.
+"""Features that a part may declare in ``supports``. The engine switches off a feature that a part in use lacks.
 
 ``batch_rows`` is for attention backends: they take ``active_rows``, see :class:`pagebrain.attention.ForwardBatch`.
 """
@@ -35,7 +35,7 @@ ATTENTION_BACKEND = {
     "write": ("layer", "pool", "key", "value", "batch"),
     "attend": ("layer", "query", "pool", "batch", "scale"),
 }
-"""Methods of one that is a backend, and their arguments; see :class:`pagebrain.attention.AttentionBackend`."""
+"""Methods of an attention part that is a backend, and their arguments; see :class:`pagebrain.attention.AttentionBackend`."""
 
 
 class SchedulerPart(Protocol):
@@ -85,7 +85,7 @@ _PROTOCOLS: dict[str, type] = {
 def find_part(part: str, named: Any, default: Any) -> Any:
     """The object to use for ``part``: ``default``, an object given in Python, or one named as ``path:Name``.
 
-    Raises ``PartError`` if it cannot be found or if the engine could not call it.
+    Raises ``PartError`` if it cannot be found, or if its methods or arguments do not match the protocol.
     """
     if named is None:
         return default
@@ -100,7 +100,7 @@ def parts_without(feature: str, parts: dict[str, Any]) -> list[str]:
 
 
 def make_part(part: str, factory: Any, *arguments: Any) -> Any:
-    """What the class of a part makes; ``PartError`` if it raises, or if what it makes lacks what the engine reads."""
+    """An instance of a part's class. Raises ``PartError`` if the class raises, or if the instance lacks an attribute."""
     try:
         built = factory(*arguments)
     except PageBrainError:
@@ -114,6 +114,12 @@ def make_part(part: str, factory: Any, *arguments: Any) -> Any:
     return built
 
 
+def describe_failure(error: Exception) -> str:
+    """An exception in one line, with the place where it was raised: the code may be a part that the user wrote."""
+    what = "out of memory (lower max_num_batched_tokens or max_num_seqs): " if is_out_of_memory(error) else ""
+    return f"{what}{type(error).__name__}: {' '.join(str(error).split())}{place(error)}"
+
+
 def _load(part: str, named: str) -> Any:
     location, separator, attribute = named.rpartition(":")
     if not separator or not location or not attribute:
@@ -123,7 +129,7 @@ def _load(part: str, named: str) -> Any:
         module = _module_from_file(Path(location)) if location.endswith(".py") else importlib.import_module(location)
     except PartError:
         raise
-    except Exception as error:  # whatever a learner's file raises when it is imported
+    except Exception as error:  # code of the user runs at import and may raise any exception
         raise PartError(
             f"part {part}={named!r}: importing {location} failed with {type(error).__name__}: {error}"
         ) from error
@@ -135,7 +141,7 @@ def _load(part: str, named: str) -> Any:
 def _module_from_file(path: Path) -> Any:
     if not path.is_file():
         raise PartError(f"there is no file {path}: give a path from the current folder, {Path.cwd()}")
-    # Two files of one name are two modules, and a file that was edited is a new one: a notebook must not go on with the old.
+    # Files of one name in two folders are two modules. An edited file is a new module, so that a notebook sees the edit.
     key = (str(path.resolve()), path.stat().st_mtime_ns, path.stat().st_size)
     name = f"pagebrain_part_{path.stem}_{abs(hash(key)):x}"
     if name in sys.modules:
@@ -154,9 +160,9 @@ def _module_from_file(path: Path) -> Any:
 
 
 def _make_importable(file: Path | None) -> None:
-    """Let what is loaded import what lies beside it: the current folder, and the folder that holds the file's package.
+    """Add the current folder, and the folder that holds the file's package, to ``sys.path``.
 
-    The command ``pagebrain`` starts with neither, and a chapter, or a learner's file, imports ``chapters``.
+    The command ``pagebrain`` starts without them, and chapters and the files of learners import ``chapters``.
     """
     folders = [Path.cwd()]
     if file is not None:
@@ -170,7 +176,7 @@ def _make_importable(file: Path | None) -> None:
 
 
 def _check(part: str, found: Any) -> None:
-    """Compare, argument by argument, what the engine will call with what ``found`` takes."""
+    """Compare the methods and arguments of ``found`` with those that the engine calls."""
     if not callable(found) and not (part == "attention" and hasattr(found, "attend")):
         kind = "function or an attention backend" if part == "attention" else "class"
         raise PartError(f"{part} {_name_of(found)} cannot be called: name a {kind}")
@@ -187,7 +193,7 @@ def _check(part: str, found: Any) -> None:
         if name.startswith("_") or not (callable(member) or isinstance(member, property)):
             continue
         if not hasattr(found, name):
-            # A property may also be an attribute that __init__ sets, which a class does not show: the engine checks again.
+            # __init__ may set a property as an attribute, which the class does not show: make_part checks again.
             if isinstance(member, property):
                 continue
             raise PartError(f"{part} {_name_of(found)} has no method {name}{inspect.signature(member)}")
@@ -197,7 +203,7 @@ def _check(part: str, found: Any) -> None:
 
 
 def _check_attention(found: Any) -> None:
-    """A function, a backend, or the class of one."""
+    """Check a function, a backend, or the class of a backend."""
     name = f"attention {_name_of(found)}"
     if not (inspect.isclass(found) or hasattr(found, "attend")):
         _check_arguments(name, found, list(ATTENTION_FUNCTION))
@@ -214,7 +220,7 @@ def _check_arguments(what: str, function: Callable[..., Any], wanted: list[str],
     try:
         parameters = list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError):
-        return  # a builtin or a compiled function: it does not tell
+        return  # a builtin or a compiled function has no signature
     if skip_self and not isinstance(inspect.getattr_static(function, "__self__", None), type):
         parameters = parameters[1:]
     kinds = inspect.Parameter

@@ -1,16 +1,17 @@
-"""Checks a scheduler's plan before it is computed: the scheduler may be somebody's first, wrong plans make wrong text."""
+"""Checks of a plan. A scheduler may be a part that a user wrote, and a wrong plan would generate wrong text."""
 
 from collections.abc import Container
 
+from pagebrain.cache import CacheManager
 from pagebrain.config import PageBrainConfig
 from pagebrain.engine.sequence import ScheduledSequence, SequenceGroup
-from pagebrain.errors import StepError
+from pagebrain.errors import IntegrityError, StepError
 
 
 def check_plan(group: SequenceGroup, config: PageBrainConfig, under_way: Container[str]) -> None:
-    """Raise ``StepError`` unless the group can be computed as it stands; ``under_way`` are the ids of unfinished requests.
+    """Raise ``StepError`` unless the group can be computed; ``under_way`` holds the ids of unfinished requests.
 
-    That the block tables cover it is seen when the slots are looked up.
+    It does not check block tables: the lookup of slots does.
     """
     if not group.scheduled:
         raise StepError("the scheduler returned an empty group: return None when there is nothing to compute")
@@ -23,6 +24,16 @@ def check_plan(group: SequenceGroup, config: PageBrainConfig, under_way: Contain
         if entry.seq.is_finished or entry.seq.request.request_id not in under_way:
             raise StepError(f"sequence {entry.seq.seq_id} has ended and cannot be scheduled")
         _check_entry(entry)
+
+
+def check_held(group: SequenceGroup, cache_manager: CacheManager) -> None:
+    """Raise ``IntegrityError`` unless the sequences of a step in flight hold all blocks that the step reads."""
+    for entry in group:
+        held = len(cache_manager.block_table(entry.seq.seq_id)) * cache_manager.block_size
+        if held < entry.context_len:
+            raise IntegrityError(
+                f"sequence {entry.seq.seq_id} holds {held} slots, but a step in flight reads {entry.context_len}"
+            )
 
 
 def _check_entry(entry: ScheduledSequence) -> None:

@@ -1,4 +1,4 @@
-"""From what a user hands in to a checked :class:`~pagebrain.engine.sequence.Request`."""
+"""From a prompt and parameters to a checked :class:`~pagebrain.engine.sequence.Request`."""
 
 import hashlib
 import operator
@@ -30,7 +30,7 @@ def make_request(
     encode: Callable[[str], list[int]] | None,
     has_detokenizer: bool,
 ) -> Request:
-    """A request that can be served. ``None`` for ``params`` is ``SamplingParams()``.
+    """A checked request. ``None`` for ``params`` is ``SamplingParams()``.
 
     Raises ``InvalidRequestError`` for a prompt or parameters that can never be served.
     """
@@ -55,12 +55,10 @@ def make_request(
 def checked_token_ids(
     prompt: Prompt, encode: Callable[[str], list[int]] | None, params: SamplingParams, config: PageBrainConfig
 ) -> tuple[int, ...]:
-    """The prompt as token ids.
+    """The prompt as token ids; ``encode`` makes them of a text.
 
-    A text becomes what ``encode`` makes of it, with the tokens that the tokenizer puts around a text.
-
-    Raises ``InvalidRequestError`` for one that is empty, names ids outside the vocabulary, leaves no position to generate
-    into although something is to be generated, or is text while there is no tokenizer.
+    Raises ``InvalidRequestError`` if the prompt is empty, has ids outside the vocabulary, leaves no room for a token to
+    generate, or is text without a tokenizer.
     """
     if isinstance(prompt, str):
         if encode is None:
@@ -98,15 +96,15 @@ def checked_token_ids(
 def encode_text(tokenizer: "PreTrainedTokenizerBase", text: str, add_special_tokens: bool = True) -> list[int]:
     """Token ids of a text: those of Hugging Face's ``tokenizer(text).input_ids``.
 
-    Without ``add_special_tokens`` the tokens that the tokenizer's post-processor puts around a text are left out.
+    Without ``add_special_tokens`` the tokens that the tokenizer's post-processor adds are left out.
     """
     return list(tokenizer.encode(text, add_special_tokens=add_special_tokens, verbose=False))
 
 
 def max_num_tokens(num_prompt_tokens: int, params: SamplingParams, config: PageBrainConfig) -> int:
-    """Most tokens of prompt and output; ``InvalidRequestError`` if ``min_tokens`` do not fit.
+    """Largest number of tokens of prompt and output. Raises ``InvalidRequestError`` if ``min_tokens`` do not fit.
 
-    A prompt that is only scored counts one token more: a step samples at its end, and the engine drops that token.
+    A prompt that is only scored counts one token more: the step at its end samples a token, and the engine drops it.
     """
     assert config.max_model_len is not None
     room = config.max_model_len - num_prompt_tokens
@@ -120,7 +118,7 @@ def max_num_tokens(num_prompt_tokens: int, params: SamplingParams, config: PageB
 
 
 def request_seed(params: SamplingParams, engine_seed: int, arrival_index: int) -> int:
-    """The user's seed, or one that the engine's seed and the request's number in line determine."""
+    """The user's seed, or one derived from the engine's seed and the request's arrival number."""
     if params.seed is not None:
         return params.seed
     digest = hashlib.blake2b(f"{engine_seed}:{arrival_index}".encode(), digest_size=8).digest()

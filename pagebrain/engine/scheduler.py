@@ -1,9 +1,9 @@
-"""Who computes what in the next step: continuous batching with chunked prefill and preemption by recompute.
+"""Plans the next step: continuous batching with chunked prefill and preemption by recompute.
 
-Sequences join and leave the batch at every step (Yu et al., "Orca", OSDI 2022). A step has a budget of tokens: every
-running sequence that only needs its next token gets one, and prompts share the rest in chunks, so that a long prompt does
-not hold up those who are writing (Agrawal et al., "Sarathi-Serve", OSDI 2024). All decisions are made from counts, never
-from token values, so a step can be planned before the last one was read.
+Sequences join and leave the batch at every step (Yu et al., "Orca", OSDI 2022). A step has a budget of tokens. Each decode
+takes one token of it, and prompts share the rest in chunks, so that a long prompt does not delay the decodes (Agrawal et
+al., "Sarathi-Serve", OSDI 2024). The scheduler reads counts and never token values, so a step can be planned before the last
+one was read.
 """
 
 from collections import deque
@@ -14,10 +14,10 @@ from pagebrain.engine.sequence import ScheduledSequence, Sequence, SequenceGroup
 
 
 class Scheduler:
-    """First come, first served; when blocks run out, the latest arrival gives its own back and starts over later.
+    """First come, first served. When blocks run out, the latest arrival is preempted and computed again later.
 
-    ``running`` is always in order of arrival. So whoever needs blocks takes them from somebody later in the list, the first
-    in the list always gets on, and nobody starves.
+    ``running`` is ordered by arrival. Preemption takes from the end. So the first running sequence is never preempted for
+    another, and every sequence finishes in the end.
     """
 
     supports = frozenset({"cuda_graph", "async_scheduling"})
@@ -34,7 +34,7 @@ class Scheduler:
         self.waiting.append(seq)
 
     def finish(self, seq: Sequence) -> None:
-        """Forget a sequence that ended or was aborted, wherever it stands; the caller retires its blocks."""
+        """Remove a sequence that ended or was aborted from its queue; the caller retires its blocks."""
         if seq in self.running:
             self.running.remove(seq)
         elif seq in self.waiting:
@@ -45,7 +45,7 @@ class Scheduler:
         scheduled: list[ScheduledSequence] = []
         num_preempted_before = len(self._preempted)
         prefill_budget = self._schedule_running(scheduled)
-        if len(self._preempted) == num_preempted_before:  # nobody joins in the step in which blocks ran out
+        if len(self._preempted) == num_preempted_before:  # no admission in a step in which blocks ran out
             self._admit(scheduled, prefill_budget)
         if not scheduled:
             return None
@@ -53,7 +53,7 @@ class Scheduler:
         return SequenceGroup(tuple(scheduled), preempted)
 
     def _schedule_running(self, scheduled: list[ScheduledSequence]) -> int:
-        """Give each running sequence its next token, or its next chunk. Returns how many tokens are left for new ones."""
+        """Schedule each running sequence's next token or chunk. Returns the budget that is left for new sequences."""
         unscheduled = [seq.num_unscheduled for seq in self.running]
         prefill_budget = self.config.max_num_batched_tokens - unscheduled.count(1)
         running, block_size = self.running, self.config.block_size
@@ -72,7 +72,7 @@ class Scheduler:
         return prefill_budget
 
     def _admit(self, scheduled: list[ScheduledSequence], prefill_budget: int) -> None:
-        """Start waiting sequences: there must be a seat, and blocks for all tokens beside what others still need."""
+        """Start waiting sequences, while a seat is free, and blocks for all their tokens beside those promised to others."""
         promised: int | None = None
         while prefill_budget > 0 and self.waiting and len(self.running) < self.config.max_num_seqs:
             seq = self.waiting[0]
@@ -87,7 +87,7 @@ class Scheduler:
             promised += self._num_missing_blocks(seq)  # for its later chunks
 
     def _num_missing_blocks(self, seq: Sequence) -> int:
-        """Blocks that the sequence still needs for the tokens that it has."""
+        """Blocks that the sequence lacks for the tokens that it has."""
         return self.cache_manager.num_missing_blocks(seq.seq_id, seq.num_tokens)
 
     def _take(self, seq: Sequence, num_tokens: int) -> ScheduledSequence:
@@ -96,11 +96,11 @@ class Scheduler:
         return ScheduledSequence(seq, start, num_tokens, samples=end == seq.num_tokens)
 
     def _make_room(self, seq: Sequence, num_tokens: int) -> bool:
-        """Preempt later arrivals until ``seq`` can grow to ``num_tokens``; false if it must wait or was the last itself."""
+        """Preempt from the end until ``seq`` can grow to ``num_tokens``. False if ``seq`` must wait or was preempted."""
         while not self.cache_manager.can_grow(seq.seq_id, num_tokens):
             coming = self.cache_manager.num_free_blocks + self.cache_manager.num_retiring_blocks
             if self.cache_manager.num_missing_blocks(seq.seq_id, num_tokens) <= coming:
-                return False  # enough blocks come back with the step in flight: no need to take anybody's
+                return False  # the step in flight frees enough blocks: preempt no sequence
             victim = self.running.pop()
             self._preempt(victim)
             if victim is seq:
@@ -108,10 +108,10 @@ class Scheduler:
         return True
 
     def _preempt(self, seq: Sequence) -> None:
-        """Take a sequence's blocks and let it start over as the first in the queue.
+        """Take a sequence's blocks and put it first in the queue.
 
-        That is never before its last step was read: nobody is admitted in the step in which blocks ran out, and when the
-        next one is planned, all steps from before it have been read.
+        It starts again only after its last step was read: the step in which blocks ran out admits no sequence, and all
+        steps before it have been read when the next one is planned.
         """
         seq.preempt()
         self.waiting.appendleft(seq)

@@ -1,12 +1,12 @@
 """Requests, sequences, and the group of sequences that one forward call computes.
 
-These are plain data, shared by the engine, the chapters and whatever a learner writes. A :class:`Request` is what a user
-asked for; it becomes ``n`` :class:`Sequence` objects; each step the scheduler puts some of them, with the tokens to compute,
+These are plain data. The engine, the chapters and the parts of learners share them. A :class:`Request` is what a user asked
+for. It becomes ``n`` :class:`Sequence` objects. At each step the scheduler puts some of them, with the tokens to compute,
 into a :class:`SequenceGroup`. (Early vLLM used "sequence group" for the samples of one request. Here it is always the batch
 of one forward call.)
 
-Launching ahead means that a step is planned before the previous one was read. So a sequence counts what was *scheduled* and
-what was *computed* apart, and counts sampled tokens that nobody has read yet; the scheduler needs only counts.
+With async scheduling a step is planned before the previous one was read. So a sequence has two counts: tokens *scheduled*
+and tokens *computed*. It also counts the sampled tokens that the engine has not read. The scheduler needs only counts.
 """
 
 from collections.abc import Iterator
@@ -25,8 +25,8 @@ Phase = Literal["prefill", "decode"]
 class Request:
     """What a user asked for, checked and tokenized.
 
-    ``seed`` is the one that all random numbers of this request derive from, the user's own or one the engine chose.
-    ``arrival_index`` counts requests; first come, first served means by this number.
+    All random numbers of the request derive from ``seed``, which the user gave or the engine chose. ``arrival_index`` counts
+    requests. "First come, first served" means by this number.
     """
 
     request_id: str
@@ -39,7 +39,7 @@ class Request:
 
 
 class SequenceStatus(Enum):
-    """Where a sequence stands. A preempted one waits again, and says so for whoever watches."""
+    """The state of a sequence. A preempted sequence waits like a new one; traces show it as preempted."""
 
     WAITING = auto()
     RUNNING = auto()
@@ -53,16 +53,16 @@ class Sequence:
 
     Attributes:
         seq_id: unique in the engine's life; keys the block table.
-        request: what was asked for; shared by the ``n`` samples.
-        sample_index: which of them this is, from 0.
-        max_num_tokens: prompt and output together never exceed this many tokens.
-        token_ids: prompt, then every output token read so far.
-        num_scheduled: leading tokens whose K and V are in the cache or in a step under way.
-        num_computed: leading tokens whose K and V are known to be in the cache.
-        num_unread_steps: steps launched with this sequence in them and not read yet.
-        num_unread_tokens: tokens those steps sample; their values are not known yet, their number is.
-        num_to_catch_up: leading tokens that were known when the sequence began, or began anew after a preemption. Until all
-            of them are scheduled it prefills; then it decodes.
+        request: shared by the ``n`` samples.
+        sample_index: number of the sample, from 0.
+        max_num_tokens: limit of prompt and output together.
+        token_ids: the prompt, then every output token read so far.
+        num_scheduled: leading tokens whose K and V are in the cache or are computed by a step in flight.
+        num_computed: leading tokens whose K and V are in the cache.
+        num_unread_steps: steps in flight that compute tokens of this sequence.
+        num_unread_tokens: tokens that those steps sample. Their number is known, their values are not.
+        num_to_catch_up: leading tokens that were known when the sequence started, or started again after a preemption. The
+            sequence prefills until all of them are scheduled. Then it decodes.
     """
 
     seq_id: int
@@ -104,42 +104,42 @@ class Sequence:
 
     @property
     def num_tokens(self) -> int:
-        """Prompt and output tokens, those sampled but not read included."""
+        """Prompt and output tokens, with those that were sampled and not read."""
         return len(self.token_ids) + self.num_unread_tokens
 
     @property
     def num_unscheduled(self) -> int:
         """Tokens that the next step could compute for this sequence: 1 is a decode, more are a prefill, 0 is nothing.
 
-        The last token that a sequence may hold is never computed: nothing follows it.
+        The last token that a sequence may hold is never computed, because no token follows it.
         """
-        num_tokens = len(self.token_ids) + self.num_unread_tokens  # num_tokens, asked for too often for another call
+        num_tokens = len(self.token_ids) + self.num_unread_tokens  # the property num_tokens would cost another call
         return 0 if num_tokens >= self.max_num_tokens else num_tokens - self.num_scheduled
 
     def preempt(self) -> None:
-        """Forget that anything was computed. The tokens stay; K and V of all of them are computed again in a later turn."""
+        """Reset the counts. The tokens stay, and K and V of all of them are computed again later."""
         self.status = SequenceStatus.PREEMPTED
         self.num_scheduled = self.num_computed = 0
         self.num_to_catch_up = self.num_tokens
         self.num_preemptions += 1
 
     def finish(self, reason: FinishReason, stop_reason: int | str | None = None) -> None:
-        """Note that the sequence has ended, and why."""
+        """Mark the sequence as ended."""
         self.status = SequenceStatus.FINISHED
         self.finish_reason = reason
         self.stop_reason = stop_reason
 
     @property
     def is_finished(self) -> bool:
-        """Whether no more tokens will be appended."""
+        """Whether the sequence has ended."""
         return self.status is SequenceStatus.FINISHED
 
 
 class ScheduledSequence(NamedTuple):
     """One sequence's share of a step: compute tokens ``start .. start + num_tokens - 1``.
 
-    ``samples`` is true if they reach the end of what is there, so that the step samples the sequence's next token. (A named
-    tuple, for one is made for every sequence of every step.)
+    ``samples`` is true if they include the sequence's last token, so that the step samples the next one. (A named tuple is
+    quick to make, and a step makes one for every sequence.)
     """
 
     seq: Sequence
@@ -149,32 +149,32 @@ class ScheduledSequence(NamedTuple):
 
     @property
     def context_len(self) -> int:
-        """Tokens that the last query of this step attends to: those cached plus those of this step."""
+        """Tokens cached plus tokens of this step."""
         return self.start + self.num_tokens
 
     @property
     def phase(self) -> Phase:
-        """``prefill`` while the sequence catches up with tokens that it has, ``decode`` when it extends its text.
+        """``prefill`` while the sequence computes tokens that it had at its start, ``decode`` when it extends its text.
 
-        A state of the sequence, so ask when the step is planned. The number of tokens does not tell: a chunk may have one.
+        It depends on the sequence's state, so read it when the step is planned. A chunk of one token is a prefill too.
         """
         return "prefill" if self.start < self.seq.num_to_catch_up else "decode"
 
 
 @dataclass(frozen=True)
 class SequenceGroup:
-    """The plan of one forward call: prefill chunks and decodes side by side, and all that changes before they are computed.
+    """The plan of one forward call: prefill chunks, decodes, and the changes to make before they are computed.
 
-    A scheduler says what is computed and who was preempted. The rest is added by the cache manager, in which the scheduler
-    has taken blocks meanwhile; an executor applies it in this order: released, new blocks, copied blocks.
+    The scheduler fills ``scheduled`` and ``preempted``. The cache manager adds the rest from its block tables. An executor
+    applies the changes in this order: released, new blocks, copied blocks.
 
     Attributes:
-        scheduled: which tokens of which sequences are computed.
-        preempted: the sequences that lost their blocks while this step was planned.
-        released: ids of sequences for which the executor keeps nothing any more. One that was preempted may be scheduled
-            again in the same plan, and then starts anew.
-        new_blocks: what was added to block tables, of sequences that are scheduled now or later.
-        copied_blocks: ``(from, to)``: blocks whose K and V are copied, of all layers.
+        scheduled: the tokens to compute of each sequence.
+        preempted: sequences that lost their blocks while this step was planned.
+        released: ids of sequences whose state the executor drops. The same plan may schedule such a sequence again, which
+            then gets new state.
+        new_blocks: blocks added to the tables of sequences that are scheduled now or later.
+        copied_blocks: ``(from, to)``: blocks whose K and V are copied, in all layers.
     """
 
     scheduled: tuple[ScheduledSequence, ...]

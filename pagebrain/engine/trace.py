@@ -1,9 +1,10 @@
-"""What the outside sees of the engine: a record of each step for those who watch, and counts that are always kept.
+"""Records of the engine for observers: a trace of each step, and counts.
 
-Timelines, pictures and live views read :class:`StepTrace`, which is made only when somebody watches: it copies every block
-table. Metrics read :class:`EngineStats`, which costs next to nothing. Nothing else reads the engine's insides.
+Timelines, pictures and live views read :class:`StepTrace`. It copies every block table, so it is made only if there are
+observers. Metrics read :class:`EngineStats`, which costs next to nothing and is always kept.
 """
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
@@ -14,12 +15,14 @@ from pagebrain.block import BlockManagerPart
 from pagebrain.engine.parts import SchedulerPart
 from pagebrain.engine.sequence import Phase, SequenceGroup
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class TraceRow:
     """One sequence's share of a step: it computed tokens ``start .. start + num_tokens - 1``.
 
-    ``phase`` is ``prefill`` while the sequence catches up with tokens that it has, ``decode`` when it extends its text.
+    ``phase`` is explained at :attr:`pagebrain.engine.sequence.ScheduledSequence.phase`.
     """
 
     seq_id: int
@@ -42,16 +45,16 @@ class StepTrace:
 
     Attributes:
         step: counts from 0.
-        rows: what was computed.
-        block_tables: sequence id -> its physical block ids, of every sequence that holds blocks, when the step was launched.
-        free_blocks: ids of the free blocks at that moment, as the block manager lists them (the engine's: next one first).
-        shared_blocks: block id -> holders, of the blocks with more than one.
-        num_blocks, block_size: the pool.
+        rows: the computed tokens of each sequence.
+        block_tables: sequence id -> its physical block ids at launch, for every sequence that holds blocks.
+        free_blocks: ids of the free blocks at launch, in the block manager's order (the engine's: next one first).
+        shared_blocks: block id -> number of holders, for the blocks with more than one.
+        num_blocks, block_size: size of the pool.
         waiting, running, preempted: sequence ids; ``preempted`` lost their blocks when this step was planned.
         finished: sequence ids that ended with this step's tokens.
         launched_s, read_s: when the step was launched and when its tokens had been read, ``time.monotonic`` seconds.
-        schedule_s, launch_s, wait_s, output_s: seconds spent deciding, preparing and launching, waiting for the tokens,
-            and detokenizing and finishing.
+        schedule_s, launch_s, wait_s, output_s: seconds spent on planning, on preparing and launching, on waiting for the
+            tokens, and on detokenizing and finishing.
     """
 
     step: int
@@ -78,7 +81,7 @@ class StepTrace:
         return sum(row.num_tokens for row in self.rows)
 
     def read(self, finished: Iterable[int] = ()) -> "StepTrace":
-        """The record once the step's tokens have been read, which is now; ``finished`` ended with them."""
+        """The record of a step that has been read now; the sequences ``finished`` ended with it."""
         return replace(self, finished=tuple(finished), read_s=time.monotonic())
 
 
@@ -87,11 +90,10 @@ class StepTotals:
     """Running totals since some moment.
 
     Attributes:
-        num_steps, num_prefill_tokens, num_decode_tokens: steps launched, and tokens they computed by phase.
-        num_graph_decode_tokens: those decode tokens whose step replayed a CUDA graph.
+        num_steps, num_prefill_tokens, num_decode_tokens: steps launched, and the tokens they computed by phase.
+        num_graph_decode_tokens: decode tokens whose step replayed a CUDA graph.
         num_preemptions: how often a sequence lost its blocks.
-        schedule_s, launch_s, wait_s, output_s: seconds that the engine's thread spent deciding, preparing and launching,
-            waiting for tokens, and detokenizing and finishing.
+        schedule_s, launch_s, wait_s, output_s: seconds of the engine's thread, divided as in :class:`StepTrace`.
     """
 
     num_steps: int = 0
@@ -106,11 +108,11 @@ class StepTotals:
 
     @classmethod
     def of(cls, stats: "StepTotals") -> "StepTotals":
-        """The totals alone of something that has more, such as :class:`EngineStats`."""
+        """The totals of a derived class, such as :class:`EngineStats`, without its other fields."""
         return cls(**{field.name: getattr(stats, field.name) for field in fields(cls)})
 
     def since(self, earlier: "StepTotals") -> "StepTotals":
-        """What was added since ``earlier``."""
+        """The difference to ``earlier`` totals."""
         return StepTotals(**{name: value - getattr(earlier, name) for name, value in vars(self).items()})
 
     def __add__(self, other: "StepTotals") -> "StepTotals":
@@ -129,12 +131,12 @@ class StepTotals:
 
 @dataclass
 class EngineStats(StepTotals):
-    """The engine's state in counts: its totals since the start, its queues and its pool.
+    """The engine's totals since the start, its queues and its pool.
 
     Attributes:
-        num_waiting, num_running: sequences now; preempted ones wait.
+        num_waiting, num_running: sequences now; preempted sequences wait.
         num_free_blocks, num_blocks: the pool now.
-        last_step_tokens: tokens of each step since these were last collected; empty as the engine gives it.
+        last_step_tokens: tokens of each step since the last report; the engine leaves it empty, the server fills it.
     """
 
     num_waiting: int = 0
@@ -145,11 +147,21 @@ class EngineStats(StepTotals):
 
 
 Observer = Callable[[StepTrace], None]
-"""Called with every step's trace once its tokens have been read."""
+"""Called with a step's trace when its tokens have been read."""
+
+
+def tell_observers(observers: list[Observer], trace: StepTrace) -> None:
+    """Call each observer. One that fails is removed: the tokens of the step must reach their requests."""
+    for observer in list(observers):
+        try:
+            observer(trace)
+        except Exception:
+            logger.exception("an observer failed and is not called again")
+            observers.remove(observer)
 
 
 class TracedCache(Protocol):
-    """What a trace needs to know of a paged cache; the engine's has it, and chapter 02's."""
+    """What a trace reads of a paged cache: the engine's or that of chapter 02."""
 
     @property
     def block_size(self) -> int: ...
@@ -161,7 +173,7 @@ class TracedCache(Protocol):
 
 
 def trace_cache(step: int, rows: Iterable[TraceRow], cache: TracedCache) -> StepTrace:
-    """The record of a step that is being launched now and computes ``rows``, as far as the cache tells it: no queues."""
+    """The record of a step that is launched now and computes ``rows``, without the scheduler's queues."""
     tables = {seq_id: cache.block_table(seq_id) for seq_id in cache.seq_ids}
     blocks = cache.block_manager
     holders = {block_id: blocks.ref_count(block_id) for table in tables.values() for block_id in table}
@@ -178,7 +190,7 @@ def trace_cache(step: int, rows: Iterable[TraceRow], cache: TracedCache) -> Step
 
 
 def trace_step(step: int, group: SequenceGroup, cache: TracedCache, scheduler: SchedulerPart) -> StepTrace:
-    """The record of a step that is being launched, before its times and what ended with it are known."""
+    """The record of a step that is launched now, without its times and the sequences that end with it."""
     rows = (
         TraceRow(e.seq.seq_id, e.seq.request.request_id, e.seq.sample_index, e.start, e.num_tokens, e.samples, e.phase)
         for e in group

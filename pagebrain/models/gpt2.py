@@ -3,8 +3,8 @@
 Tokens of all sequences lie one after the other in flat rows, so prefill and decode are the same forward pass. Attention
 alone looks at where one sequence ends and the next begins.
 
-Two values go from layer to layer. ``residual`` is the stream of residuals. ``hidden`` is what the last sublayer brought and
-is not in the stream yet: the next norm adds it. The names of the layers are those of GPT-2's checkpoints, except for
+Two values go from layer to layer. ``residual`` is the residual stream. ``hidden`` is the output of the last sublayer, which
+the next norm adds to the stream. The names of the layers are those of GPT-2's checkpoints, except for
 ``layers``, which they call ``h``.
 """
 
@@ -37,7 +37,7 @@ TENSOR_NAMES: TensorNames = {
     "ln_f": "transformer.ln_f",
     "lm_head": "lm_head",
 }
-"""Where the weights of each layer stand in a checkpoint."""
+"""The names of each layer's weights in a checkpoint."""
 
 
 class GPT2Attention(nn.Module):
@@ -75,7 +75,7 @@ class GPT2MLP(nn.Module):
 
 
 class GPT2Layer(nn.Module):
-    """Norm, attention, norm, MLP; each norm first adds to the residual what came before it."""
+    """Norm, attention, norm, MLP. Each norm first adds its input to the residual."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -112,7 +112,7 @@ class GPT2(Model):
             for layer in self.layers:
                 hidden, residual = layer(hidden, residual, batch)
             hidden, _ = self.ln_f(hidden, residual)  # [num_tokens, hidden_size]
-            # The head is a third of GPT-2 small's weights, and a row of logits takes 200 kB: only rows that are asked for.
+            # The head is a third of GPT-2 small's weights, and a row of logits takes 200 kB: only the requested rows.
             logits: Tensor = self.lm_head(hidden if batch.logits_rows is None else hidden[batch.logits_rows])
         return logits
 
@@ -123,7 +123,7 @@ class PagedGPT2LMHeadModel(GPT2, HFForward):
     Args:
         base: the model whose weights are used, shared and unchanged.
         cache_manager: pools and block tables, made for the same model.
-        backend: what writes and reads K and V; ``None`` is torch operations.
+        backend: writes and reads K and V; ``None`` is torch operations.
 
     Raises:
         ConfigError: if the cache was made for a model of another shape, dtype or device.

@@ -1,4 +1,4 @@
-"""A model called by hand, in the manner of Hugging Face's: rows of token ids in, logits of every position out.
+"""A model that is called by hand like a Hugging Face model: rows of token ids in, logits of every position out.
 
 :class:`HFForward` is an adapter over ``forward_tokens``. The engine does not use it.
 """
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class HFForward(Model):
-    """A model with a ``forward`` in the manner of Hugging Face's. As a base class, it is named after the model's own."""
+    """A model with a ``forward`` like Hugging Face's. List it after the model's class: ``class X(GPT2, HFForward)``."""
 
     cache_manager: CacheManager
 
@@ -41,7 +41,7 @@ class HFForward(Model):
         load_weights(self, Checkpoint.of(base).tensors, names, self.config.tied_head)
         attach(self, cache_manager.pool, TorchBackend() if backend is None else backend)
         self.cache_manager = cache_manager
-        self._num_cached: dict[int, int] = {}  # what forward() has put in the cache, by sequence id
+        self._num_cached: dict[int, int] = {}  # tokens that forward() has written to the cache, by sequence id
 
     def forward(
         self, input_ids: Tensor, *, input_pos: Tensor, cache_pos: Tensor, seq_ids: Iterable[int] | None = None
@@ -64,7 +64,7 @@ class HFForward(Model):
         """
         vocab_size, num_positions = self.config.vocab_size, self.config.max_positions
         rows = plan_rows(input_ids, input_pos, cache_pos, seq_ids, self._cached(), vocab_size, num_positions)
-        for row in rows:  # counted again when it is computed: a call that fails on the way leaves nothing to go on from
+        for row in rows:  # each row is counted again when it is computed, so a call that fails leaves no count
             self._num_cached.pop(row.seq_id, None)
         self._grow_tables(rows)
         batch = self._flat_batch(input_ids, rows)
@@ -79,7 +79,7 @@ class HFForward(Model):
         return CausalLMOutput(logits=logits)
 
     def _cached(self) -> dict[int, int]:
-        """Tokens in the cache by sequence; those of a sequence that was freed are gone."""
+        """Tokens in the cache by sequence id; a freed sequence has none."""
         manager = self.cache_manager
         held = {seq_id: len(manager.block_table(seq_id)) * manager.block_size for seq_id in self._num_cached}
         return {seq_id: min(count, held[seq_id]) for seq_id, count in self._num_cached.items()}

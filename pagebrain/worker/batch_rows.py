@@ -1,10 +1,10 @@
-"""Batch rows: the state of running sequences, on the GPU, each in a fixed place that it keeps while it runs.
+"""Batch rows: the state of running sequences on the GPU. A sequence keeps its row while it runs.
 
-A step names the rows it computes (``active_rows``) and nothing is moved together. What a step itself changes, the next
-token and one more token of context, it changes on the device; only what the host decides travels: the tokens of a new
-sequence, and now and then a block. All state lies in one buffer of 32-bit words, so that whatever has changed is one list
-of (word, value) and one small copy. The last row belongs to a dummy sequence in a dummy block: it fills batches up to the
-size that a CUDA graph was captured with, and no kernel has to know.
+A step names the rows that it computes (``active_rows``); no rows are moved. A step changes the next token and the context
+length on the device. The host sends only what it decides: the tokens of a new sequence, and new blocks. All state is in one
+buffer of 32-bit words, so that all changes are one list of (word, value) and one small copy. The last row belongs to a dummy
+sequence in a dummy block. It fills a batch up to the size that a CUDA graph was captured with, so kernels need no branch for
+padding.
 """
 
 import struct
@@ -36,18 +36,18 @@ _SAMPLING_CODES = {
     "stream_key": "q",
     "num_prompt_tokens": "i",
 }
-"""The fields of ``SamplingRows`` in the order of ``values_for``, and what numbers they are."""
+"""The fields of ``SamplingRows`` in the order of ``values_for``, with their codes in the struct module."""
 
 
 @dataclass
 class BatchRow:
-    """What the host knows of one row.
+    """The host's record of one row.
 
     Attributes:
-        index: its number.
-        plain_from: the context length from which the sampling kernels can choose its next token. Before, and always for a
-            request with penalties, biases or log-probabilities, that is for the :class:`~pagebrain.sampling.Sampler`.
-        is_greedy: whether it takes the best token.
+        index: number of the row.
+        plain_from: the context length from which the sampling kernels can choose the next token. Below it, and always for a
+            request with penalties, biases or log-probabilities, the :class:`~pagebrain.sampling.Sampler` chooses it.
+        is_greedy: whether the next token is the most probable one.
     """
 
     index: int
@@ -56,10 +56,9 @@ class BatchRow:
 
 
 class BatchRows(SequenceRows):
-    """The rows on the device and who holds them.
+    """The rows on the device, and which sequence holds which row.
 
     ``token_ids``, ``block_tables``, ``context_lens`` and ``sampling`` are views of one buffer, with an entry for each row.
-    The last row is the dummy sequence's.
     """
 
     def __init__(self, dummy_block: int, config: PageBrainConfig) -> None:
@@ -69,12 +68,12 @@ class BatchRows(SequenceRows):
         self.vocab_size = config.vocab_size
         self.block_size = config.block_size
         self.device = torch.device(config.device)
-        self.dummy_row = self.num_rows  # behind those that sequences hold
+        self.dummy_row = self.num_rows  # behind the rows of sequences
         self.num_rows += 1
         self.max_blocks = config.blocks_for(config.max_model_len)
         self._columns: dict[str, tuple[int, int]] = {}  # name -> (its first word, words in a row)
         self._allocate(config.max_model_len)
-        self._changes: dict[int, int] = {}  # word -> value, in no order: each word is named once
+        self._changes: dict[int, int] = {}  # word -> value; the order does not matter
         self._rows: dict[int, BatchRow] = {}
         self._set("block_tables", self.dummy_row, 0, [dummy_block])
         self._set("context_lens", self.dummy_row, 0, [1])
@@ -86,7 +85,7 @@ class BatchRows(SequenceRows):
             "token_ids": max_model_len,
             "block_tables": self.max_blocks,
             "context_lens": 1,
-            "growth": 1,  # tokens that a decode adds to the context: 1, and 0 for the dummy sequence, which stays as it is
+            "growth": 1,  # tokens that a decode adds to the context: 1, for the dummy sequence 0
             "num_prompt_tokens": 1,
             "top_k": 1,
             "temperature": 1,
@@ -99,7 +98,6 @@ class BatchRows(SequenceRows):
         self._words = torch.zeros(first + first % 2, dtype=torch.int32, device=self.device)
 
         def view(name: str, dtype: torch.dtype = torch.int32) -> Tensor:
-            """The numbers of all rows, one after the other."""
             start, width = self._columns[name]
             return self._words[start : start + self.num_rows * width].view(dtype)
 
@@ -116,20 +114,20 @@ class BatchRows(SequenceRows):
             num_prompt_tokens=view("num_prompt_tokens"),
         )
 
-    # Who holds which row ----------------------------------------------------------------------------------------------
+    # Rows of sequences ------------------------------------------------------------------------------------------------
 
     def apply(self, group: SequenceGroup) -> None:
-        """Make the changes that a plan carries: rows that come back, blocks that were added."""
+        """Apply the changes of a plan: free rows, extend block tables."""
         super().apply(group)
         for seq_id in group.released:
             self._rows.pop(seq_id, None)
         for seq_id, first_column, block_ids in group.new_blocks:
             row = self._rows.get(seq_id)
-            if row is not None:  # otherwise the whole table is sent when the sequence gets its row
+            if row is not None:  # _fill sends the whole table of a sequence without a row
                 self._set("block_tables", row.index, first_column, block_ids)
 
     def row_of(self, entry: ScheduledSequence) -> BatchRow:
-        """The sequence's row; a new one is filled with all that is known of the sequence."""
+        """The sequence's row; a new row is filled with the sequence's state."""
         return self._rows.get(entry.seq.seq_id) or self._fill(entry)
 
     def _fill(self, entry: ScheduledSequence) -> BatchRow:
@@ -149,17 +147,17 @@ class BatchRows(SequenceRows):
         return row
 
     def set_context_len(self, row: int, context_len: int) -> None:
-        """Say how many tokens a row has in the cache once this step is computed, where no graph counts them."""
+        """Set the context length of a row for this step. Decode graphs count it themselves."""
         self._set("context_lens", row, 0, [context_len])
 
-    # What has changed -------------------------------------------------------------------------------------------------
+    # Changes ----------------------------------------------------------------------------------------------------------
 
     def _set(self, name: str, row: int, column: int, values: Iterable[int]) -> None:
         start, width = self._columns[name]
         self._changes.update(enumerate(values, start + row * width + column))
 
     def upload(self) -> int:
-        """Send what has changed since the last time, without waiting for the device. Returns the number of words."""
+        """Send the changes since the last call, without waiting for the device. Returns the number of words."""
         count = len(self._changes)
         if count:
             changes = np.empty((2, count), dtype=np.int64)
@@ -170,10 +168,10 @@ class BatchRows(SequenceRows):
             self._changes.clear()
         return count
 
-    # What a step reads ------------------------------------------------------------------------------------------------
+    # Batches ----------------------------------------------------------------------------------------------------------
 
     def decode_batch(self, active_rows: Tensor, query_starts: Tensor) -> ForwardBatch:
-        """The next token of each row in ``active_rows`` (int32 ``[num_seqs]``), which counts as cached from now on."""
+        """One token of each row in ``active_rows`` (int32 ``[num_seqs]``), which counts as cached from now on."""
         num_decodes = active_rows.shape[0]
         return self._batch(active_rows, None, active_rows, query_starts, None, num_decodes)
 
@@ -186,7 +184,7 @@ class BatchRows(SequenceRows):
         logits_rows: Tensor,
         num_decodes: int | None,
     ) -> ForwardBatch:
-        """Tokens at ``positions`` of rows ``token_rows`` (each int ``[num_tokens]``), whose contexts have been uploaded."""
+        """Tokens at ``positions`` of rows ``token_rows`` (each int ``[num_tokens]``). Context lengths must be uploaded."""
         return self._batch(token_rows, positions, active_rows, query_starts, logits_rows, num_decodes)
 
     def _batch(
@@ -213,7 +211,7 @@ class BatchRows(SequenceRows):
         )
 
     def sample_row(self, seq: Sequence, row: BatchRow, context_len: int) -> SampleRow:
-        """What the :class:`~pagebrain.sampling.Sampler` needs of a sequence whose context is now ``context_len`` long."""
+        """The :class:`~pagebrain.sampling.Sampler`'s input for a sequence whose context is now ``context_len`` long."""
         needs_history = seq.params.has_penalties
         return SampleRow(
             params=seq.params,
@@ -226,15 +224,15 @@ class BatchRows(SequenceRows):
 
 
 def to_device(numbers: IntArray, device: torch.device) -> Tensor:
-    """Numbers on the device, or on their way there: from pinned memory, which torch keeps until they have arrived."""
+    """Copy numbers to the device without waiting. The source is pinned memory, which torch keeps until the copy is done."""
     host = torch.from_numpy(numbers)
     return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)
 
 
 def send_together(arrays: SequenceOf[IntArray], device: torch.device) -> list[Tensor]:
-    """Several arrays on the device by one copy.
+    """Copy several arrays to the device in one copy.
 
-    Each begins at a multiple of 16 bytes: Triton compiles a kernel anew for addresses that do not.
+    Each array begins at a multiple of 16 bytes: Triton compiles another kernel for other addresses.
     """
     begins = np.cumsum([0, *(len(array) + len(array) % 2 for array in arrays)]).tolist()  # 8 bytes each
     together = np.zeros(begins[-1], dtype=np.int64)

@@ -1,11 +1,11 @@
-"""Computes steps on a GPU at full speed: decode rows by replaying a CUDA graph, and a few prompts by another.
+"""Computes steps on a GPU: one CUDA graph for the decodes of a step, another one for small numbers of prompt tokens.
 
-``launch`` puts a step into the GPU's queue and returns; nothing in it waits. What the next step needs of this one, the
-sampled tokens, stays on the device, in the batch rows, so the engine may launch it before it has read this one.
+``launch`` puts a step into the GPU's queue and returns without waiting. The sampled tokens stay on the device, in the batch
+rows, so the engine may launch the next step before it has read this one.
 
-What no graph computes is launched kernel by kernel: prompts where there are many tokens of them, which keep the GPU busy for
-long enough, and sequences of requests that want what the sampling kernels do not do (penalties, logit bias, ``min_tokens``
-not reached yet, log-probabilities). Those go through the :class:`~pagebrain.sampling.Sampler`, which is slower.
+Other work is launched kernel by kernel. Large numbers of prompt tokens keep the GPU busy for longer than the launches take.
+Requests with penalties, logit bias, ``min_tokens`` not reached yet or log-probabilities need more than the sampling kernels
+do: they go through the :class:`~pagebrain.sampling.Sampler`, which is slower.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ from pagebrain.worker.torch_executor import PromptScores, check_sampled, prompt_
 
 @dataclass(frozen=True)
 class _Chunk:
-    """A scheduled sequence that no graph computes: a part of a prompt, or a decode that needs the sampler."""
+    """A scheduled sequence that is no plain decode: a part of a prompt, or a decode that needs the sampler."""
 
     index: int
     entry: ScheduledSequence
@@ -49,9 +49,9 @@ class _Chunk:
 
 @dataclass(frozen=True)
 class _Sorted:
-    """A step sorted into what a graph computes, ``decodes`` with their ``rows``, and the rest.
+    """A step in two parts: ``decodes`` with their ``rows``, and ``chunks``.
 
-    A prompt of one token is computed as a decode is; ``num_decodes`` does not count it.
+    The last token of a prompt is computed like a decode if it is alone in its chunk; ``num_decodes`` does not count it.
     """
 
     seqs: tuple[Sequence, ...]
@@ -64,12 +64,12 @@ class _Sorted:
 
 @dataclass(frozen=True)
 class _ChunkOutput:
-    """What chunks brought, on the device. ``plain`` and ``special`` sampled, by the kernels and by the sampler."""
+    """The results of chunks, on the device. The kernels sampled for ``plain`` chunks, the sampler for ``special`` ones."""
 
     plain: list[_Chunk]
     special: list[_Chunk]
     token_ids: Tensor  # int32 [len(plain) + len(special)]
-    sampled: SamplerOutput | None  # of the special ones
+    sampled: SamplerOutput | None  # of ``special``
     scores: list[tuple[PromptScores, list[LogprobsTensors]]]
 
 
@@ -77,9 +77,9 @@ class CudaExecutor:
     """Runs steps on the GPU, in the order in which they are launched.
 
     Args:
-        model: with attention and cache in the Triton kernels.
-        pool: what the model works on.
-        sampler: for what the sampling kernels do not do.
+        model: its attention uses the Triton kernels.
+        pool: the model's K and V.
+        sampler: samples where the sampling kernels cannot.
         config: resolved.
     """
 
@@ -92,7 +92,7 @@ class CudaExecutor:
         self.decodes = DecodeGraphs(self._decode, self.rows, config.max_num_seqs)
         self.chunks = ChunkGraphs(self._compute_chunks, self.rows, config.max_num_batched_tokens)
         self._query_starts = torch.arange(config.max_num_seqs + 1, dtype=torch.int32, device=self.rows.device)
-        self._last: _Sorted | None = None  # the last step, if all of it were decodes and all of them have their rows still
+        self._last: _Sorted | None = None  # the last step, if it had only decodes and no row was freed since
         self.capture_s: float | None = None
         self.warm_up(with_decodes=not config.cuda_graphs)
         if config.cuda_graphs:
@@ -102,13 +102,13 @@ class CudaExecutor:
     def warm_up(self, with_decodes: bool) -> None:
         """Compute chunks of every kind once, and decodes if asked, so that no request waits for a compiler.
 
-        All on the dummy row: what comes out means nothing, and what is left in the dummy block nobody reads.
+        All tokens are on the dummy row. Outputs are discarded; only the dummy block is written.
         """
         dummy = self.rows.dummy_row
-        self.rows.set_context_len(dummy, 2)  # a context that a prompt of two tokens fills
+        self.rows.set_context_len(dummy, 2)  # the longest query below has two tokens
         with on_device(self.rows.device):
             self.rows.upload()
-            # Decodes, and a prompt beside decodes; how many there are decides into how many splits their contexts are cut.
+            # Decodes, and a prompt beside decodes. The number of sequences decides into how many splits contexts are cut.
             for lengths in [lengths for size in self.decodes.sizes for lengths in ([1] * size, [2] + [1] * (size - 1))]:
                 places = np.zeros(sum(lengths), dtype=np.int64)
                 logits_rows = np.cumsum(lengths) - 1
@@ -124,7 +124,7 @@ class CudaExecutor:
 
     @torch.inference_mode()
     def capture(self) -> None:
-        """Record the graphs, on the dummy row; ``capture_s`` says how long it took."""
+        """Record the graphs, on the dummy row. ``capture_s`` is the time it took."""
         began = time.monotonic()
         with on_device(self.rows.device):
             self.rows.upload()
@@ -157,7 +157,7 @@ class CudaExecutor:
     def _sort(self, group: SequenceGroup) -> _Sorted:
         seqs, _, lengths, samples = zip(*group.scheduled)
         if self._last is not None and seqs == self._last.seqs and lengths.count(1) == len(seqs) and all(samples):
-            return self._last  # fast path: the same sequences as in the last step, with one more token each
+            return self._last  # fast path: same sequences as in the last step
         step = _Sorted(seqs, [], [], False, [], 0)
         for index, entry in enumerate(group.scheduled):
             row = self.rows.row_of(entry)
@@ -174,13 +174,13 @@ class CudaExecutor:
         return step
 
     def _decode(self, active_rows: Tensor, out: Tensor, sampled: bool) -> None:
-        """A decode step from embedding to sampled token: what a graph records."""
+        """A decode step from embedding to sampled token. A graph records it."""
         num_seqs = active_rows.shape[0]
         batch = self.rows.decode_batch(active_rows, self._query_starts[: num_seqs + 1])
         self._choose(self.model.forward_tokens(batch), active_rows, out, sampled)
 
     def _choose(self, logits: Tensor, active_rows: Tensor, out: Tensor, sampled: bool) -> None:
-        """The next token of each row, into ``out`` and into the batch rows, where the next step finds it."""
+        """Sample the next token of each row into ``out`` and into the batch rows, where the next step reads it."""
         rows = self.rows
         inputs = (logits, self.vocab_size, active_rows, rows.context_lens, rows.token_ids, out)
         if sampled:
@@ -189,7 +189,7 @@ class CudaExecutor:
             sample_greedy(*inputs)
 
     def _compute_chunks(self, chunks: ChunkInput, out: Tensor) -> None:
-        """Prompts, and the next tokens of those that end: what a graph records. How many decode is not known then."""
+        """A step of chunks, with the next tokens of those that sample. A graph records it, for any number of decodes."""
         token_rows, positions, active_rows, logits_rows, sampled_rows, query_starts = chunks
         batch = self.rows.chunk_batch(token_rows, positions, active_rows, query_starts, logits_rows, num_decodes=None)
         self._choose(self.model.forward_tokens(batch), sampled_rows.int(), out, sampled=True)
@@ -225,13 +225,13 @@ class CudaExecutor:
         return self.chunks.has_room_for(len(chunks), sum(chunk.entry.num_tokens for chunk in chunks))
 
     def _replay_chunks(self, chunks: list[_Chunk], sampling: list[_Chunk]) -> Tensor:
-        """Compute the chunks by a graph. Returns the tokens of ``sampling``."""
+        """Compute the chunks with a graph. Returns the tokens of ``sampling``."""
         row_numbers, lengths, positions = _flat(chunks)
         sampled_rows = np.array([chunk.row.index for chunk in sampling], dtype=np.int64)
         return self.chunks.run(row_numbers, lengths, positions, _last_rows(chunks, sampling), sampled_rows)
 
     def _chunk_batch(self, chunks: list[_Chunk], sampling: list[_Chunk]) -> tuple[ForwardBatch, list[PromptScores]]:
-        """The chunks as one flat batch; its logits are those that ``sampling`` needs, then those of the prompt scores."""
+        """The chunks as one flat batch. Its logits are those for ``sampling``, then those for the prompt scores."""
         row_numbers, lengths, positions = _flat(chunks)
         logits_rows = _last_rows(chunks, sampling).tolist()
         scores = []
@@ -245,7 +245,7 @@ class CudaExecutor:
     def _send_batch(
         self, row_numbers: IntArray, lengths: IntArray, positions: IntArray, logits_rows: IntArray
     ) -> ForwardBatch:
-        """A batch on the device: of row ``row_numbers[i]`` its ``lengths[i]`` tokens, with the ``positions`` of them all."""
+        """A batch on the device: ``lengths[i]`` tokens of row ``row_numbers[i]``, and the ``positions`` of all tokens."""
         starts = np.concatenate(([0], lengths.cumsum()))
         pieces = (row_numbers.repeat(lengths), positions, row_numbers, starts, logits_rows)
         token_rows, places, active_rows, query_starts, wanted = send_together(pieces, self.rows.device)
@@ -256,7 +256,7 @@ class CudaExecutor:
         sample_rows = [self.rows.sample_row(chunk.entry.seq, chunk.row, chunk.entry.context_len) for chunk in chunks]
         output = self.sampler.sample(logits, sample_rows)
         places = np.array([(chunk.row.index, chunk.entry.context_len, index) for index, chunk in enumerate(chunks)])
-        places = places[places[:, 1] < self.rows.token_ids.shape[1]]  # a full context is only scored: nothing goes on
+        places = places[places[:, 1] < self.rows.token_ids.shape[1]]  # no step reads a token after a full context
         rows, positions, indices = to_device(places.T.copy(), logits.device)
         self.rows.token_ids[rows, positions] = output.token_ids[indices].int()
         return output
@@ -266,7 +266,7 @@ class CudaExecutor:
     ) -> StepResult:
         check_sampled(token_ids, self.vocab_size)
         if output is None:
-            return StepResult(list(zip(token_ids)))  # one token for every sequence of the group, in its order
+            return StepResult(list(zip(token_ids)))  # without chunks there is one token for every sequence
         tokens: list[tuple[int, ...]] = [()] * len(group)
         for index, token_id in zip(indices, token_ids, strict=True):
             tokens[index] = (token_id,)
@@ -281,21 +281,21 @@ class CudaExecutor:
 
 
 def _flat(chunks: list[_Chunk]) -> tuple[IntArray, IntArray, IntArray]:
-    """Row numbers and lengths ``[num_chunks]``, and the positions of all tokens ``[num_tokens]``, chunk after chunk."""
+    """Row numbers and lengths ``[num_chunks]``, and the positions of all tokens ``[num_tokens]``."""
     row_numbers = np.array([chunk.row.index for chunk in chunks])
     lengths = np.array([chunk.entry.num_tokens for chunk in chunks])
     return row_numbers, lengths, np.concatenate([np.arange(chunk.entry.start, chunk.entry.context_len) for chunk in chunks])
 
 
 def _last_rows(chunks: list[_Chunk], sampling: list[_Chunk]) -> IntArray:
-    """Where the last token of each chunk in ``sampling`` lies in the flat batch of ``chunks``."""
+    """Index of the last token of each chunk in ``sampling`` in the flat batch of ``chunks``."""
     ends = np.array([chunk.entry.num_tokens for chunk in chunks]).cumsum().tolist()
     end_of = {chunk.index: end for chunk, end in zip(chunks, ends)}
     return np.array([end_of[chunk.index] - 1 for chunk in sampling], dtype=np.int64)
 
 
 def to_host(tensors: list[Tensor]) -> Callable[[], list[int]]:
-    """Start copying integers to the host; what is returned waits for them and gives all of them in one list."""
+    """Start to copy integers to the host. Returns a function that waits for the copy and returns all of them in one list."""
     if not tensors:
         return list
     device = tensors[0].device

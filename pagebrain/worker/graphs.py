@@ -1,13 +1,13 @@
-"""CUDA graphs: a step recorded once for each of a few sizes, and from then on launched as one.
+"""CUDA graphs: a step is recorded once for each of a few sizes, and later launched as one.
 
-A step of GPT-2 small is some hundred kernels of a few microseconds each; asking for them one by one takes the host longer
-than computing them takes the GPU. A graph keeps them as they were asked for, addresses included. So what changes from step
-to step lies in buffers that never move: the numbers of the active batch rows go in through one, the sampled tokens come out
-through another, and all else is state that the graph itself finds and changes in the batch rows. A batch that is smaller
-than the size it was recorded for is filled up with the dummy row.
+A step of GPT-2 small is some hundred kernels of a few microseconds each. Launching them one by one takes the host longer
+than computing them takes the GPU. A graph keeps the launches with their addresses. So the input and output of a step are in
+buffers that never move: one holds the numbers of the active batch rows, another the sampled tokens. All other state is in
+the batch rows, where the graph reads and changes it. A batch that is smaller than the size of its graph is padded with the
+dummy row.
 
-:class:`DecodeGraphs` come in numbers of sequences, each with one token; :class:`ChunkGraphs` in numbers of tokens, of a few
-prompts or chunks of them.
+:class:`DecodeGraphs` have sizes in sequences, each with one token. :class:`ChunkGraphs` have sizes in tokens, of a few
+prompts or chunks of prompts.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ from pagebrain.worker.batch_rows import BatchRows, IntArray, to_device
 
 
 class Recorder:
-    """Records graphs that share their memory: no two of them run at the same time."""
+    """Records graphs that share their memory. So two of them must never run at the same time."""
 
     def __init__(self, device: torch.device) -> None:
         self._pool = torch.cuda.graph_pool_handle()
@@ -30,7 +30,7 @@ class Recorder:
         self._stream.wait_stream(torch.cuda.current_stream(device))
 
     def record(self, compute: Callable[[], None]) -> torch.cuda.CUDAGraph:
-        """What ``compute`` launches. It is run once more before, to compile kernels and let cuBLAS choose its own."""
+        """Record what ``compute`` launches. It runs once before, to compile kernels and to let cuBLAS choose its own."""
         with torch.cuda.stream(self._stream):
             compute()
         graph = torch.cuda.CUDAGraph()
@@ -40,14 +40,14 @@ class Recorder:
 
 
 DecodeStep = Callable[[Tensor, Tensor, bool], None]
-"""``(active_rows, out, sampled)``: compute the next token of each active row, greedy or as its parameters say."""
+"""``(active_rows, out, sampled)``: compute the next token of each active row, greedy or by its sampling parameters."""
 
 
 def bucket_sizes(max_num_seqs: int) -> tuple[int, ...]:
-    """The batch sizes that graphs are recorded for, the last one ``max_num_seqs``.
+    """The batch sizes that graphs are recorded for, up to ``max_num_seqs``.
 
-    Doubling up to 64, then in steps of a third at most: a graph that is too large costs little, for padding attends to one
-    token, and a graph more costs milliseconds at every start.
+    They double up to 64, and then grow by a half at most. Padding costs little, because it attends to one token. Each graph
+    costs milliseconds at every start.
     """
     sizes, size = [], 1
     while size < max_num_seqs:
@@ -59,11 +59,11 @@ def bucket_sizes(max_num_seqs: int) -> tuple[int, ...]:
 class DecodeGraphs:
     """Runs decode steps of up to ``max_num_seqs`` rows.
 
-    Without :meth:`capture` each step is computed launch by launch, over the same buffers and with the same padding.
+    Without :meth:`capture` each step is launched kernel by kernel, with the same buffers and the same padding.
 
     Attributes:
-        active_rows: int32 ``[max_num_seqs]``, what goes in.
-        token_ids: int32 ``[max_num_seqs]``, what comes out.
+        active_rows: int32 ``[max_num_seqs]``, the input.
+        token_ids: int32 ``[max_num_seqs]``, the output.
     """
 
     def __init__(self, step: DecodeStep, rows: BatchRows, max_num_seqs: int) -> None:
@@ -77,14 +77,14 @@ class DecodeGraphs:
         self._uploaded: list[int] = []
 
     def warm_up(self) -> None:
-        """Compute a step of each size without recording it, on the dummy row, so that no request waits for a compiler."""
+        """Compute a step of each size on the dummy row, so that no request waits for a compiler."""
         for size in self.sizes:
             for sampled in (False, True):
                 self._compute(size, sampled)
 
     def capture(self, recorder: "Recorder") -> None:
         """Record a greedy and a sampled graph for each size; the rows must have been uploaded."""
-        for size in reversed(self.sizes):  # the largest first: the others fit into its memory
+        for size in reversed(self.sizes):  # the largest first: its memory is enough for the others
             for sampled in (False, True):
                 self._graphs[size, sampled] = recorder.record(partial(self._compute, size, sampled))
 
@@ -94,7 +94,7 @@ class DecodeGraphs:
         return bool(self._graphs)
 
     def run(self, rows: list[int], sampled: bool) -> Tensor:
-        """Compute the next token of each of these rows. Returns their tokens, a view that the next step overwrites."""
+        """Compute the next token of each row. Returns the tokens, a view that the next step overwrites."""
         size = next(size for size in self.sizes if size >= len(rows))
         self._upload(rows + [self.dummy_row] * (size - len(rows)))
         graph = self._graphs.get((size, sampled))
@@ -114,9 +114,9 @@ class DecodeGraphs:
 
 
 class ChunkInput(NamedTuple):
-    """Prompts or chunks of them as one flat batch, int64 on the device: what :meth:`BatchRows.chunk_batch` takes, and more.
+    """Prompts or chunks of prompts as one flat batch, int64 on the device; see :meth:`BatchRows.chunk_batch`.
 
-    From the token that each of ``logits_rows`` names comes the next token of the batch row in ``sampled_rows``.
+    The logits of token ``logits_rows[i]`` give the next token of batch row ``sampled_rows[i]``.
     """
 
     token_rows: Tensor
@@ -128,30 +128,30 @@ class ChunkInput(NamedTuple):
 
 
 ChunkStep = Callable[[ChunkInput, Tensor], None]
-"""``(chunks, out)``: compute them, and the next tokens of those that end into ``out``."""
+"""``(chunks, out)``: compute the chunks, and write the next tokens of ``sampled_rows`` to ``out``."""
 
 MAX_CHUNKS = 16
-"""Chunks that a graph has room for. There are seldom more in a step that is small enough for one."""
+"""Chunks in a graph at most. A step that is small enough for a graph seldom has more."""
 
 
 def chunk_sizes(max_num_tokens: int) -> tuple[int, ...]:
     """The numbers of tokens that graphs are recorded for.
 
-    A larger step keeps the GPU busy for longer than the host takes to launch it; a smaller one gains by its graph although
-    all of its padding is computed.
+    A larger step keeps the GPU busy for longer than the host takes to launch it. A smaller step is faster with a graph,
+    although all of its padding is computed.
     """
     sizes = (64, 128, 256, 512, 1024, 2048)
     return tuple(size for size in sizes if size <= max_num_tokens) or (max_num_tokens + max_num_tokens % 2,)
 
 
 class ChunkGraphs:
-    """Computes prompts and chunks of them, up to ``MAX_CHUNKS`` in a step, and the next tokens of those that end.
+    """Computes up to ``MAX_CHUNKS`` chunks of prompts in a step, and the next tokens of those that sample.
 
-    Everything that a step needs goes in by one copy, into the buffer of its size. The padding are tokens of the dummy row
-    that belong to no sequence, and sequences without tokens.
+    One copy fills the buffer of the step's size with all inputs. Padding is tokens of the dummy row that belong to no
+    sequence, and sequences without tokens.
 
     Attributes:
-        token_ids: int32 ``[MAX_CHUNKS]``, what comes out.
+        token_ids: int32 ``[MAX_CHUNKS]``, the output.
     """
 
     def __init__(self, step: ChunkStep, rows: BatchRows, max_num_tokens: int) -> None:
@@ -173,7 +173,7 @@ class ChunkGraphs:
         return bool(self._graphs)
 
     def has_room_for(self, num_chunks: int, num_tokens: int) -> bool:
-        """Whether a step is small enough."""
+        """Whether a step is small enough for a graph."""
         return num_chunks <= MAX_CHUNKS and num_tokens <= self.sizes[-1]
 
     def run(
@@ -182,16 +182,15 @@ class ChunkGraphs:
         """Compute a step.
 
         Args:
-            row_numbers, lengths: ``[num_chunks]``, the batch row of each chunk and how many tokens it has.
-            positions: ``[num_tokens]``, chunk after chunk.
-            logits_rows, sampled_rows: ``[num_sampled]``, the token after which each sequence that samples goes on, and its
-                batch row.
+            row_numbers, lengths: ``[num_chunks]``, the batch row and the number of tokens of each chunk.
+            positions: ``[num_tokens]``, of all chunks.
+            logits_rows, sampled_rows: ``[num_sampled]``, the last token and the batch row of each chunk that samples.
 
         Returns:
-            Their tokens, int32 ``[num_sampled]``, a view that the next step overwrites.
+            The sampled tokens, int32 ``[num_sampled]``, a view that the next step overwrites.
         """
         size = next(size for size in self.sizes if size >= len(positions))
-        query_starts = np.zeros(MAX_CHUNKS + 1, dtype=np.int64)  # sequences without tokens begin where the others end
+        query_starts = np.zeros(MAX_CHUNKS + 1, dtype=np.int64)  # padding: sequences without tokens, behind the others
         query_starts[1:] = np.pad(lengths, (0, MAX_CHUNKS - len(lengths))).cumsum()
         pieces = (row_numbers.repeat(lengths), positions, row_numbers, logits_rows, sampled_rows, query_starts)
         self._buffers[size].copy_(to_device(self._arranged(size, pieces), self.token_ids.device), non_blocking=True)
@@ -203,7 +202,7 @@ class ChunkGraphs:
         return self.token_ids[: len(sampled_rows)]
 
     def _arranged(self, size: int, pieces: Sequence[IntArray] = ()) -> IntArray:
-        """All that goes in, in one array, with padding where a piece ends."""
+        """All inputs in one array, each piece padded to its width."""
         fills = (self.dummy_row, 0, self.dummy_row, 0, self.dummy_row, 0)
         together = np.repeat(np.array(fills, dtype=np.int64), self._widths(size))
         first = 0
@@ -214,7 +213,7 @@ class ChunkGraphs:
 
     @staticmethod
     def _widths(size: int) -> list[int]:
-        """Numbers of each piece, even ones: to Triton, what begins at no multiple of 16 bytes would be another kernel."""
+        """Width of each piece. Widths are even: Triton compiles another kernel for addresses not divisible by 16."""
         return [size, size, MAX_CHUNKS, MAX_CHUNKS, MAX_CHUNKS, MAX_CHUNKS + 2]
 
     def _compute(self, size: int) -> None:

@@ -1,4 +1,4 @@
-"""Errors of too little memory, which name the setting to lower; and what a GPU's largest step needs, by computing it."""
+"""Memory of a step: errors that name the setting to lower, and the bytes that the largest step takes."""
 
 import contextlib
 from collections.abc import Iterator
@@ -18,11 +18,11 @@ from pagebrain.sampling_params import MAX_LOGPROBS, SamplingParams
 
 @contextlib.contextmanager
 def enough_memory(device: str, what: str, advice: str) -> Iterator[None]:
-    """Turn an out-of-memory error, on a GPU or a CPU, into a ``ConfigError``: what there was no room for, and what to do."""
+    """Turn an out-of-memory error, on a GPU or a CPU, into a ``ConfigError`` that says what needs memory and what to do."""
     try:
         yield
     except Exception as error:
-        if isinstance(error, ConfigError) or not is_out_of_memory(error):  # a ConfigError has been made of it already
+        if isinstance(error, ConfigError) or not is_out_of_memory(error):  # a nested call has made the ConfigError
             raise
         if not device.startswith("cuda"):
             raise ConfigError(f"there is not enough memory for {what}: {machine.available_memory()}; {advice}") from error
@@ -35,9 +35,9 @@ def enough_memory(device: str, what: str, advice: str) -> Iterator[None]:
 def estimate_largest_step(config: PageBrainConfig, vocab_size: int, width: int, dtype: torch.dtype) -> int:
     """Bytes that a step of ``max_num_batched_tokens`` tokens takes on a CPU, besides weights, K and V.
 
-    ``width`` is the size of a hidden state, ``dtype`` the model's. The step is not computed to be measured: it would take
-    seconds. All tokens may have logits, which are then sampled or scored. Sampling with ``top_p`` takes 17 times the logits
-    of its rows, scoring takes 5 times those of the rows that are scored together.
+    ``width`` is the size of a hidden state, ``dtype`` the model's. It is an estimate, because computing the step would take
+    seconds. All tokens may have logits, which are sampled or scored. Sampling with ``top_p`` takes 17 times the logits of
+    its rows. Scoring takes 5 times the logits of the rows that are scored together.
     """
     itemsize = max(4, dtype.itemsize)
     seats = min(config.max_num_seqs, config.max_num_batched_tokens)
@@ -49,9 +49,8 @@ def estimate_largest_step(config: PageBrainConfig, vocab_size: int, width: int, 
 def measure_largest_step(model: Model, sampler: SamplerPart, config: PageBrainConfig) -> int:
     """Bytes that a step of ``max_num_batched_tokens`` tokens takes at its peak, besides weights, K and V.
 
-    Its prompts are as long as they may be, all of their log-probabilities are asked for, and all seats sample in the way
-    that takes most. The cache of ``model`` needs blocks for one sequence only: what is in it does not matter, so all share
-    them.
+    The step has prompts of the largest length, requests all log-probabilities, and all seats sample in the way that takes
+    most. The values in the cache do not matter, so all sequences share the blocks of one.
     """
     assert config.max_model_len is not None
     device = torch.device(config.device)
@@ -75,6 +74,6 @@ def measure_largest_step(model: Model, sampler: SamplerPart, config: PageBrainCo
     torch.cuda.reset_peak_memory_stats(device)
     logits = model.forward_tokens(batch)[:, : config.vocab_size]
     sampler.sample(logits[:seats], rows)
-    prompt_scores = score_prompt(logits, batch.token_ids, MAX_LOGPROBS)  # noqa: F841  (kept, as those of a step are)
+    prompt_scores = score_prompt(logits, batch.token_ids, MAX_LOGPROBS)  # noqa: F841  (a step keeps them too)
     torch.cuda.synchronize(device)
     return torch.cuda.max_memory_allocated(device) - before

@@ -1,7 +1,7 @@
-"""Batch rows: a fixed place for each running sequence, in which a step finds what the step before it sampled.
+"""Batch rows: a fixed place for each running sequence, where a step finds the tokens that the step before sampled.
 
-The engine may launch a step before it has read the one before. That step's newest input tokens are not known to the engine
-then; a row has them.
+The engine may launch a step before it has read the one before. The engine does not know the newest input tokens then; the
+rows hold them.
 """
 
 import torch
@@ -13,8 +13,8 @@ from pagebrain.engine.sequence import Sequence, SequenceGroup
 class SequenceRows:
     """Which sequence holds which row, and the sequences' block tables. Both follow the plans.
 
-    There are twice as many rows as seats. A sequence that ended keeps its row until the last step with it was read; another
-    sequence takes its seat before that.
+    There are twice as many rows as seats: a sequence that ended keeps its row until its last step was read, and another
+    sequence may take its seat before that.
     """
 
     def __init__(self, max_num_seqs: int, block_size: int) -> None:
@@ -24,7 +24,7 @@ class SequenceRows:
         self._free = list(range(self.num_rows))
 
     def apply(self, group: SequenceGroup) -> None:
-        """Make the changes that a plan carries: rows that come back, blocks that were added."""
+        """Apply the changes of a plan: free rows, extend block tables."""
         self.tables.apply(group)
         for seq_id in group.released:
             if seq_id in self._row_of:
@@ -36,10 +36,10 @@ class SequenceRows:
 
 
 class TokenRows(SequenceRows):
-    """Rows that hold tokens alone.
+    """Rows that hold only tokens.
 
     Attributes:
-        token_ids: int64 ``[num_rows, max_model_len + 1]``; the last place is written, never read.
+        token_ids: int64 ``[num_rows, max_model_len + 1]``; the last column is written, never read.
     """
 
     def __init__(self, max_num_seqs: int, max_model_len: int, block_size: int, device: str) -> None:
@@ -47,7 +47,7 @@ class TokenRows(SequenceRows):
         self.token_ids = torch.zeros(self.num_rows, max_model_len + 1, dtype=torch.int64, device=device)
 
     def row_of(self, seq: Sequence) -> int:
-        """The sequence's row; a new one is filled with the tokens known so far."""
+        """The sequence's row; a new row is filled with the known tokens."""
         row = self._row_of.get(seq.seq_id)
         if row is None:
             row = self._take(seq.seq_id)

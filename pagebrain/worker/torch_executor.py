@@ -1,6 +1,7 @@
-"""Runs steps with torch operations, on every device: a plan becomes tensors, the model computes logits, the sampler tokens.
+"""Runs steps with torch operations, on every device.
 
-In the order of a step: :meth:`TorchExecutor.launch`, ``_prepare``, ``_run``, ``_sample``, ``_results``.
+A plan becomes tensors, the model computes logits, and the sampler chooses tokens. In the order of a step:
+:meth:`TorchExecutor.launch`, ``_prepare``, ``_run``, ``_sample``, ``_results``.
 """
 
 from collections.abc import Callable
@@ -27,7 +28,7 @@ from pagebrain.worker.token_rows import TokenRows
 
 @dataclass(frozen=True)
 class PromptScores:
-    """Which logits of a step are wanted for a sequence's prompt log-probabilities."""
+    """The logits of a step that give a sequence's prompt log-probabilities."""
 
     entry: int
     flat_rows: range
@@ -38,10 +39,9 @@ class PromptScores:
 
 @dataclass(frozen=True)
 class _Step:
-    """A step as tensors, without its token ids: they are read from the rows when it runs, for the step before may still
-    write them.
+    """A step as tensors, without its token ids. They are read from the rows when it runs: the step before may write them.
 
-    ``sampling`` has the index and the row of each scheduled sequence that samples.
+    ``sampling`` holds the index and the row of each scheduled sequence that samples.
     """
 
     group: SequenceGroup
@@ -55,8 +55,8 @@ class _Step:
 class TorchExecutor:
     """Runs steps with torch on the model's device, one after the other.
 
-    With ``async_scheduling`` a thread of its own does the work, so that the engine plans and detokenizes meanwhile. Without,
-    the work is done when it is waited for.
+    With ``async_scheduling`` a thread computes the step, while the engine plans and detokenizes. Without it, ``wait``
+    computes the step.
     """
 
     def __init__(self, model: Model, pool: KVPool, sampler: SamplerPart, config: PageBrainConfig) -> None:
@@ -66,21 +66,20 @@ class TorchExecutor:
         self.pool = pool
         self.sampler = sampler
         self.config = config
-        # Twice the seats: one that ended keeps its row until the last step with it was read, while another takes its seat.
         self.rows = TokenRows(2 * config.max_num_seqs, config.max_model_len, config.block_size, config.device)
         self._thread = (
             ThreadPoolExecutor(max_workers=1, thread_name_prefix="pagebrain-step") if config.async_scheduling else None
         )
 
     def launch(self, group: SequenceGroup) -> InFlight:
-        """Start computing a step; errors of the computation itself surface in ``wait``."""
+        """Start to compute a step. ``wait`` raises the errors of the computation."""
         prepared = self._prepare(group)
         if self._thread is not None:
             return InFlight(group, self._thread.submit(self._run, prepared).result)
         return InFlight(group, lambda: self._run(prepared))
 
     def _prepare(self, group: SequenceGroup) -> _Step:
-        """Apply the plan's changes, and make tensors of everything in it that does not depend on token values."""
+        """Apply the plan's changes, and make all tensors that do not depend on token values."""
         self.rows.apply(group)
         tables = self.rows.tables
         rows = [self.rows.row_of(entry.seq) for entry in group]
@@ -168,10 +167,10 @@ class TorchExecutor:
 
 
 def check_sampled(token_ids: list[int], vocab_size: int) -> None:
-    """Raise ``StepError`` unless all tokens are in the vocabulary: a sampler may be somebody's own."""
+    """Raise ``StepError`` unless all tokens are in the vocabulary: the sampler may be a part that the user wrote."""
     if token_ids and not 0 <= min(token_ids) <= max(token_ids) < vocab_size:
         wrong = next(token_id for token_id in token_ids if not 0 <= token_id < vocab_size)
-        raise StepError(f"the sampler chose token {wrong}, but ids run from 0 to {vocab_size}")
+        raise StepError(f"the sampler chose token {wrong}, but ids run from 0 to {vocab_size - 1}")
 
 
 def prompt_scores(entry: ScheduledSequence, index: int, row: int, first_flat_row: int) -> PromptScores | None:

@@ -1,1 +1,1 @@
-"""The server's link to the engine: streams and admission in front, the engine's process and its messages behind."""
+"""The server's link to the engine: streams, admission, the engine's process, and the messages to and from it."""

@@ -1,4 +1,4 @@
-"""The bounded queue: how many requests may wait for their first token, and what those are told who come when it is full."""
+"""Admission: a limit on the requests that wait for their first token, and the time to wait when it is reached."""
 
 import math
 import time
@@ -10,18 +10,18 @@ from pagebrain.errors import PageBrainError
 
 RATE_WINDOW_S = 10.0
 SLICE_S = 0.25
-"""The pace is noted for slices of time this long, and a pace that was seen for less is not relied on."""
+"""The pace is measured in slices of this length. A pace that was measured for a shorter time is not used."""
 
 MAX_RETRY_AFTER_S = 60
 UNKNOWN_RETRY_AFTER_S = 2
-"""What is said where the pace is unknown: lately there was no such queue, or none of it has got a first token."""
+"""The answer if the pace is unknown: there was no such queue in the last seconds, or no request got a first token."""
 
 
 class QueueFullError(PageBrainError):
-    """As many requests wait as the server lets wait; nothing was changed.
+    """The limit of waiting requests is reached. Nothing was changed.
 
     Attributes:
-        retry_after_s: whole seconds after which there is probably room.
+        retry_after_s: whole seconds after which the queue probably has room.
     """
 
     def __init__(self, message: str, retry_after_s: int) -> None:
@@ -33,8 +33,8 @@ class Admission:
     """Counts requests, and their prompt tokens, from their arrival to their first token.
 
     Args:
-        max_requests, max_tokens: most that may wait. A call that brings more by itself is let in when nobody waits, for
-            otherwise it never could be.
+        max_requests, max_tokens: limits of what waits. A call that is larger than a limit is admitted when the queue is
+            empty; otherwise it could never be admitted.
         clock: seconds, monotonic.
     """
 
@@ -51,7 +51,7 @@ class Admission:
         return len(self._waiting)
 
     def check(self, num_requests: int, num_tokens: int, source: str | None = None) -> None:
-        """Raise ``QueueFullError`` if so much more may not wait. If a ``source`` is named, it may fill half of the queue."""
+        """Raise ``QueueFullError`` if these requests would pass a limit. A ``source`` may fill half of the queue."""
         if self._waiting and self.num_requests + num_requests > self.max_requests:
             raise QueueFullError(
                 f"{_requests_are(self.num_requests)} waiting and {num_requests} more would pass the limit of "
@@ -72,31 +72,31 @@ class Admission:
         held = [tokens for tokens, whose in self._waiting.values() if whose == source]
         if held and (2 * (len(held) + num_requests) > self.max_requests or 2 * (sum(held) + num_tokens) > self.max_tokens):
             raise QueueFullError(
-                f"{_requests_are(len(held))} waiting from this client with {sum(held)} prompt tokens, and a client gets "
+                f"{_requests_are(len(held))} waiting from this client with {sum(held)} prompt tokens, and a client may fill "
                 f"half of the queue, {self.max_requests // 2} requests and {self.max_tokens // 2} tokens: try again later",
                 self._retry_after_s(),
             )
 
     def wait(self, request_id: str, num_tokens: int, source: str | None = None) -> None:
-        """The request waits from now on."""
+        """Count a request as waiting."""
         self._pace.note(self.num_requests)
         self._waiting[request_id] = (num_tokens, source)
         self.num_tokens += num_tokens
 
     def start(self, request_id: str) -> None:
-        """Its first token is there. Calls for a request that does not wait are ignored."""
+        """The request got its first token. Calls for a request that does not wait are ignored."""
         if request_id in self._waiting:
             self._pace.num_started += 1
             self.leave(request_id)
 
     def leave(self, request_id: str) -> None:
-        """It waits no longer, for whatever reason."""
+        """The request does not wait any more."""
         self._pace.note(self.num_requests)
         num_tokens, _ = self._waiting.pop(request_id, (0, None))
         self.num_tokens -= num_tokens
 
     def _retry_after_s(self) -> int:
-        """How long the queue takes to empty at the pace at which it was worked off lately."""
+        """Time in which the queue becomes empty at its recent pace."""
         self._pace.note(self.num_requests)
         per_s = self._pace.per_s(self.num_requests)
         if per_s is None:
@@ -106,7 +106,7 @@ class Admission:
 
 @dataclass
 class _Slice:
-    """What happened in a slice of time. ``waiting_s`` adds up, over all requests, how long each waited in it."""
+    """Counts of a slice of time. ``waiting_s`` is the sum of the times that requests waited in it."""
 
     seconds: float = 0.0
     end_s: float = 0.0
@@ -115,13 +115,13 @@ class _Slice:
 
 
 class Pace:
-    """How many requests a second get their first token while a queue of some length waits.
+    """The number of requests per second that get their first token, for a queue of some length.
 
-    An engine takes many waiting requests into one step, so a short queue is worked off at a lower pace than a long one:
-    often at the pace at which requests arrive. What a long queue can expect is seen only while a long one waits.
+    An engine takes many waiting requests into one step. So a short queue has a lower pace than a long one, often the pace at
+    which requests arrive. The pace of a long queue can be measured only while a long queue waits.
 
     Attributes:
-        num_started: requests that have got their first token, in all. The owner counts.
+        num_started: total of requests that got their first token. The owner counts them.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -132,7 +132,7 @@ class Pace:
         self._slices = deque([_Slice()])
 
     def note(self, num_waiting: int) -> None:
-        """As many have waited since the last call. Called before each change of the number, and before it is asked for."""
+        """Note that ``num_waiting`` requests waited since the last call. Call it before each change and before ``per_s``."""
         now_s, current = self._clock(), self._slices[-1]
         current.seconds += now_s - self._noted_s
         current.waiting_s += num_waiting * (now_s - self._noted_s)
@@ -145,7 +145,7 @@ class Pace:
                 self._slices.popleft()
 
     def per_s(self, num_waiting: int) -> float | None:
-        """The pace of the last ten seconds, of those parts in which at least half as many waited. ``None``: unknown."""
+        """The pace in those slices of the last ten seconds in which at least half as many waited. ``None`` is unknown."""
         busy = [part for part in self._slices if part.waiting_s >= num_waiting / 2 * part.seconds]
         seconds = sum(part.seconds for part in busy)
         num_started = sum(part.num_started for part in busy)

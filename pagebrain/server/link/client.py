@@ -1,9 +1,8 @@
-"""Requests go in, and each one's tokens come out of a stream of its own.
+"""The streams of the requests under way, and the admission of new requests.
 
-An :class:`EngineClient` holds the streams of all requests under way and decides which requests are admitted. It reaches the
-engine through an :class:`~pagebrain.server.link.handle.EngineHandle` and belongs to the event loop. It never waits for the
-engine. A reader of a :class:`RequestStream` gets all that came since its last read in one piece, so a slow reader delays no
-other.
+An :class:`EngineClient` admits requests and puts the tokens of each request into its stream. It calls the engine through an
+:class:`~pagebrain.server.link.handle.EngineHandle`. It belongs to the event loop and never waits for the engine. A read of a
+:class:`RequestStream` returns everything since the last read, so a slow reader does not delay other readers.
 """
 
 import asyncio
@@ -41,11 +40,11 @@ class EngineClient:
     """The streams of the requests under way, in front of an engine.
 
     Attributes:
-        is_draining: no new requests are taken.
-        failure: why the engine has stopped, if it has.
-        backlog: what waits for readers of streams.
-        observers: told of what happens.
-        on_failure: called once if the engine stops although nothing told it to.
+        is_draining: new requests are refused.
+        failure: why the engine has stopped; ``None`` while it runs.
+        backlog: data that waits for the readers of streams.
+        observers: metrics and the request log.
+        on_failure: called once if the engine stops unexpectedly.
     """
 
     def __init__(self, handle: EngineHandle, options: ServerOptions) -> None:
@@ -61,7 +60,7 @@ class EngineClient:
         self.on_failure: Callable[[], None] | None = None
         self._streams: dict[str, RequestStream] = {}
         self._subscriptions: list[LiveSubscription] = []
-        self._aborted: set[str] = set()  # requests that the engine has not let go of yet
+        self._aborted: set[str] = set()  # aborted requests that the engine may still compute
         self._busy_since_s = 0.0
 
     # Life -------------------------------------------------------------------------------------------------------------
@@ -85,7 +84,7 @@ class EngineClient:
 
     @property
     def config(self) -> PageBrainConfig:
-        """The engine's; resolved once :meth:`start` has returned."""
+        """The engine's config; resolved once :meth:`start` has returned."""
         return self.handle.config
 
     @property
@@ -100,12 +99,12 @@ class EngineClient:
 
     @property
     def is_alive(self) -> bool:
-        """Whether the engine can serve."""
+        """Whether the engine has not failed."""
         return self.failure is None
 
     @property
     def engine_pid(self) -> int | None:
-        """The engine's process, if it was started."""
+        """Id of the engine's process; ``None`` before it starts."""
         return self.handle.pid
 
     @property
@@ -115,7 +114,7 @@ class EngineClient:
 
     @property
     def silent_s(self) -> float:
-        """For how long the engine has said nothing although it should: requests are under way, and it is not paused."""
+        """Seconds since the last message of an engine that has requests and is not paused; otherwise 0."""
         if self.paused or not self._is_busy:
             return 0.0
         return time.monotonic() - max(self.handle.heard_s, self._busy_since_s)
@@ -125,11 +124,11 @@ class EngineClient:
         return bool(self._streams or self._aborted)
 
     def begin_drain(self) -> None:
-        """Take no new requests. Those under way go on, also if the engine was paused."""
+        """Refuse new requests. Requests under way continue; a paused engine is resumed."""
         self.is_draining = True
         if self.is_alive:
             resumed = self.handle.control("resume")
-            resumed.add_done_callback(lambda done: done.cancelled() or done.exception())  # no one awaits it
+            resumed.add_done_callback(lambda done: done.cancelled() or done.exception())  # the result is not used
 
     def abort_all(self) -> None:
         """End every request under way with the finish reason ``abort``."""
@@ -144,13 +143,13 @@ class EngineClient:
     # Requests ---------------------------------------------------------------------------------------------------------
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of a text; slow for a long one, and safe to call in a thread."""
+        """Token ids of a text. Slow for a long text; safe to call in a thread."""
         if self.tokenizer is None:
             raise InvalidRequestError(f"the prompt is text, and {NO_TOKENIZER}: give it as a list of token ids")
         return encode_text(self.tokenizer, text, add_special_tokens)
 
     def check(self, prompt: Prompt, params: SamplingParams) -> tuple[int, ...]:
-        """The prompt's token ids. Raises ``InvalidRequestError`` for what can never be served, as the engine would."""
+        """The prompt's token ids. Raises ``InvalidRequestError`` for a request that the engine would refuse."""
         token_ids = checked_token_ids(prompt, None if self.tokenizer is None else self.encode, params, self.config)
         params.check_vocabulary(self.config.vocab_size or 0)
         if params.stop and self.detokenizer is None:
@@ -159,9 +158,9 @@ class EngineClient:
         return token_ids
 
     def submit(self, prompt_token_ids: Iterable[int], params: SamplingParams, request_id: str) -> RequestStream:
-        """Hand a request to the engine. Close the stream when it is read no more.
+        """Send a request to the engine. Close the stream when you stop reading it.
 
-        Raises ``InvalidRequestError``, ``QueueFullError``, ``DrainingError`` or ``EngineDeadError``, before anything has
+        Raises ``InvalidRequestError``, ``QueueFullError``, ``DrainingError`` or ``EngineDeadError``, before anything
         changed.
         """
         return self.submit_all([(prompt_token_ids, params, request_id)])[0]
@@ -169,11 +168,11 @@ class EngineClient:
     def submit_all(
         self, requests: list[tuple[Iterable[int], SamplingParams, str]], source: str | None = None
     ) -> list[RequestStream]:
-        """The same for several requests, of which all are taken or none.
+        """Send all of several requests to the engine, or none.
 
-        With a ``source`` they wait for the turn of that client; without one they are served in order of arrival.
+        With a ``source`` they wait for the turn of that client. Without one they are served in order of arrival.
         """
-        self.handle.poll()  # the event loop may be busy with requests for long; those that started by now have made room
+        self.handle.poll()  # the event loop may have been busy for long, and started requests leave the queue
         if self.failure is not None:
             raise EngineDeadError(f"the engine has stopped: {self.failure}")
         if self.is_draining:
@@ -207,13 +206,13 @@ class EngineClient:
         self._give_up(stream, "abort")
 
     def _give_up(self, stream: RequestStream, outcome: str) -> None:
-        """End a request that the engine is still at."""
+        """End a request that the engine may still compute."""
         self._aborted.add(stream.request_id)
         self.handle.abort(stream.request_id)
         self._over(stream, outcome)
 
     def _close(self, stream: RequestStream) -> None:
-        """The stream is read no more."""
+        """Called when the reader closes the stream."""
         if self._streams.get(stream.request_id) is stream:
             self._give_up(stream, "abort")
 
@@ -225,11 +224,11 @@ class EngineClient:
     # The live view ----------------------------------------------------------------------------------------------------
 
     def subscribe_live(self) -> LiveSubscription:
-        """Updates of the live view, for as long as the subscription is open; the engine makes them only while one is."""
+        """Updates of the live view. The engine makes them only while a subscription is open."""
         subscription = LiveSubscription(on_close=self._unsubscribe)
         self._subscriptions.append(subscription)
         if self.is_alive:
-            self.handle.watch(True)  # a new one starts with the present state
+            self.handle.watch(True)  # a new subscription starts with the present state
         else:
             subscription.end()
         return subscription
@@ -240,14 +239,14 @@ class EngineClient:
             self.handle.watch(False)
 
     async def control(self, action: ControlAction) -> bool:
-        """Pause, resume or single-step the engine; returns whether it is paused now. Raises ``EngineDeadError``."""
+        """Pause, resume or single-step the engine. Returns whether it is paused. Raises ``EngineDeadError``."""
         if self.failure is not None:
             raise EngineDeadError(f"the engine has stopped: {self.failure}")
         if self.is_draining:
             raise DrainingError("the server is shutting down and cannot be paused")
         return await self.handle.control(action)
 
-    # What the handle tells --------------------------------------------------------------------------------------------
+    # Calls of the handle ----------------------------------------------------------------------------------------------
 
     def on_step(self, deltas: Sequence[OutputDelta], stats: EngineStats) -> None:
         """Put the deltas into their streams; see :class:`~pagebrain.server.link.handle.EngineListener`."""
@@ -258,7 +257,7 @@ class EngineClient:
             num_tokens += len(delta.token_ids)
             stream = self._streams.get(delta.request_id)
             if stream is None:
-                continue  # closed meanwhile
+                continue  # the reader has closed it
             if stream.first_token_s is None:
                 self._see_first_token(stream, now_s)
             gap_s = stream.put(delta, now_s)

@@ -1,7 +1,7 @@
 """The engine's process: builds the engine, takes requests from the server's process, and steps.
 
-Nothing here knows of HTTP, and nothing of HTTP can delay a step. The main thread alone touches the engine; between two steps
-it reads what has come. When the server's process is gone, however it went, this one ends at once.
+This process has no HTTP code, so HTTP cannot delay a step. Only the main thread uses the engine. It reads messages between
+two steps. When the server's process has ended, for any reason, this process ends at once.
 """
 
 import dataclasses
@@ -43,14 +43,14 @@ from pagebrain.standard_streams import drain_output, queue_output
 logger = logging.getLogger(__name__)
 
 MAX_FAILURES = 3
-"""Steps that may fail in a row before the engine gives up. A failed step is rolled back, so trying again is safe."""
+"""Steps that may fail in a row before the engine ends. A failed step is rolled back, so it is safe to try again."""
 
 FLUSH_S = 5.0
 
 
 def main(connection: Connection, config: PageBrainConfig, log_level: str) -> None:
-    """Run the engine until the server's process says so or is gone; this is the whole life of the engine's process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # both reach the whole process group; the server's process decides
+    """Run the engine until the server's process sends ``Shutdown`` or ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the whole process group gets both, and the server's process acts on them
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
@@ -70,7 +70,7 @@ def main(connection: Connection, config: PageBrainConfig, log_level: str) -> Non
             _run(EngineLoop(built.engine, channel, inbox))
     except EngineFailure as failure:
         channel.send(Failed(type(failure).__name__, str(failure)))
-    except PageBrainError as error:  # the engine could not be built: there are no prompts yet that this might quote
+    except PageBrainError as error:  # the engine could not be built: no prompt can be in the message yet
         channel.send(Failed(type(error).__name__, " ".join(str(error).split())))
     except Exception as error:
         logger.exception("the engine's process ends")
@@ -81,13 +81,13 @@ def main(connection: Connection, config: PageBrainConfig, log_level: str) -> Non
 
 
 def _exit(status: int) -> None:
-    """End the process, whatever threads of the libraries underneath are left; its last lines still come out."""
+    """Write the queued output and end the process, even if threads of libraries still run."""
     drain_output()
     os._exit(status)
 
 
 class EngineFailure(Exception):
-    """The engine cannot go on. The message says what happened and where, and quotes nothing."""
+    """The engine cannot continue. The message names the exception and its place, and quotes no prompt."""
 
 
 def _run(loop: "EngineLoop") -> None:
@@ -99,7 +99,7 @@ def _run(loop: "EngineLoop") -> None:
 
 
 def kind_and_place(error: BaseException) -> str:
-    """What kind of exception is at the root of ``error``, and where it came from. Not its message: it may quote a prompt."""
+    """Type and place of the exception that caused ``error``, without its message, which may quote a prompt."""
     what = "out of memory: " if is_out_of_memory(error) else ""
     while error.__cause__ is not None:
         error = error.__cause__
@@ -116,9 +116,9 @@ class EngineLoop:
     """The loop around an engine.
 
     Args:
-        engine: touched by nobody else.
+        engine: only this loop uses it.
         channel: to the server's process.
-        inbox: what has come from there.
+        inbox: messages from the server's process.
     """
 
     def __init__(self, engine: Engine, channel: Channel, inbox: "queue.SimpleQueue[Any]") -> None:
@@ -134,7 +134,7 @@ class EngineLoop:
         self._last_stats = engine.stats()
 
     def run(self) -> None:
-        """Serve until told to stop. Raises what a step raised when it keeps failing."""
+        """Serve until ``Shutdown``. Raises the error of the last step if ``MAX_FAILURES`` steps in a row failed."""
         while True:
             self._read_messages()
             if self.stopping:
@@ -148,7 +148,7 @@ class EngineLoop:
         return self.engine.has_unfinished_requests and (not self.paused or self.single_steps > 0)
 
     def _read_messages(self) -> None:
-        """Act on all that has come; with nothing else to do, wait for more."""
+        """Act on all messages in the inbox. If there is no step to do, wait for the next message."""
         while not self.stopping:
             try:
                 if self._may_step:
@@ -178,24 +178,24 @@ class EngineLoop:
         elif isinstance(message, Shutdown):
             self.stopping = True
         self._take_turns()
-        if not self._may_step:  # no step will tell how things stand now
+        if not self._may_step:  # no step will report the new state
             self._send_stats()
             if self.feed is not None:
                 self.feed(self.engine.snapshot())
 
     def _take_turns(self) -> None:
-        """Give the engine those queued requests that its next step can start. Called whenever room may have come."""
+        """Give the engine the queued requests that its next step can start. Called when there may be new room."""
         while (message := self.queue.take(self.engine)) is not None:
             self._submit(message)
 
     def _submit(self, message: Submit) -> None:
         try:
             self.engine.add_request(message.prompt_token_ids, message.params, message.request_id, keeps_logprobs=False)
-        except InvalidRequestError as error:  # the server has checked it already
+        except InvalidRequestError as error:  # rare, because the server's process checks requests before
             self.channel.send(Refused(message.request_id, str(error), is_mistake=True))
-        except Exception as error:  # a scheduler that is somebody's own: the others need not suffer
+        except Exception as error:  # a part that the user wrote failed: end this request alone
             logger.warning("a request could not be added: %s", kind_and_place(error))
-            logger.debug("what it said", exc_info=True)
+            logger.debug("the exception", exc_info=True)
             self.engine.abort(message.request_id)
             text = f"the engine failed over this request: {kind_and_place(error)}"
             self.channel.send(Refused(message.request_id, text, is_mistake=False))
@@ -207,7 +207,7 @@ class EngineLoop:
         except StepError as error:
             self._num_failures += 1
             logger.warning("a step failed, %d of %d in a row: %s", self._num_failures, MAX_FAILURES, kind_and_place(error))
-            logger.debug("what it said", exc_info=True)
+            logger.debug("the exception", exc_info=True)
             if self._num_failures == MAX_FAILURES:
                 raise
             return
@@ -235,7 +235,7 @@ class EngineLoop:
         if self.feed is None:
             self.feed = LiveFeed()
             self.engine.observers.append(self.feed)
-        self.feed(self.engine.snapshot())  # whoever has just come sees how things stand
+        self.feed(self.engine.snapshot())  # a new subscriber gets the present state at once
 
     def _send_live(self) -> None:
         now = time.monotonic()

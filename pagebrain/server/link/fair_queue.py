@@ -1,7 +1,8 @@
-"""The waiting queue of ``--fair-queue``: clients take turns, so that one with many requests does not hold up the others.
+"""The waiting queue of ``--fair-queue``: clients take turns, so that a client with many requests does not delay the others.
 
-It lies in the engine's process, in front of the engine. The engine is given only what its next step can start; what waits
-here can still be overtaken. In the engine everything is in order of arrival, so a preempted sequence still resumes first.
+The queue is in the engine's process, in front of the engine. The engine gets only the requests that its next step can start;
+the order of the others can still change. The engine serves its requests in order of arrival, so a preempted sequence resumes
+first.
 """
 
 import dataclasses
@@ -15,7 +16,7 @@ class FairQueue:
     """Requests by client. Each turn takes the oldest request of the client whose last turn is longest ago.
 
     Attributes:
-        num_sequences: samples of all requests that wait here.
+        num_sequences: samples of all requests in the queue.
     """
 
     def __init__(self, engine_seed: int) -> None:
@@ -30,8 +31,7 @@ class FairQueue:
     def put(self, request: Submit, source: str) -> None:
         """Queue a request.
 
-        One without a seed gets the one that the engine would give it if it came now: its answer must not depend on how
-        long others hold it up.
+        A request without a seed gets its seed now, as the engine would choose it: the answer must not depend on the turns.
         """
         seed = request_seed(request.params, self._engine_seed, self._num_arrived)
         self._num_arrived += 1
@@ -40,7 +40,7 @@ class FairQueue:
         self.num_sequences += request.params.n
 
     def remove(self, request_id: str) -> None:
-        """Forget a request, if it waits here."""
+        """Remove a request, if it is in the queue."""
         for source, requests in self._by_source.items():
             if (request := requests.pop(request_id, None)) is not None:
                 self.num_sequences -= request.params.n
@@ -49,7 +49,7 @@ class FairQueue:
                 return
 
     def take(self, engine: Engine) -> Submit | None:
-        """The next request, if the engine can start it with its next step, or has nothing else to do."""
+        """Take the next request, if the engine can start it with its next step or has no other request."""
         if not self._by_source:
             return None
         source, requests = next(iter(self._by_source.items()))
@@ -58,13 +58,13 @@ class FairQueue:
             return None
         del self._by_source[source], requests[request.request_id]
         if requests:
-            self._by_source[source] = requests  # as the last one
+            self._by_source[source] = requests  # at the end: its next turn is the last
         self.num_sequences -= request.params.n
         return request
 
 
 def _can_start(engine: Engine, request: Submit) -> bool:
-    """Whether seats, blocks and the step's budget of tokens are left for a request, beside what waits in the engine."""
+    """Whether the engine has a seat, blocks and tokens of the step's budget for a request, beside its waiting sequences."""
     config, waiting = engine.config, engine.scheduler.waiting
     num_seats = config.max_num_seqs - len(engine.scheduler.running) - len(waiting)
     num_tokens = config.max_num_batched_tokens - sum(seq.num_unscheduled for seq in waiting)

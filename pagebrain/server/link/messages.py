@@ -1,7 +1,7 @@
-"""What travels between the server's process and the engine's, and the channel it travels on.
+"""The messages between the server's process and the engine's process, and the channel that carries them.
 
-Messages are plain data. Those that come with every step are tuples of tuples: they are pickled hundreds of times a second.
-A :class:`Channel` never makes its owner wait: a thread of its own sends, and another one calls back with what has come.
+Messages are plain data. Those of every step hold tuples of tuples, because they are pickled hundreds of times a second. The
+methods of a :class:`Channel` do not wait: one thread sends, and another thread calls back with the messages that arrive.
 """
 
 import gc
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Submit:
-    """A request, checked already by the server's process. With a ``source`` it waits for the turn of that client."""
+    """A request that the server's process has checked. With a ``source`` it waits for the turn of that client."""
 
     request_id: str
     prompt_token_ids: tuple[int, ...]
@@ -37,14 +37,14 @@ class Submit:
 
 @dataclass(frozen=True)
 class Abort:
-    """Nobody waits for this request any more."""
+    """End a request."""
 
     request_id: str
 
 
 @dataclass(frozen=True)
 class Watch:
-    """Send live updates from now on, or stop doing so."""
+    """Start or stop live updates."""
 
     on: bool
 
@@ -54,7 +54,7 @@ ControlAction = Literal["pause", "resume", "step"]
 
 @dataclass(frozen=True)
 class Control:
-    """Stop the engine between two steps, compute a single one, or let it run."""
+    """Stop the engine between two steps, compute a single step, or let the engine run."""
 
     action: ControlAction
 
@@ -77,7 +77,7 @@ class Ready:
 
 @dataclass(frozen=True)
 class Failed:
-    """The engine ends, or could not be built; ``error`` names the exception's type. The message quotes no prompt."""
+    """The engine failed, or could not be built. ``error`` is the exception's type. The message quotes no prompt."""
 
     error: str
     message: str
@@ -85,7 +85,7 @@ class Failed:
 
 @dataclass(frozen=True)
 class Refused:
-    """The engine did not take a request that the server had taken: a mistake in it, or in a part that is somebody's own."""
+    """The engine refused a request that the server admitted. ``is_mistake``: it is invalid; otherwise a part failed."""
 
     request_id: str
     message: str
@@ -94,14 +94,14 @@ class Refused:
 
 @dataclass(frozen=True)
 class Ended:
-    """Nothing more will be said of this request, in answer to each :class:`Abort`."""
+    """The answer to each :class:`Abort`. No more messages follow for this request."""
 
     request_id: str
 
 
 @dataclass(frozen=True)
 class Stepped:
-    """What a step brought, and how the engine stands. A delta is packed by :func:`pack_delta`."""
+    """The deltas of a step, packed by :func:`pack_delta`, and the engine's state."""
 
     deltas: tuple["PackedDelta", ...]
     stats: EngineStats
@@ -109,14 +109,14 @@ class Stepped:
 
 @dataclass(frozen=True)
 class LiveUpdate:
-    """For the live view: JSON values made of ``StepTrace`` records."""
+    """An update of the live view: JSON values made from ``StepTrace`` records."""
 
     update: dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Paused:
-    """Whether the engine is stopped between two steps, in answer to each :class:`Control`."""
+    """The answer to each :class:`Control`: whether the engine is stopped between two steps."""
 
     paused: bool
 
@@ -126,16 +126,16 @@ PackedDelta = tuple[Any, ...]
 
 
 def settle_memory() -> None:
-    """Let Python's garbage collector look no more at what is there now: libraries and a model, which stay.
+    """Exclude the objects that exist now, of libraries and the model, from Python's garbage collection.
 
-    They are some 400,000 objects, and going through them takes a few tenths of a second, in which every stream stands still.
+    They are some 400,000 objects. A collection of them takes a few tenths of a second, in which no stream gets tokens.
     """
     gc.collect()
     gc.freeze()
 
 
 def pack_delta(delta: OutputDelta) -> PackedDelta:
-    """A delta for the pipe: log-probabilities packed, without the whole request that comes with the last delta."""
+    """A delta for the pipe, with packed log-probabilities and without the request's output."""
     return (
         delta.request_id,
         delta.index,
@@ -155,8 +155,8 @@ class Channel:
 
     Args:
         connection: this end.
-        on_messages: called in a thread of the channel's with what has come, in order, several at a time if they came fast.
-        on_end: called in that thread, once, when the other end is gone.
+        on_messages: called in a thread of the channel with the messages that arrived, in order.
+        on_end: called once in a thread of the channel, when the other end is closed or a message is lost.
     """
 
     def __init__(
@@ -170,21 +170,21 @@ class Channel:
         self._receiver = threading.Thread(target=self._receive_all, name=f"{name}-receiver", daemon=True)
 
     def start(self) -> None:
-        """Begin to send and to receive."""
+        """Start to send and to receive."""
         self._sender.start()
         self._receiver.start()
 
     def send(self, message: Any) -> None:
-        """Send, in order, as soon as the other side takes it. What is sent after the end goes nowhere."""
+        """Queue a message. Messages are sent in order; after the end of the channel they are dropped."""
         self._outbox.put(message)
 
     def flush(self, timeout_s: float) -> None:
-        """Send what is left, send nothing after that, and wait for it no longer than ``timeout_s``."""
+        """Send the queued messages and then no more. Wait for it, ``timeout_s`` at most."""
         self._outbox.put(_END)
         self._sender.join(timeout_s)
 
     def close(self) -> None:
-        """Let go of the connection; its other end is gone already, and both threads end over that."""
+        """Close the connection. Its other end must be closed already, so that both threads end."""
         self.flush(CLOSE_S)
         self._receiver.join(CLOSE_S)
         self._connection.close()
@@ -198,9 +198,9 @@ class Channel:
             ended = _END in messages
             try:
                 self._connection.send_bytes(pickle.dumps([m for m in messages if m is not _END], pickle.HIGHEST_PROTOCOL))
-            except OSError:  # the receiver sees the end too, and tells
+            except OSError:  # the receiving thread sees the end too, and calls on_end
                 return
-            except Exception:  # a message was lost: whoever waits for it must not wait for ever
+            except Exception:  # the message is lost: end the channel, so that no request waits for it forever
                 logger.exception("a message between server and engine could not be sent")
                 self._on_end()
                 return
@@ -219,4 +219,4 @@ class Channel:
 CLOSE_S = 1.0
 
 _END = None
-"""In the outbox: nothing follows."""
+"""The last entry of the outbox."""

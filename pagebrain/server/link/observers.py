@@ -1,4 +1,4 @@
-"""Who counts what the server does: metrics, the request log, and whoever else is interested."""
+"""Observers of the server: metrics and the request log."""
 
 import logging
 from collections.abc import Callable
@@ -11,26 +11,26 @@ logger = logging.getLogger(__name__)
 
 
 class ServerObserver(Protocol):
-    """Who counts what happens. Everything is called on the event loop, and must be quick."""
+    """What the server calls on an observer. All calls are on the event loop and must be quick."""
 
     def on_step(self, stats: EngineStats) -> None:
-        """The engine has stepped, or what waits in it has changed."""
+        """The engine has stepped, or its queue has changed."""
 
     def on_first_token(self, request: RequestStream, seconds: float) -> None:
-        """A request's first token came, so long after the request."""
+        """A request's first token came ``seconds`` after the request."""
 
     def on_tokens(self, num_tokens: int, gaps_s: list[float]) -> None:
-        """Tokens came with a message of the engine's; each but a sample's first came so long after the one before it."""
+        """Tokens came with a message. ``gaps_s`` are the times since the token before, without a sample's first token."""
 
     def on_finished(self, request: RequestStream, outcome: str) -> None:
-        """A request is over: ``stop``, ``length``, ``abort`` or ``error``."""
+        """A request ended; ``outcome`` is ``stop``, ``length``, ``abort`` or ``error``."""
 
 
 class Observers(list[ServerObserver]):
-    """Those who are told. One that fails is told nothing more: tokens must reach their request whatever a watcher does."""
+    """The observers. One that fails is removed: tokens must reach their requests."""
 
     def tell(self, news: Callable[[ServerObserver], None]) -> None:
-        """Tell each of them."""
+        """Call ``news`` with each observer."""
         for observer in list(self):
             try:
                 news(observer)

@@ -1,4 +1,4 @@
-"""The engine in a process of its own, as its parent sees it: started, spoken to, ended."""
+"""The handle to an engine in a process of its own: starts the process, sends and receives messages, ends the process."""
 
 import asyncio
 import contextlib
@@ -38,7 +38,7 @@ from pagebrain.server.link.messages import (
 logger = logging.getLogger(__name__)
 
 SHUTDOWN_S = 5.0
-"""How long the engine's process may take to end before it is killed."""
+"""Time after which an engine's process that should end is killed."""
 
 
 class EngineProcess:
@@ -111,7 +111,7 @@ class EngineProcess:
             for message in self._unread.popleft():
                 try:
                     self._act_on(message)
-                except Exception as error:  # the message is lost: without an engine no request waits for ever
+                except Exception as error:  # the message is lost: end the engine, so that no request waits for it forever
                     logger.exception("a message from the engine could not be handled")
                     self._die(f"the server failed over one of its messages ({type(error).__name__})")
                     if self._child is not None:
@@ -121,7 +121,7 @@ class EngineProcess:
         if self._child is not None:
             self._child.send(message)
 
-    # What the child says ----------------------------------------------------------------------------------------------
+    # Messages of the child --------------------------------------------------------------------------------------------
 
     def _receive(self, messages: list[Any]) -> None:
         """Called in a thread."""
@@ -186,9 +186,9 @@ class _Child:
     """The child process and the pipe to it.
 
     Args:
-        config, log_level: what the child gets.
-        on_messages: called in a thread with what has come.
-        on_end: called in a thread, once, when the child has ended.
+        config, log_level: arguments of the child.
+        on_messages: called in a thread with the messages that arrived.
+        on_end: called once in a thread, when the child has ended.
     """
 
     def __init__(
@@ -211,7 +211,7 @@ class _Child:
             ours.close()
             raise
         finally:
-            theirs.close()  # only the child holds it then, so the end of the child is seen here
+            theirs.close()  # only the child holds it now, so the pipe ends with the child
         self._channel = Channel(ours, on_messages, on_end, name="pagebrain-server")
         self._channel.start()
 
@@ -221,7 +221,7 @@ class _Child:
         return self._process.pid
 
     def send(self, message: Any) -> None:
-        """Send without waiting. What is sent to a process that has ended is dropped."""
+        """Send without waiting. A message to a process that has ended is dropped."""
         self._channel.send(message)
 
     def kill(self) -> None:
@@ -242,11 +242,11 @@ class _Child:
 
 @contextlib.contextmanager
 def _signals_held_back() -> Iterator[None]:
-    """A process that starts now begins with signals blocked: they reach the whole group, before it can ignore them."""
+    """Block signals in a process that starts now: the whole group gets them, and the process cannot ignore them yet."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    resource_tracker.ensure_running()  # it unblocks signals when it starts, and it starts with the first process
+    resource_tracker.ensure_running()  # it starts with the first process, and unblocks signals then
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield

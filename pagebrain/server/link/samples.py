@@ -1,4 +1,4 @@
-"""A sample's whole answer, put together from its deltas as they come and held in a few bytes for each token."""
+"""The whole answer of a sample, collected from its deltas in a few bytes per token."""
 
 from array import array
 
@@ -7,7 +7,7 @@ from pagebrain.server.link.scores import Scores
 
 
 class PackedSample:
-    """Text in UTF-8, token ids and scores packed."""
+    """The text, token ids and scores of a sample, packed."""
 
     def __init__(self) -> None:
         self._text = bytearray()  # UTF-8
@@ -17,7 +17,7 @@ class PackedSample:
         self._prompt_scores: Scores[TokenLogprobs | None] | None = None
 
     def add(self, delta: OutputDelta) -> int:
-        """Take what came next; returns how many bytes that takes."""
+        """Add the next delta. Returns the bytes that it takes."""
         text = delta.text.encode()
         self._text += text
         self._token_ids.extend(delta.token_ids)
@@ -38,7 +38,7 @@ class PackedSample:
         return num_bytes
 
     def whole(self, request_id: str, index: int) -> OutputDelta:
-        """All of it as one delta."""
+        """The sample as one delta."""
         assert self._last is not None
         return OutputDelta(
             request_id,

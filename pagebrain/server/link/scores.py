@@ -1,7 +1,7 @@
-"""Log-probabilities as they travel from the engine's process and wait for their reader: packed, a record for each token.
+"""Packed log-probabilities, for the way from the engine's process to the reader: a record for each token.
 
-As :class:`~pagebrain.outputs.TokenLogprobs` one token with its 20 most probable ones takes some 2,400 bytes; packed it takes
-256, and Python's garbage collector has nothing to look at. A record is unpacked when it is written as JSON.
+A :class:`~pagebrain.outputs.TokenLogprobs` with the 20 most probable tokens takes some 2,400 bytes. A packed record takes
+256 bytes and is no work for Python's garbage collector. A record is unpacked when it is written as JSON.
 """
 
 import struct
@@ -13,16 +13,16 @@ from typing import Any, TypeVar, overload
 from pagebrain.outputs import TokenLogprobs
 
 NOTHING = -1
-"""Stands for a token id where there is none: in a record whose token has no scores, and in places that are not used."""
+"""The token id in a record without scores, and in unused places of a record."""
 
 Score = TypeVar("Score", bound=TokenLogprobs | None, covariant=True)
 
 
 class Scores(Sequence[Score]):
-    """An immutable sequence of scores; an entry may be ``None``, as that of a prompt's first token is.
+    """An immutable sequence of scores. An entry may be ``None``, as for a prompt's first token.
 
     Args:
-        num_top: most probable tokens for which each record has room.
+        num_top: number of most probable tokens in each record.
         data: the records: int32 token id, rank and ids of the most probable tokens, then float64 log-probabilities.
     """
 
@@ -34,7 +34,7 @@ class Scores(Sequence[Score]):
 
     @classmethod
     def pack(cls, scores: Sequence[Score]) -> "Scores[Score]":
-        """The same scores, packed."""
+        """Pack scores."""
         if isinstance(scores, Scores):
             return scores
         num_top = max((len(score.top) for score in scores if score is not None), default=0)
@@ -43,7 +43,7 @@ class Scores(Sequence[Score]):
 
     @classmethod
     def joined(cls, pieces: "Sequence[Sequence[Score]]") -> "Scores[Score]":
-        """One after the other."""
+        """Several sequences of scores as one."""
         packed = [cls.pack(piece) for piece in pieces if piece]
         num_top = max((piece.num_top for piece in packed), default=0)
         return cls(
@@ -51,7 +51,7 @@ class Scores(Sequence[Score]):
         )
 
     def _wider(self, num_top: int) -> bytes:
-        """The records with room for more; an engine gives every token of a request as many, a part of a user's may not."""
+        """The records with ``num_top`` places. Needed if a sampler that the user wrote returns different numbers."""
         pack = _record(num_top).pack
         return b"".join([pack(*_fields(score, num_top)) for score in self])
 

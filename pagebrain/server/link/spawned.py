@@ -1,7 +1,7 @@
-"""Where the engine's process begins: with a watch over the process that started it, before anything large is imported.
+"""The entry of the engine's process. It watches the parent process before it imports large libraries.
 
-Importing torch and transformers takes seconds, and they are needed to read the config. So this module imports neither, and
-what it is given is pickled once more.
+The import of torch and transformers takes seconds, and unpickling the config imports both. So this module imports neither,
+and gets the config as pickled bytes.
 """
 
 import ctypes
@@ -17,7 +17,7 @@ _PR_SET_PDEATHSIG = 1  # prctl's, in Linux
 
 
 def main(connection: Connection, config: bytes, log_level: str) -> None:
-    """The whole life of the engine's process; ``config`` is a pickled ``PageBrainConfig``."""
+    """Run the engine's process. ``config`` is a pickled ``PageBrainConfig``."""
     end_with_parent()
     from pagebrain.server.link import engine_main
 
@@ -25,10 +25,10 @@ def main(connection: Connection, config: bytes, log_level: str) -> None:
 
 
 def end_with_parent() -> None:
-    """End this process as soon as the one that started it has ended, however that was.
+    """End this process as soon as its parent process has ended, for any reason.
 
-    A thread waits for it. While a library is being loaded, no thread of Python's may run; on Linux the kernel does the same.
-    There the thread that started this process must live as long as this process is needed.
+    A thread waits for the parent. While a library is loaded, no Python thread may run. So on Linux the kernel watches the
+    parent too. There the thread that started this process must live as long as this process is needed.
     """
     parent = multiprocessing.parent_process()
     if parent is None or parent.pid is None:
@@ -36,7 +36,7 @@ def end_with_parent() -> None:
     threading.Thread(target=_end_after, args=(parent,), name="pagebrain-parent-watch", daemon=True).start()
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent.pid:  # it ended before the kernel was asked
+        if os.getppid() != parent.pid:  # the parent ended before the call of prctl
             os._exit(1)
 
 

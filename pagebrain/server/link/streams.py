@@ -1,7 +1,7 @@
-"""What comes out of the engine, one stream for each reader: a request's tokens, or the updates of the live view.
+"""Streams of the engine's output: the tokens of a request, or the updates of the live view.
 
-Everything here belongs to the event loop. Whoever writes never waits; whoever reads waits for news and gets all of it at
-once. What piles up for somebody who does not read is bounded, for each stream and for all of them together.
+All classes belong to the event loop. A write never waits. A read waits for data and returns all of it. The data that waits
+for readers is bounded, for each stream and for all streams together.
 """
 
 import asyncio
@@ -16,13 +16,13 @@ from pagebrain.server.link.samples import PackedSample
 from pagebrain.server.link.scores import Scores
 
 MAX_PENDING_TOKENS = 4096
-"""Tokens that may wait for a reader. A stream that nobody reads ends there, and so does its request."""
+"""Tokens that may wait for a reader. Beyond this number the stream and its request end."""
 
 DELTA_BYTES = 400
-"""What a delta takes while it waits, besides its log-probabilities."""
+"""Bytes of a waiting delta, without its log-probabilities."""
 
 MAX_PENDING_STEPS = 100
-"""Steps that a live update may hold; it skips the oldest beyond."""
+"""Largest number of steps in a live update. Older steps are skipped."""
 
 
 class DrainingError(PageBrainError):
@@ -30,18 +30,18 @@ class DrainingError(PageBrainError):
 
 
 class SlowReaderError(PageBrainError):
-    """A request was ended because its tokens were not fetched."""
+    """A request was ended because its tokens were not read."""
 
 
 class RequestFailedError(PageBrainError):
-    """The engine, or a part of it, failed over this request alone."""
+    """The engine, or a part of it, failed with this request. Other requests continue."""
 
 
 class Backlog:
-    """What waits for readers, in all streams together.
+    """The bytes that wait for readers, in all streams together.
 
     Args:
-        max_bytes: beyond it the streams with the most end, until what is left is less.
+        max_bytes: the limit. Beyond it the streams with the most bytes end.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -50,22 +50,22 @@ class Backlog:
         self._of_streams: dict[RequestStream, int] = {}
 
     def add(self, stream: "RequestStream", num_bytes: int) -> None:
-        """So much more waits in a stream."""
+        """Count more bytes of a stream."""
         self.num_bytes += num_bytes
         self._of_streams[stream] = self._of_streams.get(stream, 0) + num_bytes
 
     def remove(self, stream: "RequestStream") -> None:
-        """Nothing waits in a stream any more."""
+        """Count a stream as empty."""
         self.num_bytes -= self._of_streams.pop(stream, 0)
 
     def shed(self) -> "list[RequestStream]":
-        """End the streams with the most until no more than ``max_bytes`` wait; returns those that were ended."""
+        """End the streams with the most bytes until at most ``max_bytes`` wait. Returns the ended streams."""
         ended = []
         while self.num_bytes > self.max_bytes:
             longest = max(self._of_streams, key=self._of_streams.__getitem__)
             longest.break_off(
-                f"{self._of_streams[longest]} bytes were waiting and nobody took them, and {self.num_bytes} for all readers "
-                f"together, of at most {self.max_bytes}: read faster"
+                f"{self._of_streams[longest]} bytes were waiting to be read, and {self.num_bytes} for all readers together, "
+                f"of at most {self.max_bytes}: read faster"
             )
             ended.append(longest)
         return ended
@@ -75,13 +75,13 @@ class RequestStream:
     """The tokens of one request as they come.
 
     Attributes:
-        request_id, prompt_token_ids, params: what was asked for.
-        user: whom the client says that it asks for; for the request log.
-        secret: what somebody must know to end the request from outside; ``None``: nobody can.
+        request_id, prompt_token_ids, params: the request.
+        user: the user's name from the client, for the request log.
+        secret: a call that aborts the request must give this secret; with ``None`` no call can.
         arrival_s, first_token_s: ``time.monotonic`` seconds.
         num_generated: tokens so far, of all samples.
-        is_finished: all samples have ended; there may be something left to read.
-        is_broken: it ended because it was not read.
+        is_finished: all samples have ended; there may be data left to read.
+        is_broken: the stream ended because it was not read.
         metrics: the engine's times, once finished.
     """
 
@@ -121,16 +121,16 @@ class RequestStream:
     # Reading ----------------------------------------------------------------------------------------------------------
 
     async def read(self) -> list[OutputDelta]:
-        """Wait for news, and return all of it: at most one delta for each sample. Nothing is left when the list is empty.
+        """Wait for data and return all of it, at most one delta for each sample. An empty list is the end.
 
         Raises ``EngineDeadError``, ``SlowReaderError``, or ``InvalidRequestError`` if the engine refused the request.
         """
         return _merge(await self._take())
 
     async def read_all(self, use: Callable[[int], None] = lambda num_bytes: None) -> list[OutputDelta]:
-        """Everything to the end, one delta for each sample, in their order. Raises what :meth:`read` and ``use`` raise.
+        """Read to the end: one delta for each sample, in their order. Raises what :meth:`read` and ``use`` raise.
 
-        ``use`` is called with how many bytes more are held.
+        ``use`` is called with the number of bytes that each read adds.
         """
         samples = [PackedSample() for _ in range(self.params.n)]
         while pending := await self._take():
@@ -152,14 +152,14 @@ class RequestStream:
         return pending
 
     def close(self) -> None:
-        """Nobody reads any more: a request that is under way ends."""
+        """Stop reading. A request that is under way ends."""
         self._forget()
         self._on_close(self)
 
     # Writing ----------------------------------------------------------------------------------------------------------
 
     def put(self, delta: OutputDelta, now_s: float) -> float | None:
-        """Take what a step brought; returns the seconds since the sample's last token, if there was one."""
+        """Add a delta. Returns the seconds since the sample's last token, if there was one."""
         num_tokens = len(delta.token_ids)
         self._pending.append(delta)
         self._num_pending += num_tokens
@@ -173,14 +173,14 @@ class RequestStream:
             has_scores = delta.logprobs or delta.prompt_logprobs is not None
             self._backlog.add(self, DELTA_BYTES + (_score_bytes(delta) if has_scores else 0))
         if self._num_pending > MAX_PENDING_TOKENS and not self.is_finished:
-            self.break_off(f"{self._num_pending} tokens were waiting and nobody took them: read faster")
+            self.break_off(f"{self._num_pending} tokens were waiting to be read, {MAX_PENDING_TOKENS} may: read faster")
         self._wake()
         last_s = self._last_s.get(delta.index)
         self._last_s[delta.index] = now_s
         return None if last_s is None else now_s - last_s
 
     def break_off(self, why: str) -> None:
-        """Drop what waits: it is not read. The reader gets a ``SlowReaderError``."""
+        """Drop the waiting data. The reader gets a ``SlowReaderError``."""
         self.is_broken = True
         self._forget()
         self._error = SlowReaderError(why)
@@ -192,7 +192,7 @@ class RequestStream:
             self._backlog.remove(self)
 
     def abort(self) -> None:
-        """End all samples that have not ended; the reader sees it as their finish reason."""
+        """End all unfinished samples with the finish reason ``abort``."""
         for index in sorted(self._unfinished):
             self._pending.append(OutputDelta(self.request_id, index, "", (), finish_reason="abort"))
         self._unfinished.clear()
@@ -200,7 +200,7 @@ class RequestStream:
         self._wake()
 
     def fail(self, error: PageBrainError) -> None:
-        """The request cannot go on. What has come can still be read; then the error is raised."""
+        """End the request with an error. :meth:`read` returns the waiting data, and then raises the error."""
         self._error = error
         self._wake()
 
@@ -211,7 +211,7 @@ class RequestStream:
 
 def _merge(pending: list[OutputDelta]) -> list[OutputDelta]:
     """One delta for each sample, in the order of the samples."""
-    if len(pending) == 1:  # as a rule
+    if len(pending) == 1:  # the usual case
         return pending
     by_index: dict[int, list[OutputDelta]] = {}
     for delta in pending:
@@ -238,7 +238,7 @@ def _score_bytes(delta: OutputDelta) -> int:
 
 
 class LiveSubscription:
-    """The updates of the live view, for one reader. What comes while nobody reads is merged: newest state, all steps."""
+    """The updates of the live view, for one reader. Updates that wait are merged: newest state, all steps."""
 
     def __init__(self, on_close: "Callable[[LiveSubscription], None]") -> None:
         self._on_close = on_close
@@ -247,7 +247,7 @@ class LiveSubscription:
         self._news = asyncio.Event()
 
     def put(self, update: dict[str, Any]) -> None:
-        """Take an update."""
+        """Add an update."""
         if self._update is not None:
             steps = self._update["steps"] + update["steps"]
             skipped = self._update["skipped"] + update["skipped"] + max(0, len(steps) - MAX_PENDING_STEPS)
@@ -256,12 +256,12 @@ class LiveSubscription:
         self._news.set()
 
     def end(self) -> None:
-        """There are no more updates."""
+        """End the updates."""
         self._ended = True
         self._news.set()
 
     def close(self) -> None:
-        """Nobody reads any more."""
+        """Stop reading."""
         on_close, self._on_close = self._on_close, _nothing
         on_close(self)
 
@@ -277,4 +277,4 @@ class LiveSubscription:
 
 
 def _nothing(subscription: LiveSubscription) -> None:
-    """What closing twice does."""
+    """Called if a subscription is closed twice."""
