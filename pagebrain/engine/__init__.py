@@ -1,4 +1,4 @@
-"""The host's side of a step: which sequences compute what, and what becomes of the tokens.
+"""The host's side of a step: the plan, the engine loop, and the outputs.
 
 No module here imports device code (:mod:`pagebrain.worker`, :mod:`pagebrain.attention`, :mod:`pagebrain.models`), so the
 engine runs and is tested without a model. In reading order: :mod:`.requests`, :mod:`.sequence`, :mod:`.scheduler`,

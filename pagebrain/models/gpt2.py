@@ -4,8 +4,8 @@ Tokens of all sequences lie one after the other in flat rows, so prefill and dec
 alone looks at where one sequence ends and the next begins.
 
 Two values go from layer to layer. ``residual`` is the residual stream. ``hidden`` is the output of the last sublayer, which
-the next norm adds to the stream. The names of the layers are those of GPT-2's checkpoints, except for
-``layers``, which they call ``h``.
+the next norm adds to the stream. The names of the layers are those of GPT-2's checkpoints, except for ``layers``, which they
+call ``h``.
 """
 
 from typing import TYPE_CHECKING

@@ -78,7 +78,7 @@ class Scores(Sequence[Score]):
 
     def _unpacked(self, fields: tuple[Any, ...]) -> Score:
         if fields[0] == NOTHING:
-            return None  # type: ignore[return-value]  # only what was None is packed so
+            return None  # type: ignore[return-value]  # NOTHING marks an entry that was None
         ids = fields[2 : 2 + self.num_top]
         top = tuple(zip(ids, fields[3 + self.num_top :]))
         if ids and ids[-1] == NOTHING:
