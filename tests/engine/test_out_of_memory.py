@@ -66,7 +66,7 @@ def test_too_little_memory_at_start_is_one_line_that_says_what_for(
 
 def test_too_little_memory_for_weights_is_told_although_the_loader_wraps_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoints, "is_whole", lambda *_: False)  # so that Hugging Face reads them
-    monkeypatch.setattr("pagebrain.models.loading.GPT2LMHeadModel.from_pretrained", take_too_much)
+    monkeypatch.setattr("transformers.GPT2LMHeadModel.from_pretrained", take_too_much)
     with pytest.raises(ConfigError, match="there is not enough memory for the model's weights"):
         LLM(device="cpu")
 
