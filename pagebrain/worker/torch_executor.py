@@ -66,7 +66,7 @@ class TorchExecutor:
         self.pool = pool
         self.sampler = sampler
         self.config = config
-        self.rows = TokenRows(2 * config.max_num_seqs, config.max_model_len, config.block_size, config.device)
+        self.rows = TokenRows(config.max_num_seqs, config.max_model_len, config.block_size, config.device)
         self._thread = (
             ThreadPoolExecutor(max_workers=1, thread_name_prefix="pagebrain-step") if config.async_scheduling else None
         )
