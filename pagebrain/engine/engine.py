@@ -89,10 +89,10 @@ class Engine:
         wants_deltas: bool = True,
         keeps_logprobs: bool = True,
     ) -> Request:
-        """Queue a request. Without ``wants_deltas`` :meth:`step` returns only the delta that ends it.
+        """Queue a request. Raises ``InvalidRequestError``, before anything changed, if it can never be served.
 
-        Without ``keeps_logprobs`` its log-probabilities are in the deltas and not in the output at the end.
-        Raises ``InvalidRequestError``, before anything changed, for a prompt or parameters that can never be served.
+        Without ``wants_deltas`` :meth:`step` returns only the delta that ends the request. Without ``keeps_logprobs`` its
+        log-probabilities are in the deltas and not in the output at the end.
         """
         request_id = self._new_request_id() if request_id is None else request_id
         if request_id in self.outputs.requests:
@@ -246,8 +246,8 @@ class Engine:
         self._totals.wait_s += wait_s
         self._totals.output_s += output_s
         if launched.trace is not None:
-            times = {"read_s": waited, "wait_s": wait_s, "output_s": output_s}
-            tell_observers(self.observers, dataclasses.replace(launched.trace, finished=finished, **times))
+            trace = dataclasses.replace(launched.trace, finished=finished, read_s=waited, wait_s=wait_s, output_s=output_s)
+            tell_observers(self.observers, trace)
 
     def _apply(self, group: SequenceGroup, result: StepResult, now: float) -> tuple[int, ...]:
         """Add the step's tokens to its sequences. Returns the ids of the sequences that ended."""
