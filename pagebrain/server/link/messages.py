@@ -156,7 +156,7 @@ class Channel:
     Args:
         connection: this end.
         on_messages: called in a thread of the channel with the messages that arrived, in order.
-        on_end: called once in a thread of the channel, when the other end is closed or a message is lost.
+        on_end: called in a thread of the channel when the other end is closed or a message is lost.
     """
 
     def __init__(

@@ -188,7 +188,7 @@ class _Child:
     Args:
         config, log_level: arguments of the child.
         on_messages: called in a thread with the messages that arrived.
-        on_end: called once in a thread, when the child has ended.
+        on_end: called in a thread when the child has ended.
     """
 
     def __init__(
