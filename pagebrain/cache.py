@@ -9,7 +9,7 @@ point into; only the attention backend reads and writes the pool.
 import functools
 from collections import Counter
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -20,7 +20,6 @@ from pagebrain.errors import BlockTableError, IntegrityError, OutOfBlocksError
 
 if TYPE_CHECKING:
     from pagebrain.attention.kv_pool import KVPool
-    from pagebrain.engine.sequence import Sequence, SequenceGroup
 
 
 class NewBlocks(NamedTuple):
@@ -31,6 +30,13 @@ class NewBlocks(NamedTuple):
     block_ids: tuple[int, ...]
 
 
+class RetiringSequence(Protocol):
+    """What the deferred free reads of a sequence; see :class:`~pagebrain.engine.sequence.Sequence`."""
+
+    seq_id: int
+    num_unread_steps: int
+
+
 class BlockTables:
     """Block tables by sequence id. The cache manager has them, and an executor keeps a copy by applying the plans."""
 
@@ -38,11 +44,11 @@ class BlockTables:
         self.block_size = block_size
         self.by_id: dict[int, list[int]] = {}
 
-    def apply(self, group: "SequenceGroup") -> None:
+    def apply(self, released: Iterable[int], new_blocks: Iterable[NewBlocks]) -> None:
         """Apply the changes of a plan: drop released tables, then add new blocks."""
-        for seq_id in group.released:
+        for seq_id in released:
             self.by_id.pop(seq_id, None)
-        for seq_id, first_column, block_ids in group.new_blocks:
+        for seq_id, first_column, block_ids in new_blocks:
             table = self.by_id.setdefault(seq_id, [])
             table[first_column:] = block_ids
 
@@ -80,7 +86,7 @@ class CacheManager:
         self.block_size = config.block_size
         self.num_blocks = block_manager.num_blocks
         self._tables = BlockTables(config.block_size)
-        self._retiring: dict[int, Sequence] = {}
+        self._retiring: dict[int, RetiringSequence] = {}
         # Changes that no plan has carried yet: sequence id -> first new column of its table; ids of freed sequences.
         self._first_new: dict[int, int] = {}
         self._released: dict[int, None] = {}  # an ordered set
@@ -164,7 +170,7 @@ class CacheManager:
         """Blocks of retired sequences that will be free when the steps in flight have been read."""
         return sum(len(self._tables.by_id.get(seq_id, ())) for seq_id in self._retiring)
 
-    def retire(self, seq: "Sequence") -> None:
+    def retire(self, seq: RetiringSequence) -> None:
         """Free the blocks of a sequence that ended or was preempted, as soon as its last step in flight has been read.
 
         A step in flight may still read these blocks; ``seq.num_unread_steps`` counts such steps.
@@ -180,18 +186,19 @@ class CacheManager:
 
     # Changes for the executor -----------------------------------------------------------------------------------------
 
-    def complete(self, group: "SequenceGroup") -> "SequenceGroup":
-        """The plan with the changes of the block tables since the last plan. It must reach the executor."""
+    def take_changes(self) -> tuple[tuple[int, ...], tuple[NewBlocks, ...]]:
+        """Changes of the block tables since the last call: ids of released sequences, then new blocks.
+
+        They belong into the next plan, which must reach the executor.
+        """
         self._last_released = tuple(self._released)
-        if not self._first_new and not self._released:
-            return group
         tables = self._tables.by_id
-        new_blocks = [NewBlocks(seq_id, first, tuple(tables[seq_id][first:])) for seq_id, first in self._first_new.items()]
+        new_blocks = tuple(
+            [NewBlocks(seq_id, first, tuple(tables[seq_id][first:])) for seq_id, first in self._first_new.items()]
+        )
         self._first_new.clear()
         self._released.clear()
-        return type(group)(
-            group.scheduled, group.preempted, self._last_released, tuple(new_blocks), group.copied_blocks
-        )  # faster than dataclasses.replace
+        return self._last_released, new_blocks
 
     def report_anew(self) -> None:
         """Let the next plan carry all tables, because the executor may not have applied the last plan.

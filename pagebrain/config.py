@@ -8,7 +8,7 @@ config and do not check it again.
 import dataclasses
 import math
 from collections.abc import Mapping
-from dataclasses import InitVar, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -61,9 +61,6 @@ class PageBrainConfig:
         num_layers, num_heads, head_dim, vocab_size: the model's, set by :meth:`for_model`.
         eos_token_ids: the tokens that end a text, from the model's config or generation config; set by :meth:`for_model`.
 
-    Two of vLLM's names are accepted too: ``gpu_memory_utilization`` for ``memory_fraction``, and ``enforce_eager=True`` for
-    ``cuda_graphs=False``.
-
     Raises:
         ConfigError: it names the setting, the value and what to do.
     """
@@ -89,11 +86,8 @@ class PageBrainConfig:
     head_dim: int | None = None
     vocab_size: int | None = None
     eos_token_ids: tuple[int, ...] = ()
-    gpu_memory_utilization: InitVar[float | None] = None
-    enforce_eager: InitVar[bool | None] = None
 
-    def __post_init__(self, gpu_memory_utilization: float | None, enforce_eager: bool | None) -> None:
-        self._take_names_of_vllm(gpu_memory_utilization, enforce_eager)
+    def __post_init__(self) -> None:
         object.__setattr__(self, "device", _checked_device(self.device))
         self._fill_in_sizes()
         for name in ("block_size", "max_num_seqs", "max_num_batched_tokens"):
@@ -127,22 +121,6 @@ class PageBrainConfig:
             _check_choice("parts", part, PARTS)
         if self.num_blocks is not None and self.max_model_len is not None:
             self._check_blocks_hold_a_sequence(self.num_blocks, self.max_model_len)
-
-    def _take_names_of_vllm(self, gpu_memory_utilization: float | None, enforce_eager: bool | None) -> None:
-        if gpu_memory_utilization is not None:
-            if self.memory_fraction is not None:
-                raise ConfigError(
-                    "gpu_memory_utilization and memory_fraction are two names of one setting: give one of them"
-                )
-            object.__setattr__(self, "memory_fraction", gpu_memory_utilization)
-        if enforce_eager is None:
-            return
-        if not isinstance(enforce_eager, bool):
-            raise ConfigError(f"enforce_eager must be True or False, got {enforce_eager!r}")
-        if enforce_eager and self.cuda_graphs:
-            raise ConfigError("enforce_eager=True switches CUDA graphs off, and cuda_graphs=True switches them on: give one")
-        if enforce_eager:
-            object.__setattr__(self, "cuda_graphs", False)
 
     def _fill_in_sizes(self) -> None:
         """Set a batch size for the device: a GPU computes hundreds of sequences in little more time than one."""
@@ -288,6 +266,27 @@ class PageBrainConfig:
                 f"than max_model_len={max_model_len}: use num_blocks >= {self.blocks_for(max_model_len)} or a smaller "
                 "max_model_len"
             )
+
+
+def with_own_names(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings in which two of vLLM's names are replaced by PageBrain's.
+
+    ``gpu_memory_utilization`` is ``memory_fraction``, and ``enforce_eager=True`` is ``cuda_graphs=False``. Raises
+    ``ConfigError`` if both names of one setting are given.
+    """
+    own = dict(settings)
+    if "gpu_memory_utilization" in own:
+        if own.get("memory_fraction") is not None:
+            raise ConfigError("gpu_memory_utilization and memory_fraction are two names of one setting: give one of them")
+        own["memory_fraction"] = own.pop("gpu_memory_utilization")
+    eager = own.pop("enforce_eager", False)
+    if not isinstance(eager, bool):
+        raise ConfigError(f"enforce_eager must be True or False, got {eager!r}")
+    if eager:
+        if own.get("cuda_graphs"):
+            raise ConfigError("enforce_eager=True switches CUDA graphs off, and cuda_graphs=True switches them on: give one")
+        own["cuda_graphs"] = False
+    return own
 
 
 def _check_int(name: str, value: object, low: int | None) -> None:

@@ -11,10 +11,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import nn
 
 from pagebrain.build import build_engine
-from pagebrain.config import PageBrainConfig
+from pagebrain.config import PageBrainConfig, with_own_names
 from pagebrain.engine.engine import Engine
 from pagebrain.engine.requests import Prompt
-from pagebrain.errors import InvalidRequestError, StepError
+from pagebrain.errors import ConfigError, InvalidRequestError, StepError
 from pagebrain.outputs import OutputDelta, RequestOutput
 from pagebrain.sampling_params import SamplingParams
 
@@ -30,7 +30,8 @@ class LLM:
             shared and not changed. On a GPU, do not change or move these weights while this LLM is in use: the head is
             copied, and CUDA graphs hold the addresses of the others.
         tokenizer: hub name or folder, or a tokenizer; ``None`` is the model's own.
-        settings: any other field of :class:`~pagebrain.config.PageBrainConfig`.
+        settings: any other field of :class:`~pagebrain.config.PageBrainConfig`, also by the names of
+            :func:`~pagebrain.config.with_own_names`.
 
     Raises:
         ConfigError, ModelLoadError, PartError: where possible before anything large is allocated.
@@ -48,9 +49,11 @@ class LLM:
             tokenizer_name, tokenizer_object = os.fspath(tokenizer), None
         else:
             tokenizer_name, tokenizer_object = None, tokenizer
+        if base is not None and not hasattr(base, "config"):
+            raise ConfigError(f"model is a {type(base).__name__}: give the name of a model, or a GPT2LMHeadModel")
         if base is not None:  # what suits a device is decided before the engine is built
             settings = {"device": str(next(base.parameters()).device)} | settings
-        config = PageBrainConfig(model=name, tokenizer=tokenizer_name, **settings)
+        config = PageBrainConfig(model=name, tokenizer=tokenizer_name, **with_own_names(settings))
         built = build_engine(config, base, tokenizer_object)
         self.engine: Engine = built.engine
         self.config = built.config

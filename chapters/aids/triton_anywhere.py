@@ -1,7 +1,8 @@
 """Triton as this machine can run it: compiled where torch finds a CUDA GPU, in Triton's interpreter on the CPU elsewhere.
 
 Triton reads ``TRITON_INTERPRET`` when it is first imported, and chooses one of the two. Torch may have imported it before
-that variable was set. Chapter 06 takes ``triton`` and ``tl`` from here, which works in either case.
+that variable was set. Chapter 06 takes ``triton`` and ``tl`` from here, which works in either case. The import also makes
+the interpreter faster, for the whole process: see :func:`patch_language_once`.
 """
 
 import importlib

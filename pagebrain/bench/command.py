@@ -2,7 +2,6 @@
 
 import argparse
 import datetime
-import re
 import shlex
 import sys
 from importlib.util import find_spec
@@ -41,9 +40,25 @@ def require(package: str, what: str) -> None:
 
 def report_head(benchmark: str) -> dict[str, str]:
     """The first entries of a report: the benchmark's name, the date, the command line without the API key."""
-    command = re.sub(r"(--api-key[= ]+)[^\s'\"]+", r"\1***", shlex.join(["pagebrain", *sys.argv[1:]]))
+    command = shlex.join(["pagebrain", *_without_key(sys.argv[1:])])
     date = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     return {"benchmark": benchmark, "date": date, "command": command}
+
+
+def _without_key(arguments: list[str]) -> list[str]:
+    """The arguments with ``***`` for the API key, also where the option is abbreviated."""
+    hidden: list[str] = []
+    for previous, argument in zip(["", *arguments], arguments):
+        name, equals, _ = argument.partition("=")
+        if _is_api_key(previous):
+            hidden.append("***")
+        else:
+            hidden.append(f"{name}=***" if equals and _is_api_key(name) else argument)
+    return hidden
+
+
+def _is_api_key(option: str) -> bool:
+    return option.startswith("--ap") and "--api-key".startswith(option)
 
 
 def say(console: "Console", text: str) -> None:

@@ -96,8 +96,9 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--async-scheduling", action=on_or_off, help="launch each step before the last one is read (default: on a GPU)"
     )
-    group.add_argument("--cuda-graphs", action=on_or_off, help="replay decode steps as CUDA graphs (default: on a GPU)")
-    group.add_argument("--enforce-eager", action="store_false", dest="cuda_graphs", help="the same as --no-cuda-graphs")
+    graphs = group.add_mutually_exclusive_group()
+    graphs.add_argument("--cuda-graphs", action=on_or_off, help="replay decode steps as CUDA graphs (default: on a GPU)")
+    graphs.add_argument("--enforce-eager", action="store_false", dest="cuda_graphs", help="the same as --no-cuda-graphs")
     group.add_argument("--engine-seed", type=int, metavar="N", help="requests without a --seed derive theirs from this")
     group.add_argument(
         "--check-integrity", action="store_true", help="check the bookkeeping of blocks after every step (slow)"

@@ -186,7 +186,7 @@ class Engine:
         try:
             if self._checks_plans:
                 check_plan(group, self.config, self.outputs.requests)
-            group = self.cache_manager.complete(group)
+            group = group.with_changes(*self.cache_manager.take_changes())
             in_flight = self.executor.launch(group)
         except BaseException as error:  # after an interrupt too, the executor may have applied half of the plan
             self._roll_back()

@@ -183,6 +183,12 @@ class SequenceGroup:
     new_blocks: tuple[NewBlocks, ...] = ()
     copied_blocks: tuple[tuple[int, int], ...] = ()
 
+    def with_changes(self, released: tuple[int, ...], new_blocks: tuple[NewBlocks, ...]) -> "SequenceGroup":
+        """This plan with the changes of the block tables."""
+        if not released and not new_blocks:
+            return self
+        return SequenceGroup(self.scheduled, self.preempted, released, new_blocks, self.copied_blocks)
+
     def __iter__(self) -> Iterator[ScheduledSequence]:
         return iter(self.scheduled)
 

@@ -113,10 +113,12 @@ class StepTotals:
 
     def since(self, earlier: "StepTotals") -> "StepTotals":
         """The difference to ``earlier`` totals."""
-        return StepTotals(**{name: value - getattr(earlier, name) for name, value in vars(self).items()})
+        names = [field.name for field in fields(StepTotals)]
+        return StepTotals(**{name: getattr(self, name) - getattr(earlier, name) for name in names})
 
     def __add__(self, other: "StepTotals") -> "StepTotals":
-        return StepTotals(**{name: value + getattr(other, name) for name, value in vars(self).items()})
+        names = [field.name for field in fields(StepTotals)]
+        return StepTotals(**{name: getattr(self, name) + getattr(other, name) for name in names})
 
     @property
     def num_tokens(self) -> int:

@@ -292,7 +292,7 @@ def _check_kind(name: str, saved: dict[str, Any]) -> None:
     kind, classes = saved.get("model_type"), saved.get("architectures")
     if kind is None and isinstance(classes, list) and classes and not any(str(item).startswith("GPT2") for item in classes):
         kind = classes[0]
-    if kind is not None and kind not in READERS:
+    if kind is not None and str(kind) not in READERS:
         code = " with code of its own (auto_map), which PageBrain never runs" if "auto_map" in saved else ""
         raise ModelLoadError(
             f"{name!r} is a {kind} model{code}, and PageBrain serves {' and '.join(READERS)} models only: {MODEL_HINT}"

@@ -15,7 +15,7 @@ from typing import Any
 from pagebrain.errors import ConfigError
 from pagebrain.server.options import LOG_LEVELS
 
-REQUEST_LOGGER = "pagebrain.engine.requests"
+REQUEST_LOGGER = "pagebrain.requests"
 """Name of the logger for finished requests."""
 
 WITHHELD = "(message withheld, it may quote a prompt; log level debug shows it)"

@@ -132,7 +132,7 @@ class _Life:
             self.server = self._make_server()
             settle_memory()
             self._announce()
-            if not self.client.is_alive:  # the engine process ended before on_dead was set
+            if not self.client.is_alive:  # the engine process ended before on_failure was set
                 self._engine_died()
             await self.server.serve(sockets=[self.listener])
         except asyncio.CancelledError:  # told to end while the model was loading

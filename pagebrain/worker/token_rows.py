@@ -25,7 +25,7 @@ class SequenceRows:
 
     def apply(self, group: SequenceGroup) -> None:
         """Apply the changes of a plan: free rows, extend block tables."""
-        self.tables.apply(group)
+        self.tables.apply(group.released, group.new_blocks)
         for seq_id in group.released:
             if seq_id in self._row_of:
                 self._free.append(self._row_of.pop(seq_id))

@@ -165,6 +165,12 @@ def test_a_bad_setting_is_named(values: dict[str, Any], message: str) -> None:
     one_line(caught.value)
 
 
+def test_a_module_that_is_no_model_is_refused() -> None:
+    with pytest.raises(ConfigError, match="model is a Linear: give the name of a model, or a GPT2LMHeadModel") as caught:
+        LLM(torch.nn.Linear(2, 2))  # type: ignore[arg-type]
+    one_line(caught.value)
+
+
 def test_settings_that_contradict_a_model_object_are_refused() -> None:
     base = random_gpt2(torch.float32)
     for settings, message in (

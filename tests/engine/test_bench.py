@@ -12,6 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from pagebrain.bench import offline
 from pagebrain.bench.child import RunResult, RunSpec, run_in_child
+from pagebrain.bench.command import report_head
 from pagebrain.bench.offline import ENGINES, candidates
 from pagebrain.bench.offline_report import compare, engine_report, summarize
 from pagebrain.bench.runners import RUNNERS
@@ -311,3 +312,11 @@ def test_tuning_keeps_the_fastest_and_notes_what_failed(model_folder: str, monke
     assert {trial["configuration"]["batch_size"] for trial in trials} == {12, 6}
     assert {trial["error"] for trial in trials if "error" in trial} == {"not here"}
     assert report["comparison"]["hf-static"]["speedup"]["median"] == pytest.approx(0.1)  # the one that took 1 s was kept
+
+
+def test_a_report_hides_the_api_key_however_it_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    key = "sk-a&b c"
+    for given in (["--api-key", key], [f"--api-key={key}"], ["--api-k", key]):
+        monkeypatch.setattr("sys.argv", ["pagebrain", "bench", "serve", *given, "--requests", "3"])
+        command = report_head("serve")["command"]
+        assert "***" in command and "sk-a" not in command and "b c" not in command and command.endswith("--requests 3")

@@ -442,6 +442,10 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
         configured(model_type="llama"),
         "'{0}' is a llama model, and .* serves gpt2 models only",
     ),
+    "a kind that is a list": (
+        configured(model_type=["gpt2"]),
+        r"'{0}' is a \['gpt2'\] model, and .* serves gpt2 models only",
+    ),
     "unknown architecture": (configured(model_type="mega"), "'{0}' is a mega model, and PageBrain serves gpt2 models only"),
     "another architecture by its class": (
         configured(model_type=..., architectures=["LlamaForCausalLM"]),

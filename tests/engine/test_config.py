@@ -9,6 +9,7 @@ import torch
 
 from pagebrain import LLM, PageBrainConfig, SamplingParams, machine
 from pagebrain.cli.arguments import add_engine_arguments, engine_settings
+from pagebrain.config import with_own_names
 from pagebrain.errors import ConfigError
 from pagebrain.machine import MemoryLimit
 from tests.support.machine import GB, Tree
@@ -30,11 +31,9 @@ def test_a_config_cannot_be_changed_after_it_was_checked() -> None:
 
 
 def test_two_settings_also_have_the_names_that_vllm_gives_them() -> None:
-    config = PageBrainConfig(gpu_memory_utilization=0.25, enforce_eager=True)
-    assert (config.memory_fraction, config.cuda_graphs) == (0.25, False)
-    assert PageBrainConfig(enforce_eager=False).cuda_graphs is None
-    again = dataclasses.replace(config, block_size=8)
-    assert (again.memory_fraction, again.cuda_graphs) == (0.25, False)
+    llm = LLM(random_gpt2(), num_blocks=8, gpu_memory_utilization=0.25, enforce_eager=True)
+    assert (llm.config.memory_fraction, llm.config.cuda_graphs) == (0.25, False)
+    assert with_own_names({"enforce_eager": False, "block_size": 8}) == {"block_size": 8}
     args = argparse.ArgumentParser()
     add_engine_arguments(args)
     given = engine_settings(args.parse_args(["--gpu-memory-utilization", "0.25", "--enforce-eager"]))

@@ -98,7 +98,7 @@ class EngineLife(RuleBasedStateMachine):
         assert manager.seq_ids == ()
         assert manager.num_free_blocks == manager.num_blocks
         executor: Any = self.engine.executor
-        executor.rows.apply(manager.complete(SequenceGroup(())))  # what the next plan would carry
+        executor.rows.apply(SequenceGroup(()).with_changes(*manager.take_changes()))  # what the next plan would carry
         assert len(executor.rows._free) == executor.rows.num_rows
 
 

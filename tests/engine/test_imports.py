@@ -60,7 +60,8 @@ def arrows() -> set[tuple[str, str]]:
     found = set()
     for name, path in PATHS.items():
         for node in runtime_imports(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom) and node.module:
+            if isinstance(node, ast.ImportFrom):
+                assert node.level == 0 and node.module, f"{name}: imports are absolute, so that this test sees them"
                 targets = [f"{node.module}.{alias.name}" for alias in node.names]
                 targets = [target if target.removeprefix("pagebrain.") in PATHS else node.module for target in targets]
             else:

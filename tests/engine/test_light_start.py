@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -32,6 +33,10 @@ def test_activations_have_the_bits_of_hugging_faces(name: str, dtype: torch.dtyp
     x = torch.linspace(-12, 12, 4001, dtype=torch.float64).to(dtype)
     activate = find_activation(name)
     assert activate is not None and torch.equal(activate(x), ACT2FN[name](x))
+
+
+def test_what_is_heavy_is_there() -> None:
+    assert all(find_spec(name) is not None for name in HEAVY)
 
 
 def test_other_names_are_looked_up_in_hugging_faces_table() -> None:

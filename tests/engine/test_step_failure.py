@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from pagebrain import LLM, SamplingParams
+from pagebrain.cache import RetiringSequence
 from pagebrain.engine.engine import Engine
 from pagebrain.engine.scheduler import Scheduler
 from pagebrain.engine.sequence import Sequence, SequenceGroup
@@ -119,7 +120,7 @@ def test_blocks_returned_while_a_step_reads_them_are_noticed() -> None:
     """Blocks are freed late for this reason; if they are not, the integrity check has to see it."""
     engine = hash_engine(async_scheduling=True)
 
-    def at_once(seq: Sequence) -> None:
+    def at_once(seq: RetiringSequence) -> None:
         engine.cache_manager.free(seq.seq_id)
 
     engine.cache_manager.retire = at_once  # type: ignore[method-assign]

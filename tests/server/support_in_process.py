@@ -98,7 +98,11 @@ class InProcessHandle:
         while True:
             self._news.clear()
             while self.engine.has_unfinished_requests:
-                self._tell(self.step())
+                try:
+                    self._tell(self.step())
+                except Exception as error:  # otherwise every request would wait for its timeout
+                    self._listener.on_dead(repr(error))
+                    raise
                 await asyncio.sleep(self.step_s)
             await self._news.wait()
 

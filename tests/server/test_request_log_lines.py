@@ -129,7 +129,7 @@ logging.getLogger("uvicorn.error").info("Started server process")
 logging.getLogger("uvicorn.error").warning("Invalid HTTP request received.")
 logging.getLogger("uvicorn.access").info('%s - "%s %s HTTP/%s" %d', "127.0.0.1:5", "GET", "/", "1.1", 200)
 logging.getLogger("somebody.else").info("chatter")
-logging.getLogger("pagebrain.engine.requests").info("{}")
+logging.getLogger("pagebrain.requests").info("{}")
 """
     assert stderr_of(script).splitlines() == [
         "pagebrain: ready",
@@ -139,7 +139,7 @@ logging.getLogger("pagebrain.engine.requests").info("{}")
 
 
 def test_lines_of_requests_come_once_and_bare_when_they_are_wanted() -> None:
-    script = """logging.getLogger("pagebrain.engine.requests").info("{}")"""
+    script = """logging.getLogger("pagebrain.requests").info("{}")"""
     assert stderr_of(script, log_requests=True) == "{}\n"
     assert stderr_of(script, "error", log_requests=True) == "{}\n"
     assert stderr_of(script) == ""

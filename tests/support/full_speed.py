@@ -90,7 +90,9 @@ class FullSpeed:
         outputs = self.llm.generate(prompts, params, use_tqdm=False)
         cache_manager = self.llm.engine.cache_manager
         assert cache_manager.num_free_blocks == self.llm.config.num_blocks
-        self.executor.rows.apply(cache_manager.complete(SequenceGroup(())))  # what the next plan would carry
+        self.executor.rows.apply(
+            SequenceGroup(()).with_changes(*cache_manager.take_changes())
+        )  # what the next plan would carry
         assert not self.executor.rows._rows
         return outputs
 

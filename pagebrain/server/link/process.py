@@ -82,6 +82,7 @@ class EngineProcess:
     async def stop(self) -> None:
         """See :class:`~pagebrain.server.link.handle.EngineHandle`."""
         self._is_over = True
+        self._fail_pauses(EngineDeadError("the engine has been stopped"))
         child, self._child = self._child, None
         if child is not None:
             await child.stop(at_once=self._ready is None or not self._ready.done() or self._ready.cancelled())
@@ -102,6 +103,8 @@ class EngineProcess:
         """See :class:`~pagebrain.server.link.handle.EngineHandle`."""
         answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._pause_answers.append(answer)
+        if self._is_over:
+            self._fail_pauses(EngineDeadError("the engine has stopped"))
         self._send(Control(action))
         return answer
 
@@ -109,13 +112,13 @@ class EngineProcess:
         """See :class:`~pagebrain.server.link.handle.EngineHandle`."""
         while self._unread:
             for message in self._unread.popleft():
+                if self._is_over:
+                    continue
                 try:
                     self._act_on(message)
                 except Exception as error:  # the message is lost: end the engine, so that no request waits for it forever
                     logger.exception("a message from the engine could not be handled")
                     self._die(f"the server failed over one of its messages ({type(error).__name__})")
-                    if self._child is not None:
-                        self._child.kill()
 
     def _send(self, message: Any) -> None:
         if self._child is not None:
@@ -171,15 +174,21 @@ class EngineProcess:
         if self._is_over:
             return
         self._is_over = True
+        if self._child is not None:
+            self._child.kill()  # it may live: a message could not be sent, or not be handled
         assert self._listener is not None and self._ready is not None
         error = EngineDeadError(f"the engine has stopped: {reason}")
+        self._fail_pauses(error)
         if not self._ready.done():
             self._ready.set_exception(error)
             return
-        for answer in self._pause_answers:
+        self._listener.on_dead(reason)
+
+    def _fail_pauses(self, error: EngineDeadError) -> None:
+        while self._pause_answers:
+            answer = self._pause_answers.popleft()
             if not answer.done():
                 answer.set_exception(error)
-        self._listener.on_dead(reason)
 
 
 class _Child:

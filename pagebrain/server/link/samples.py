@@ -49,4 +49,5 @@ class PackedSample:
             self._last.finish_reason,
             self._last.stop_reason,
             self._prompt_scores,
+            self._last.metrics,
         )

@@ -230,6 +230,7 @@ def _joined(pieces: list[OutputDelta]) -> OutputDelta:
         finish_reason=last.finish_reason,
         stop_reason=last.stop_reason,
         prompt_logprobs=next((piece.prompt_logprobs for piece in pieces if piece.prompt_logprobs is not None), None),
+        metrics=last.metrics,
     )
 
 
