@@ -33,29 +33,31 @@ SPECIAL = [
 ]
 
 
-def full_speed(device: str, **settings: Any) -> Any:
+def full_speed(device: str, num_layers: int = 1, **settings: Any) -> Any:
     from tests.support.full_speed import FullSpeed
 
     require_kernels(device)
-    return FullSpeed(small(device), **settings)
+    return FullSpeed(small(device, num_layers), **settings)
 
 
-def small(device: str) -> GPT2LMHeadModel:
-    base: Any = random_gpt2(torch.float32, seed=3)
+def small(device: str, num_layers: int = 1) -> GPT2LMHeadModel:
+    """One layer, unless layers are what a test is about: interpreted kernels take long. ``test_engine.py`` has two."""
+    base: Any = random_gpt2(torch.float32, seed=3, n_layer=num_layers)
     moved: GPT2LMHeadModel = base.to(device)
     return moved
 
 
 @pytest.mark.parametrize("async_scheduling", [False, True])
-@pytest.mark.parametrize("params", [SAMPLED, SPECIAL], ids=["sampled", "special"])
-def test_sampled_tokens_are_those_of_the_sampler(params: list[SamplingParams], async_scheduling: bool, device: str) -> None:
+@pytest.mark.parametrize("settings", [ROOMY, TIGHT], ids=["roomy", "tight"])
+def test_sampled_tokens_are_those_of_the_sampler(settings: dict[str, Any], async_scheduling: bool, device: str) -> None:
     """Greedy, sampled and special requests beside each other, against the engine in torch operations on the CPU."""
     from tests.support.full_speed import num_preemptions, token_lists
 
     plain = LLM(small("cpu"), num_blocks=32, block_size=8)
-    expected = plain.generate(PROMPTS, params, use_tqdm=False)
-    for settings in (ROOMY, TIGHT):
-        engine = full_speed(device, async_scheduling=async_scheduling, **settings)
+    engine = full_speed(device, async_scheduling=async_scheduling, **settings)
+    for params in (SAMPLED, SPECIAL):
+        expected = plain.generate(PROMPTS, params, use_tqdm=False)
+        engine.traces.clear()
         outputs = engine.generate(PROMPTS, params)
         assert token_lists(outputs) == token_lists(expected)
         assert engine.num_mixed > 0 and (num_preemptions(outputs) > 0) == (settings is TIGHT)
@@ -109,7 +111,7 @@ def test_padding_touches_nobodys_blocks(device: str, monkeypatch: pytest.MonkeyP
     from pagebrain.worker.graphs import ChunkGraphs
 
     monkeypatch.setattr(ChunkGraphs, "is_captured", True)
-    engine = full_speed(device, block_size=8, num_blocks=16, max_num_seqs=6)
+    engine = full_speed(device, num_layers=2, block_size=8, num_blocks=16, max_num_seqs=6)
     cache = engine.llm.engine.cache_manager.pool
     for pool in (*cache.key_pools, *cache.value_pools):
         pool[cache.dummy_block].fill_(POISON)  # again: the warm-up has been there
@@ -145,12 +147,13 @@ def test_chunks_that_are_padded_for_a_graph_bring_the_same_tokens(
         return run(self, row_numbers, lengths, positions, *rest)
 
     monkeypatch.setattr(ChunkGraphs, "run", noted)
+    engine = full_speed(device, async_scheduling=async_scheduling, **settings)
+    plain = LLM(small("cpu"), **settings)
     for params in ([GREEDY] * len(PROMPTS), SAMPLED, SPECIAL):
-        engine = full_speed(device, async_scheduling=async_scheduling, **settings)
         engine.executor.rows._free.reverse()  # so that padding which goes to row 0 instead of the dummy's hits somebody
         sizes.clear()
         outputs = engine.generate(PROMPTS, params)
-        expected = LLM(small("cpu"), **settings).generate(PROMPTS, params, use_tqdm=False)
+        expected = plain.generate(PROMPTS, params, use_tqdm=False)
         assert token_lists(outputs) == token_lists(expected)
         assert (num_preemptions(outputs) > 0) == (settings is TIGHT)
         if params is SAMPLED:
@@ -242,7 +245,7 @@ def test_nothing_of_a_request_is_compiled_late(device: str, monkeypatch: pytest.
         monkeypatch.setattr(decode, "num_multiprocessors", lambda device: 1)
         monkeypatch.setattr(decode, "choose_num_splits", lambda contexts, *rest: max(1, 16 // contexts))
     with noted_launches(monkeypatch) as before:
-        engine = full_speed(device, async_scheduling=True, **ROOMY)
+        engine = full_speed(device, num_layers=2, async_scheduling=True, **ROOMY)
     with noted_launches(monkeypatch) as after:
         engine.generate(PROMPTS, SAMPLED)
         engine.generate(PROMPTS, SPECIAL)
@@ -319,11 +322,11 @@ def test_more_sequences_than_a_launch_takes_are_refused_in_one_line(device: str)
 
 
 def test_rows_are_used_again(device: str) -> None:
-    engine = full_speed(device, **ROOMY)
+    engine = full_speed(device, **ROOMY | {"max_num_seqs": 2})
     rows = engine.executor.rows
-    for _ in range(4):
+    for _ in range(2):  # eight sequences
         engine.generate(PROMPTS, SPECIAL)
-    assert sorted(rows._free) == list(range(rows.num_rows - 1)) and rows.num_rows == 2 * 6 + 1
+    assert sorted(rows._free) == list(range(rows.num_rows - 1)) and rows.num_rows == 2 * 2 + 1
 
 
 def test_bucket_sizes_are_few_and_end_with_the_largest_batch() -> None:
