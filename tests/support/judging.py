@@ -34,6 +34,7 @@ def judge(folder: Path, files: dict[Path, tuple[str, str | None]], *, all_failur
     options = [f"--chapter-file={number}={path}" for path, (number, _) in files.items()]
     options += [] if all_failures else ["--first-failure-only"]
     options += [f"--chapter-report={report}", f"--chapter-timeout={TEST_TIMEOUT_S}", "-p", "tests.support.own_tasks"]
+    options += ["--tb=no", "-rN"]  # the report has what is needed; tracebacks of hundreds of failures take long to write
     ran = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", *options, *map(str, tests)],
         cwd=ROOT,
