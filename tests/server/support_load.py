@@ -15,7 +15,7 @@ from pagebrain.server.api.logprob_json import TokenTexts
 
 KINDS = ("plain", "scored", "samples", "stops", "whole", "generate")
 STOPS = ["the", "e a", "ou"]
-STAY = 140
+STAY = 100
 """Tokens that a client asks for who means to leave: many more than it waits for."""
 
 
@@ -52,14 +52,14 @@ def make_asks(num_clients: int) -> list[Ask]:
     for index, kind in enumerate(kinds):
         if kind == "generate":
             prompts[index] = f"Once upon a time there were {index} clients who"
-            params.append(SamplingParams(temperature=0, max_tokens=rng.randint(5, 40)))
+            params.append(SamplingParams(temperature=0, max_tokens=rng.randint(4, 16)))
             continue
         params.append(
             SamplingParams(
                 temperature=rng.choice([0.0, 0.8]),
                 top_p=rng.choice([1.0, 0.9]),
                 seed=index,
-                max_tokens=rng.randint(5, 40),
+                max_tokens=rng.randint(4, 16),
                 ignore_eos=True,
                 n=3 if kind == "samples" else 1,
                 stop=STOPS if kind == "stops" else (),

@@ -22,7 +22,7 @@ from tests.support.served import Served
 
 NUM_CLIENTS = 200
 NUM_ROUNDS = 10
-ENGINE = {"num_blocks": 24, "block_size": 8, "max_num_seqs": 12, "max_num_batched_tokens": 32, "dtype": "float64"}
+ENGINE = {"num_blocks": 24, "block_size": 8, "max_num_seqs": 24, "max_num_batched_tokens": 96, "dtype": "float64"}
 MAX_GROWTH_BYTES = 1 << 20
 """Between the middle of rounds 4 to 6 and that of rounds 8 to 10, eight hundred requests later: 1.3 kB each. The rounds
 before fill buffers and caches, and of three rounds the middle one forgives an outlier."""
@@ -68,7 +68,7 @@ def test_ten_rounds_of_clients_who_come_and_go_leave_nothing_behind(asks: list[A
             num_files.append(server.num_fds())
         assert served.num_ended("error") == 0
         assert served.num_ended("abort") > 0.9 * NUM_ROUNDS * num_leavers(asks)  # the others left before they were heard
-        assert served.metric("num_preemptions_total") > 50 * NUM_ROUNDS
+        assert served.metric("num_preemptions_total") > 20 * NUM_ROUNDS
         assert num_files[-1] <= num_files[0] + 2  # no connection stayed open
         for name in ("server", "engine"):
             early, late = (median(size[name] for size in some) for some in (sizes[3:6], sizes[7:10]))
