@@ -3,6 +3,7 @@
 import contextlib
 import os
 from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 from hypothesis import settings
@@ -12,6 +13,10 @@ settings.register_profile("ci", derandomize=True, deadline=None)
 settings.register_profile("local", deadline=None)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+# Servers under test speak plain HTTP. httpx reads all certificates for every client, which takes 30 ms: here are none.
+os.environ.pop("SSL_CERT_FILE", None)
+os.environ["SSL_CERT_DIR"] = str(Path(__file__).parent / "support")
 
 # Triton looks at this when it is first imported, and nothing has imported it yet: without a GPU the same tests run the same
 # kernels in its interpreter. With one the kernels are compiled, in all of this process; see tests/support/kernels.py.
