@@ -3,6 +3,7 @@
 What happens to requests when it is told to end is in ``test_real_drain.py``.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -44,15 +46,6 @@ def test_when_the_engine_is_killed_everybody_is_told_and_the_server_exits_with_a
         assert any(line.startswith("pagebrain: error: the engine has stopped") for line in served.lines)
 
 
-def test_when_the_server_is_killed_the_engine_goes_too() -> None:
-    with Served(*POOL) as served:
-        with httpx.stream("POST", served.url + "/v1/completions", json=ENDLESS, timeout=60) as response:
-            data = events(response)  # kept: whoever drops it closes the stream
-            next(data)
-            served.process.kill()
-        served.wait_gone()
-
-
 STARTER = """
 import pathlib, signal, subprocess, sys, time
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # it is inherited, and whoever runs the tests may ignore it
@@ -63,52 +56,84 @@ time.sleep(600)
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_told_to_end_again_and_again_it_ends_in_order_and_says_why(number: signal.Signals) -> None:
-    with Served(*POOL) as served:
-        times = 0
-        while served.process.poll() is None:  # to its very end, when nobody listens to signals any more
-            served.process.send_signal(number)
-            times += 1
-            time.sleep(0.01)
-        assert times > 5
-        assert served.wait() == 0
-        assert [line for line in served.lines if "end" in line] == [
-            f"pagebrain: {number.name}: ending, with no request under way"
-        ]
-        served.wait_gone()
+def told_to_end_again_and_again(served: Served, number: signal.Signals) -> None:
+    """It ends in order, and says why once."""
+    times = 0
+    while served.process.poll() is None:  # to its very end, when nobody listens to signals any more
+        served.process.send_signal(number)
+        times += 1
+        time.sleep(0.01)
+    assert times > 5
+    assert served.wait() == 0
+    assert [line for line in served.lines if "ending" in line] == [
+        f"pagebrain: {number.name}: ending, with no request under way"
+    ]
+    served.wait_gone()
 
 
-@pytest.mark.parametrize("leads_a_session", [False, True])
-def test_when_the_parent_is_killed_the_server_ends_unless_meant_to_stay(tmp_path: Path, leads_a_session: bool) -> None:
-    if leads_a_session:
-        (tmp_path / "setsid.txt").touch()
+def test_beyond_loopback_without_a_key_there_is_a_warning_and_repeated_sigterms_end_it_in_order() -> None:
+    with Served("--host", "0.0.0.0", *POOL) as served:
+        assert any("warning" in line and "--api-key" in line for line in served.lines)
+        told_to_end_again_and_again(served, signal.SIGTERM)
+
+
+def test_options_without_a_command_serve_with_a_key_from_the_environment_and_repeated_sigints_end_it_in_order() -> None:
+    settings = ("--model", str(BUNDLED_MODEL), "--served-model-name", "stories", "--host", "0.0.0.0", *POOL)
+    with Served(*settings, command=(), env=environment() | {"PAGEBRAIN_API_KEY": "secret"}) as served:
+        assert not any("warning" in line for line in served.lines)
+        url = served.url.replace("0.0.0.0", "127.0.0.1")
+        assert httpx.get(url + "/v1/models").status_code == 401
+        models = httpx.get(url + "/v1/models", headers={"authorization": "Bearer secret"}).json()
+        assert [model["id"] for model in models["data"]] == ["stories"]
+        told_to_end_again_and_again(served, signal.SIGINT)
+
+
+@contextlib.contextmanager
+def started(folder: Path) -> Iterator[tuple["subprocess.Popen[str]", psutil.Process, Callable[[], str]]]:
+    """A process that has started a server, the server, and what that has said; whatever is left at the end is killed."""
     line = [sys.executable, "-m", "pagebrain", "serve", "--port", "0", *POOL]
+    said = folder / "stderr.txt"
     with subprocess.Popen(
-        [sys.executable, "-c", STARTER, *line], stdout=subprocess.PIPE, text=True, cwd=tmp_path, env=environment()
+        [sys.executable, "-c", STARTER, *line], stdout=subprocess.PIPE, text=True, cwd=folder, env=environment()
     ) as starter:
         assert starter.stdout is not None
         server = psutil.Process(int(starter.stdout.readline()))
-        said = tmp_path / "stderr.txt"
-        until = time.monotonic() + 90
-        while "serving" not in said.read_text() and time.monotonic() < until:
-            time.sleep(0.05)
-        assert "serving" in said.read_text()
+        family = [server]
+        try:
+            until = time.monotonic() + 90
+            while "serving" not in said.read_text() and time.monotonic() < until:
+                time.sleep(0.05)
+            assert "serving" in said.read_text()
+            family += server.children(recursive=True)
+            yield starter, server, said.read_text
+            assert not psutil.wait_procs(family, timeout=15)[1]
+        finally:
+            starter.kill()
+            for process in family:
+                if process.is_running():
+                    process.kill()
+
+
+def test_when_the_parent_is_killed_the_server_ends(tmp_path: Path) -> None:
+    with started(tmp_path) as (starter, server, said):
+        starter.kill()
+        server.wait(15)
+        why = "the process that started the server has gone"
+        assert said().splitlines()[-1] == f"pagebrain: {why}: ending, with no request under way"
+
+
+def test_a_server_meant_to_stay_outlives_its_parent_and_when_it_is_killed_its_engine_goes_too(tmp_path: Path) -> None:
+    (tmp_path / "setsid.txt").touch()
+    with started(tmp_path) as (starter, server, said):
         family = [server, *server.children(recursive=True)]
         starter.kill()
-    try:
-        if leads_a_session:
-            time.sleep(2)
-            assert all(process.is_running() for process in family)
-            server.terminate()
-        gone, left = psutil.wait_procs(family, timeout=15)
-        assert not left
-        why = "SIGTERM" if leads_a_session else "the process that started the server has gone"
-        assert said.read_text().splitlines()[-1] == f"pagebrain: {why}: ending, with no request under way"
-    finally:
-        for process in family:
-            if process.is_running():
-                process.kill()
+        time.sleep(2)  # it would have looked for its parent
+        assert all(process.is_running() for process in family)
+        url = said().splitlines()[-1].rpartition(" at ")[2].strip()
+        with httpx.stream("POST", url + "/v1/completions", json=ENDLESS, timeout=60) as response:
+            data = events(response)  # kept: whoever drops it closes the stream
+            next(data)
+            server.kill()
 
 
 def test_a_port_in_use_is_one_line_before_the_model_is_loaded() -> None:
@@ -169,20 +194,3 @@ def test_an_engine_that_is_killed_while_it_loads_is_one_line_and_an_error() -> N
         (line,) = served.lines
         assert line.startswith("pagebrain: error: ") and "engine" in line
         served.wait_gone()
-
-
-def test_options_without_a_command_serve_and_a_key_may_come_from_the_environment() -> None:
-    settings = ("--model", str(BUNDLED_MODEL), "--served-model-name", "stories", "--host", "0.0.0.0", *POOL)
-    with Served(*settings, command=(), env=environment() | {"PAGEBRAIN_API_KEY": "secret"}) as served:
-        assert not any("warning" in line for line in served.lines)
-        url = served.url.replace("0.0.0.0", "127.0.0.1")
-        assert httpx.get(url + "/v1/models").status_code == 401
-        models = httpx.get(url + "/v1/models", headers={"authorization": "Bearer secret"}).json()
-        assert [model["id"] for model in models["data"]] == ["stories"]
-        served.process.send_signal(signal.SIGINT)
-        assert served.wait() == 0
-
-
-def test_beyond_loopback_without_a_key_there_is_a_warning() -> None:
-    with Served("--host", "0.0.0.0", *POOL) as served:
-        assert any("warning" in line and "--api-key" in line for line in served.lines)
