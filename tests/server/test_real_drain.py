@@ -20,35 +20,63 @@ POOL = ("--num-blocks", "64", "--max-num-seqs", "8")
 SLOW = ("--part", "scheduler=tests.support.served_parts:Slow")
 HELD = ("--part", "scheduler=tests.support.served_parts:Held")
 ENDLESS = {"prompt": "Once upon a time", "max_tokens": 900, "ignore_eos": True, "temperature": 0, "stream": True}
-LARGE = {"prompt": "Once upon a time", "max_tokens": 60, "ignore_eos": True, "logprobs": 20}
+LARGE = {"prompt": "Once upon a time", "max_tokens": 45, "ignore_eos": True, "logprobs": 20}
 """Some eight hundred bytes for each token."""
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
 
 
-def test_told_to_end_it_finishes_what_is_under_way_and_takes_nothing_new(tmp_path: Path) -> None:
-    hold = tmp_path / "hold"
+STARTER = """
+import signal, subprocess, sys, time
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+server = subprocess.Popen(sys.argv[1:], stderr=open("stderr.txt", "w"))
+print(server.pid, flush=True)
+time.sleep(600)
+"""
+
+
+def test_told_to_end_it_finishes_what_is_under_way_and_takes_nothing_new_though_its_parent_goes(tmp_path: Path) -> None:
+    hold, said = tmp_path / "hold", tmp_path / "stderr.txt"
     hold.touch()
-    with (
-        Served(*POOL, *HELD, env=environment() | {HOLD: str(hold)}) as served,
-        httpx.Client(base_url=served.url, timeout=60) as other,
-    ):
-        assert other.get("/health").status_code == 200
-        body = ENDLESS | {"max_tokens": 40}
-        with httpx.stream("POST", served.url + "/v1/completions", json=body, timeout=60) as response:
-            data = events(response)
-            got = [next(data)]
-            served.process.send_signal(signal.SIGTERM)
-            served.wait_until(lambda: other.get("/health").status_code == 503, "/health went on saying 200")
-            refused = other.post("/v1/completions", json=body)
-            assert refused.status_code == 503 and "shutting down" in refused.json()["error"]["message"]
-            hold.unlink()  # until now the engine stood still
-            got.extend(data)
-        assert got[-1] == "[DONE]"
-        assert choices(got)[-1]["finish_reason"] == "length"
-        assert served.wait() == 0
-        served.wait_gone()
-        assert any("SIGTERM: finishing 1 request, for 30 seconds" in line for line in served.lines)
+    line = [sys.executable, "-m", "pagebrain", "serve", "--port", "0", *POOL, *HELD]
+    env = environment() | {HOLD: str(hold)}
+    with subprocess.Popen(
+        [sys.executable, "-c", STARTER, *line], stdout=subprocess.PIPE, text=True, cwd=tmp_path, env=env
+    ) as starter:
+        assert starter.stdout is not None
+        server = psutil.Process(int(starter.stdout.readline()))
+        family = [server]
+        try:
+            until = time.monotonic() + 90
+            while "serving" not in said.read_text() and time.monotonic() < until:
+                time.sleep(0.05)
+            family += server.children(recursive=True)
+            url = said.read_text().split(" at ")[-1].strip()
+            body = ENDLESS | {"max_tokens": 40}
+            with (
+                httpx.Client(base_url=url, timeout=60) as other,
+                httpx.stream("POST", url + "/v1/completions", json=body, timeout=60) as response,
+            ):
+                data = events(response)
+                got = [next(data)]
+                server.terminate()
+                while other.get("/health").status_code != 503 and time.monotonic() < until:
+                    time.sleep(0.02)
+                assert other.get("/health").status_code == 503, "/health went on saying 200"
+                refused = other.post("/v1/completions", json=body)
+                assert refused.status_code == 503 and "shutting down" in refused.json()["error"]["message"]
+                starter.kill()
+                time.sleep(1.2)  # it looks for its parent twice a second
+                hold.unlink()  # until now the engine stood still
+                got.extend(data)
+            assert got[-1] == "[DONE]" and choices(got)[-1]["finish_reason"] == "length"
+            assert not psutil.wait_procs(family, timeout=15)[1]
+            assert "SIGTERM: finishing 1 request, for 30 seconds" in said.read_text()
+        finally:
+            starter.kill()
+            for process in family:
+                if process.is_running():
+                    process.kill()
 
 
 @pytest.mark.parametrize("how", ["the drain limit", "a second signal"])
@@ -114,42 +142,3 @@ def test_an_engine_that_dies_during_the_drain_is_an_error_all_the_same() -> None
         assert served.wait() == 70
         served.wait_gone()
         assert [line for line in served.lines if line.startswith("pagebrain: error: the engine has stopped")]
-
-
-STARTER = """
-import signal, subprocess, sys, time
-signal.signal(signal.SIGHUP, signal.SIG_DFL)
-server = subprocess.Popen(sys.argv[1:], stderr=open("stderr.txt", "w"))
-print(server.pid, flush=True)
-time.sleep(600)
-"""
-
-
-def test_when_the_parent_goes_during_the_drain_the_drain_goes_on(tmp_path: Path) -> None:
-    line = [sys.executable, "-m", "pagebrain", "serve", "--port", "0", *POOL, *SLOW]
-    said = tmp_path / "stderr.txt"
-    with subprocess.Popen(
-        [sys.executable, "-c", STARTER, *line], stdout=subprocess.PIPE, text=True, cwd=tmp_path, env=environment()
-    ) as starter:
-        assert starter.stdout is not None
-        server = psutil.Process(int(starter.stdout.readline()))
-        try:
-            until = time.monotonic() + 90
-            while "serving" not in said.read_text() and time.monotonic() < until:
-                time.sleep(0.05)
-            url = said.read_text().split(" at ")[-1].strip()
-            body = ENDLESS | {"max_tokens": 150}  # three seconds, and it looks for its parent twice a second
-            with httpx.stream("POST", url + "/v1/completions", json=body, timeout=60) as response:
-                data = events(response)
-                got = [next(data)]
-                server.terminate()
-                while httpx.get(url + "/health").status_code != 503:
-                    time.sleep(0.01)
-                starter.kill()
-                got.extend(data)
-            assert got[-1] == "[DONE]" and choices(got)[-1]["finish_reason"] == "length"
-            assert not psutil.wait_procs([server], timeout=15)[1]
-        finally:
-            starter.kill()
-            if server.is_running():
-                server.kill()
