@@ -104,6 +104,10 @@ class Processes:
                 _kill(process)
 
 
+PLUGINS = ("-p", "chapters.course.plugin", "-p", "no:nbval", "-p", "no:schemathesis", "-p", "no:hypothesispytest")
+"""pytest's options for the chapters' tests. They use none of the last three, whose import takes seconds where they are."""
+
+
 def run_tests(
     chapter: Chapter,
     path: Path,
@@ -119,7 +123,7 @@ def run_tests(
     with tempfile.TemporaryDirectory(prefix="pagebrain-check-", ignore_cleanup_errors=True) as folder:
         report = Path(folder) / "report"
         command = [
-            *(sys.executable, "-m", "pytest", "-p", "chapters.course.plugin", "-p", "no:cacheprovider", "-v"),
+            *(sys.executable, "-m", "pytest", *PLUGINS, "-p", "no:cacheprovider", "-v"),
             *("-c", str(ROOT / "pyproject.toml"), f"--rootdir={ROOT}", str(chapter.test_file)),
             *("--chapter-file", f"{chapter.number}={path}", "--chapter-report", str(report), "--seed", str(seed)),
             *("--chapter-timeout", str(limits.test_s), "--memory-gb", str(limits.memory_gb)),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from chapters.course.catalog import ROOT
+from chapters.course.running import PLUGINS
 
 TEST_TIMEOUT_S = 10
 
@@ -35,8 +36,9 @@ def judge(folder: Path, files: dict[Path, tuple[str, str | None]], *, all_failur
     options += [] if all_failures else ["--first-failure-only"]
     options += [f"--chapter-report={report}", f"--chapter-timeout={TEST_TIMEOUT_S}", "-p", "tests.support.own_tasks"]
     options += ["--tb=no", "-rN"]  # the report has what is needed; tracebacks of hundreds of failures take long to write
+    options += ["-q", "--no-header", "-p", "no:cacheprovider"]
     ran = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", *options, *map(str, tests)],
+        [sys.executable, "-m", "pytest", *PLUGINS, *options, *map(str, tests)],
         cwd=ROOT,
         env=os.environ | {"PAGEBRAIN_OWN_TASKS": str(tasks), "OMP_NUM_THREADS": "1"},
         capture_output=True,

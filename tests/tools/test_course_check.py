@@ -138,7 +138,7 @@ def test_each_kind_of_mistake_has_its_own_words_and_the_line_in_the_learners_fil
     sources["no_import"] = REFERENCE + "\nnothing_of_that_name\n"
     sources["exits_at_import"] = REFERENCE + "\nraise SystemExit\n"
     sources["no_python"] = REFERENCE + "\ndef f(:\n"
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "chapters.course.plugin", "-p", "no:cacheprovider", "-s"]
+    command = [sys.executable, "-m", "pytest", *running.PLUGINS, "-q", "-p", "no:cacheprovider", "-s"]
     command += ["-c", str(ROOT / "pyproject.toml"), f"--rootdir={ROOT}", str(toy.test_file)]
     command += ["--chapter-report", f"{tmp_path}/report", "--chapter-timeout", "1.5", "--seed", "0"]
     for name, source in sources.items():

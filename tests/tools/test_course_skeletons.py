@@ -15,7 +15,7 @@ from chapters.course.commands.diff_ import ROLES, compare, definitions, used_def
 from chapters.course.commands.release_ import solution_lines
 from chapters.course.grading import judge_run
 from chapters.course.imports_guard import forbidden_imports
-from chapters.course.running import Limits, read_report
+from chapters.course.running import PLUGINS, Limits, read_report
 from chapters.course.skeleton import make_skeleton, solution_regions, stub_text
 from chapters.course.workspace import load_file
 
@@ -124,7 +124,8 @@ def test_a_chapters_tests_reach_it_through_the_fixture_only(chapter: Chapter) ->
 def test_every_task_of_every_skeleton_fails_with_its_own_todo_error(tmp_path: Path) -> None:
     tested = [chapter for chapter in CHAPTERS if chapter.test_file.is_file()]
     assert tested
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--chapter-report", f"{tmp_path}/report"]
+    command = [sys.executable, "-m", "pytest", *PLUGINS, "-q", "--tb=no", "-p", "no:cacheprovider"]
+    command += ["--chapter-report", f"{tmp_path}/report"]
     for chapter in tested:
         path = tmp_path / chapter.path.name
         path.write_text(make_skeleton(chapter), encoding="utf-8")

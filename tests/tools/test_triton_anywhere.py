@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from chapters.course.failures import explain
+from chapters.course.running import PLUGINS
 from chapters.course.workspace import load_file
 from tests.support.kernels import require_kernels
 
@@ -51,7 +52,7 @@ def test_without_triton_the_chapter_says_what_to_do() -> None:
 def test_without_triton_the_tests_skip_and_a_check_says_why(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(NO_TRITON, encoding="utf-8")
     shutting_out = os.pathsep.join([str(tmp_path), str(ROOT)])
-    tests = ("-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", "tests/chapters/test_ch06_kernels.py")
+    tests = ("-m", "pytest", *PLUGINS, "-q", "-rs", "-p", "no:cacheprovider", "tests/chapters/test_ch06_kernels.py")
     ran = run("", *tests, PYTHONPATH=shutting_out)
     assert ran.returncode == 0 and "there is no Triton 3.6 or later" in ran.stdout and " passed" not in ran.stdout, (
         ran.stdout
