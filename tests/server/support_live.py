@@ -377,7 +377,7 @@ async def _stream(client: FakeClient, name: str, names: list[str], seqs: list[Se
 @contextlib.contextmanager
 def serving(app: FastAPI, port: int = 0) -> Iterator[str]:
     """Serve an app from a thread; gives its address."""
-    config = uvicorn.Config(app, port=port, http=HttpConnection, log_level="warning", timeout_graceful_shutdown=1)
+    config = uvicorn.Config(app, port=port, http=HttpConnection, log_level="warning", timeout_graceful_shutdown=0)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
