@@ -144,8 +144,8 @@ def test_observers_hear_of_every_token_and_every_end(engine: Engine) -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
-def test_an_engine_that_stands_still_with_requests_under_way_is_silent(doomed: Engine) -> None:
-    client, pid = doomed.client, doomed.client.engine_pid
+def test_an_engine_that_stands_still_with_requests_under_way_is_silent(engine: Engine) -> None:
+    client, pid = engine.client, engine.client.engine_pid
     assert pid is not None
 
     async def scenario() -> None:
@@ -155,18 +155,20 @@ def test_an_engine_that_stands_still_with_requests_under_way_is_silent(doomed: E
         assert client.silent_s < 0.2
         await stream.read()
         os.kill(pid, signal.SIGSTOP)
-        await asyncio.sleep(0.5)
-        assert client.silent_s > 0.3
-        stream.close()
-        assert client.silent_s > 0.3, "it has not let the request go yet"
-        client.submit([50, 60], SamplingParams(max_tokens=1), "another").close()
-        assert client.silent_s > 0.3, "another request is no sign of life"
-        os.kill(pid, signal.SIGCONT)
-        await doomed.idle()
+        try:
+            await asyncio.sleep(0.5)
+            assert client.silent_s > 0.3
+            stream.close()
+            assert client.silent_s > 0.3, "it has not let the request go yet"
+            client.submit([50, 60], SamplingParams(max_tokens=1), "another").close()
+            assert client.silent_s > 0.3, "another request is no sign of life"
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        await engine.idle()
         await asyncio.sleep(0.2)
         assert client.silent_s == 0
 
-    doomed.run(scenario())
+    engine.run(scenario())
 
 
 def test_prompt_logprobs_come_with_the_first_delta(engine: Engine) -> None:
@@ -261,21 +263,26 @@ def test_live_updates_come_only_while_somebody_watches(engine: Engine) -> None:
     engine.run(scenario())
 
 
-def test_a_full_queue_refuses_and_keeps_what_it_has() -> None:
+def test_a_full_queue_refuses_and_keeps_what_it_has_and_a_drain_finishes_that_and_takes_nothing_new() -> None:
     with LoopThread() as loop:
         engine = start(loop, ServerOptions(max_queued_requests=2))
 
         async def scenario() -> None:
             await engine.client.control("pause")
-            params = SamplingParams(max_tokens=3, ignore_eos=True, temperature=0)
+            params = SamplingParams(max_tokens=10, ignore_eos=True, temperature=0)
             streams = [engine.client.submit([50, 60], params, name) for name in "ab"]
             with pytest.raises(QueueFullError) as caught:
                 engine.client.submit([50, 60], params, "c")
             assert caught.value.retry_after_s >= 1
             await engine.client.control("resume")
             for stream in streams:
-                assert len((await stream.read_all())[0].token_ids) == 3
-            engine.client.submit([50, 60], params, "d").close()
+                assert len((await stream.read_all())[0].token_ids) == 10
+            await engine.client.control("pause")
+            stream = engine.client.submit([50, 60], params, "d")
+            engine.client.begin_drain()
+            with pytest.raises(DrainingError):
+                engine.client.submit([50, 60], params, "e")
+            assert len((await stream.read_all())[0].token_ids) == 10
 
         loop.run(scenario())
         loop.run(engine.client.stop())
@@ -313,28 +320,15 @@ def test_nobody_who_reads_is_held_up_by_one_who_does_not(engine: Engine, monkeyp
     engine.run(scenario())
 
 
-def test_draining_takes_nothing_new_and_finishes_what_is_under_way(doomed: Engine) -> None:
+def test_aborting_all_ends_every_stream_with_that_reason(engine: Engine) -> None:
     async def scenario() -> None:
-        await doomed.client.control("pause")
-        params = SamplingParams(max_tokens=10, ignore_eos=True)
-        stream = doomed.client.submit([50, 60], params, "a")
-        doomed.client.begin_drain()
-        with pytest.raises(DrainingError):
-            doomed.client.submit([50, 60], params, "b")
-        assert len((await stream.read_all())[0].token_ids) == 10
-
-    doomed.run(scenario())
-
-
-def test_aborting_all_ends_every_stream_with_that_reason(doomed: Engine) -> None:
-    async def scenario() -> None:
-        stream = doomed.client.submit([50, 60], SamplingParams(ignore_eos=True), "a")
+        stream = engine.client.submit([50, 60], SamplingParams(ignore_eos=True), "a")
         await stream.read()
-        doomed.client.abort_all()
+        engine.client.abort_all()
         assert (await stream.read_all())[-1].finish_reason == "abort"
-        await doomed.idle()
+        await engine.idle()
 
-    doomed.run(scenario())
+    engine.run(scenario())
 
 
 def test_when_the_engine_is_killed_everybody_is_told_at_once(doomed: Engine) -> None:

@@ -30,8 +30,26 @@ def secrets_in(*texts: str) -> list[str]:
     return [number for text in texts for number in re.findall(r"\d+", text) if int(number) in (*SECRET, REFUSED, FATAL)]
 
 
-def test_a_request_that_the_scheduler_does_not_take_fails_alone() -> None:
-    with Served(*POOL) as served:
+def the_engine_ends_over_a_request(served: Served, log_level: str) -> None:
+    """What the part says reaches the log of level debug, and no client."""
+    with httpx.Client(base_url=served.url, timeout=60) as other:
+        assert other.get("/health").status_code == 200  # this connection stays open
+        with streaming(served) as others:
+            own = served.post("/v1/completions", ASKED | {"prompt": [FATAL, *SECRET], "stream": True})
+            last = list(others)[-1]
+        health = other.get("/health")
+        assert health.status_code == 503
+        assert served.wait() == 70
+    for told in (own.text, last, health.text):
+        assert "RuntimeError" in told and "served_parts.py" in told
+        assert not secrets_in(told)
+    said = secrets_in(*served.lines)
+    assert {int(number) for number in said} == ({FATAL, *SECRET} if log_level == "debug" else set())
+    assert any("RuntimeError" in line for line in served.lines)
+
+
+def test_a_request_that_the_scheduler_does_not_take_fails_alone_and_a_step_that_fails_ends_all_without_secrets() -> None:
+    with Served(*POOL, "--log-level", "info") as served:
         with streaming(served) as others:
             for stream in (False, True):
                 body = ASKED | {"prompt": [REFUSED, *SECRET], "n": 3, "stream": stream}
@@ -45,24 +63,11 @@ def test_a_request_that_the_scheduler_does_not_take_fails_alone() -> None:
             rest = list(others)
         assert rest[-1] == "[DONE]" and choices(rest)[-1]["finish_reason"] == "length"
         served.wait_until(served.is_idle, "what was added before the failure stayed")
-        assert served.get("/health").status_code == 200
         assert served.num_ended("error") == 2
         assert not secrets_in(*served.lines)
+        the_engine_ends_over_a_request(served, "info")
 
 
-def test_what_a_part_says_when_it_fails_reaches_nobody_but_the_debug_log() -> None:
-    for level in ("info", "debug"):
-        with Served(*POOL, "--log-level", level) as served, httpx.Client(base_url=served.url, timeout=60) as other:
-            assert other.get("/health").status_code == 200  # this connection stays open
-            with streaming(served) as others:
-                own = served.post("/v1/completions", ASKED | {"prompt": [FATAL, *SECRET], "stream": True})
-                last = list(others)[-1]
-            health = other.get("/health")
-            assert health.status_code == 503
-            assert served.wait() == 70
-        for told in (own.text, last, health.text):
-            assert "RuntimeError" in told and "served_parts.py" in told
-            assert not secrets_in(told)
-        said = secrets_in(*served.lines)
-        assert {int(number) for number in said} == ({FATAL, *SECRET} if level == "debug" else set())
-        assert any("RuntimeError" in line for line in served.lines)
+def test_what_a_part_says_when_it_fails_is_in_the_debug_log() -> None:
+    with Served(*POOL, "--log-level", "debug") as served:
+        the_engine_ends_over_a_request(served, "debug")
