@@ -204,14 +204,15 @@ def test_log_normal_lengths_of_the_same_means_tell_the_same_story(sigma: float) 
             if request.total <= fragmentation.MAX_LEN:
                 yield request
 
-    results = [fragmentation.simulate(make(), requests(), num_steps=10_000) for make in fragmentation.ALLOCATORS.values()]
+    results = [fragmentation.simulate(make(), requests(), num_steps=4_000) for make in fragmentation.ALLOCATORS.values()]
     assert all(worse.token_states < better.token_states for worse, better in itertools.pairwise(results))
     assert results[1].external < 0.4, "Pow2 is still short of the paper's 41.6 %"
 
 
 def test_the_comparison_comes_as_close_to_the_paper_as_the_docstring_says() -> None:
     results = fragmentation.compare(seed=0)
-    assert results == fragmentation.compare(seed=0), "the same seed must give the same numbers"
+    first, second = (fragmentation.compare(seed=0, num_steps=2_000) for _ in range(2))
+    assert first == second, "the same seed must give the same numbers"
     apart = {
         name: max(abs(share - printed) for share, printed in zip(results[name], fragmentation.FIGURE_2[name]))
         for name in NAMES

@@ -193,7 +193,7 @@ def test_short_training_is_reproducible_and_depends_on_the_seed(tmp_path: Path) 
     def trained(folder: str, seed: int) -> tuple[bytes, bytes]:
         out = tmp_path / folder
         train.main([
-            "--out", str(out), "--seed", str(seed), "--corpus-stories", "150", "--steps", "3", "--batch-rows", "2",
+            "--out", str(out), "--seed", str(seed), "--corpus-stories", "150", "--steps", "2", "--batch-rows", "2",
             "--eval-stories", "2", "--samples", "1", "--device", "cpu",
         ])  # fmt: skip
         return (out / "model.safetensors").read_bytes(), (out / "tokenizer.json").read_bytes()
