@@ -39,6 +39,7 @@ ARCHITECTURES = {
         unused=re.compile(r"\.attn\.(masked_)?bias$"),  # the causal mask
     ),
 }
+"""By the ``architecture`` of a :class:`~pagebrain.model_config.ModelConfig`."""
 
 
 def build_model(checkpoint: Checkpoint) -> Model:

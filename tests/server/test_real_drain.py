@@ -20,7 +20,7 @@ POOL = ("--num-blocks", "64", "--max-num-seqs", "8")
 SLOW = ("--part", "scheduler=tests.support.served_parts:Slow")
 HELD = ("--part", "scheduler=tests.support.served_parts:Held")
 ENDLESS = {"prompt": "Once upon a time", "max_tokens": 900, "ignore_eos": True, "temperature": 0, "stream": True}
-LARGE = {"prompt": "Once upon a time", "max_tokens": 45, "ignore_eos": True, "logprobs": 20}
+LARGE = {"prompt": "Once upon a time", "max_tokens": 60, "ignore_eos": True, "logprobs": 20}
 """Some eight hundred bytes for each token."""
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
