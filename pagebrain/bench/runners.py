@@ -7,6 +7,7 @@ to the last token known on the CPU.
 """
 
 import dataclasses
+import gc
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -46,6 +47,7 @@ class PageBrainRunner:
         self._arrived = None
         engine = self.llm.engine
         before = StepTotals.of(engine.stats())
+        gc.collect()  # otherwise a collection, of 0.1 s, falls into one run and not into another
         began = time.monotonic()  # the engine's clock
         outputs = self.generate(requests, sampling)
         run = LoopRun(
