@@ -14,7 +14,7 @@ from pagebrain.attention.layer import attach, detach
 from pagebrain.block import BlockManager
 from pagebrain.cache import CacheManager
 from pagebrain.config import PageBrainConfig
-from pagebrain.devices import limit_threads
+from pagebrain.devices import keep_freed_memory, limit_threads
 from pagebrain.engine.engine import Engine
 from pagebrain.engine.executor import Executor
 from pagebrain.engine.parts import SchedulerPart, find_part, make_part, parts_without
@@ -69,6 +69,7 @@ def build_engine(
     layers may then change the layout of their weights for speed.
     """
     limit_threads()
+    keep_freed_memory()
     parts = {name: find_part(name, config.parts.get(name), own) for name, own in _OWN_PARTS.items()}
     if config.device != "cpu" and torch.cuda.is_available():
         gc.collect()  # collect reference cycles of a previous engine, so that its pools are freed

@@ -1,5 +1,6 @@
 """What a start does not wait for: Hugging Face's modeling code, which takes most of the time of importing it."""
 
+import platform
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -44,3 +45,23 @@ def test_other_names_are_looked_up_in_hugging_faces_table() -> None:
     activate = find_activation("quick_gelu")
     assert activate is not None and torch.equal(activate(x), ACT2FN["quick_gelu"](x))
     assert find_activation("no_such_function") is None
+
+
+FAULTS = """
+import resource, torch
+from pagebrain import LLM
+llm = LLM(num_blocks=16)
+for _ in range(2):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        blocks = [torch.ones(3 * 2**18) for _ in range(10)]  # 3 MiB each
+        del blocks
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is about glibc's memory")
+def test_what_a_step_frees_is_there_for_the_next() -> None:
+    result = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    assert int(result.stdout) < 10_000, "pages are fetched anew: all of them would be 76,800"
