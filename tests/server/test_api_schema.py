@@ -15,7 +15,7 @@ if os.environ.get("CI"):
 else:
     pytest.importorskip("schemathesis", reason="schemathesis is not installed: pip install schemathesis")
 
-NUM_EXAMPLES = 10
+NUM_EXAMPLES = 25
 """Of each operation in the fuzzing phase; the coverage phase tries every bound and every kind of wrong value besides."""
 
 CHECKS = (
