@@ -203,11 +203,17 @@ def pytest_runtest_makereport(
         "kind": "skipped" if report.skipped else kind,
         "message": message,
         "where": where,
-        "hint": "" if is_import else mark.kwargs.get("hint", ""),
+        "hint": "" if is_import else _hint(call, mark),
         "seconds": round(call.duration, 3),
     }
     cast(Any, report).chapter_record = record
     return report
+
+
+def _hint(call: pytest.CallInfo[None], mark: pytest.Mark) -> str:
+    """The hint beside what failed (``tests.support.hints``), otherwise that of the test."""
+    error = call.excinfo.value if call.excinfo is not None else None
+    return str(getattr(error, "hint", mark.kwargs.get("hint", "")))
 
 
 def _path_of(item: pytest.Item) -> Path | None:
