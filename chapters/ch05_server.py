@@ -1,21 +1,22 @@
 """Chapter 05: the engine behind HTTP.
 
-So far one caller had all prompts at the start and waited for the last answer. On a server, people come when they like, want
-each word as soon as it is there, and leave in mid-sentence. The engine of chapter 04 can do all of that between two of its
-steps; what is missing is someone who drives it.
+So far one caller had all prompts at the start and waited for the last answer. On a server, requests arrive at any time. Each
+client wants each token as soon as it is computed, and a client may leave before its answer is complete. The engine of
+chapter 04 can add and end sequences between two of its steps. What is missing is the loop that drives it.
 
-Two things happen at once then: the engine computes, and connections come and go. They meet in one place. A step runs in a
-thread, so that the event loop stays free for the network, and while it runs nobody touches the engine. Who comes or goes
-meanwhile leaves a *note*, and the loop reads the notes between two steps. That is all the locking there is.
+Two things happen at the same time then: the engine computes, and connections come and go. A step runs in a thread, so that
+the event loop stays free for the network. While a step runs, nothing else touches the engine. A client that arrives or
+leaves meanwhile leaves a *note*, and the loop reads the notes between two steps. No lock is needed.
 
-What changes from chapter 04: nobody calls ``engine.step`` in a plain loop any more. Scheduler, cache and attention stay.
+What changes from chapter 04: the loop around ``engine.step``. Scheduler, cache and attention stay.
 
-Tasks (30 points, about 5 hours):
+Tasks (33 points, about 3.5 hours):
 
-- 5.1 (7 points) ``AsyncEngine.read_notes``: let in who arrived and let go who left.
+- 5.1 (7 points) ``AsyncEngine.read_notes``: add the clients that arrived and end the sequences of those that left.
 - 5.2 (6 points) ``AsyncEngine.deliver``: each new token to the client that waits for it.
-- 5.3 (8 points) ``AsyncEngine.run``: the loop, which sleeps when there is nothing to do and fails loudly.
+- 5.3 (8 points) ``AsyncEngine.run``: the loop, which sleeps when there is nothing to do and reports a failure to all clients.
 - 5.4 (9 points) ``AsyncEngine.stream``: one client's tokens as they come, and no blocks held after it has gone.
+- 5.5 (3 points) ``answer_5_5``: measure how many steps a client waits for its first token, and explain it.
 
 Run it from the repository's root with ``python -m chapters.ch05_server``, and yours with ``python -m work.ch05_server``.
 Know first: chapter 04; ``async`` functions, generators, ``try`` and ``finally``.
@@ -59,12 +60,12 @@ class EngineFailedError(Exception):
 
 @dataclass(eq=False)
 class Client:
-    """Somebody who waits for tokens.
+    """One request and the queue of its tokens.
 
     Attributes:
         prompt, max_new_tokens: what was asked for.
         tokens: gets each new token, then ``None`` after the last one; or the exception that ended the engine.
-        seq: the client's sequence in the engine, once it was let in.
+        seq: the client's sequence in the engine; ``None`` until its arrival was read.
     """
 
     prompt: Sequence[int]
@@ -77,12 +78,12 @@ class AsyncEngine:
     """An engine that many clients share, all on one event loop.
 
     Attributes:
-        engine: changed by :meth:`read_notes` and by the step itself, and by nobody while a step is under way. To look at
-            what never changes, as :meth:`Engine.check_request` does, is always safe.
-        clients: those that the engine serves, by sequence id.
-        arrived, left: the notes, in the order in which they were left.
-        note: set whenever there is a new one.
-        failure: what ended the engine, if anything did.
+        engine: changed by :meth:`read_notes` and by the step itself, and by nothing else while a step is under way.
+            :meth:`Engine.check_request` reads only what never changes, so it may be called at any time.
+        clients: the clients that the engine serves, by sequence id. :meth:`read_notes` and :meth:`deliver` change it.
+        arrived, left: the notes, oldest first. A note is the client itself.
+        note: an event that is set whenever a note is added.
+        failure: the exception that ended the engine; ``None`` while it works.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -94,11 +95,16 @@ class AsyncEngine:
         self.failure: Exception | None = None
 
     def read_notes(self) -> None:
-        """Task 5.1: act on all notes, and throw each away when that is done: if it fails, nobody's note may be lost.
+        """Task 5.1: act on all notes. Afterwards both lists are empty.
 
-        Whoever arrived becomes a request of the engine (``client.seq``) and stands in ``clients``. Whoever left stands there
-        no longer; if its sequence has not finished, :meth:`Engine.finish` ends it. A client may arrive and leave between
-        the same two steps, and it may leave after its last token, when :meth:`deliver` has taken it out already.
+        After a client's arrival was read, the engine has its request, ``client.seq`` is the sequence, and the client is in
+        ``clients``. Requests are added in the order of the notes. After a departure was read, the client is not in
+        ``clients``, and its sequence has finished and holds no blocks. A sequence is ended by :meth:`Engine.finish`, at most
+        once. One client can have both notes at the same time. A departure can also come after the client's last token, when
+        the sequence has finished and :meth:`deliver` has taken the client out of ``clients``.
+
+        If the engine raises, so does this method, and no note is lost: each client whose arrival was noted is in ``arrived``
+        or in ``clients``, and each departure whose sequence was not ended is in ``left``.
         """
         # BEGIN SOLUTION 5.1
         for client in self.arrived:
@@ -114,10 +120,11 @@ class AsyncEngine:
         # END SOLUTION
 
     def deliver(self, group: SequenceGroup) -> None:
-        """Task 5.2: put each token that the step sampled into its client's queue, and ``None`` after a sequence's last.
+        """Task 5.2: put each token that the step sampled into its client's queue, and ``None`` after a sequence's last token.
 
-        A finished client is taken out of ``clients``. An entry that does not sample, a prompt's chunk with more to come,
-        brings nothing.
+        The step has been computed: a sampled token is the last of ``token_ids`` in its sequence. Every token id is delivered,
+        0 and the end-of-text token too. An entry that does not sample brings nothing; it is a chunk with more to come. A
+        finished client is taken out of ``clients``. Queues have no limit, so ``put_nowait`` never fails.
         """
         # BEGIN SOLUTION 5.2
         for entry in group:
@@ -131,12 +138,16 @@ class AsyncEngine:
         # END SOLUTION
 
     async def run(self) -> None:
-        """Task 5.3: the loop, until it is cancelled: read the notes, compute a step in a thread, deliver.
+        """Task 5.3: the loop. It reads the notes, computes a step, delivers its tokens, and goes on until it is cancelled.
 
-        ``asyncio.to_thread(self.engine.step)`` is the step; it gives ``None`` if there is nothing to compute, and then the
-        loop sleeps until there is a note. A note that was left while that step ran counts too. If a step raises, or
-        anything else in the loop, nobody is left waiting: the exception is kept in ``failure``, put into the queue of every
-        client, let in or not, and raised again. To be cancelled is no failure.
+        A step, ``self.engine.step``, runs in a thread (``asyncio.to_thread``), one at a time, for as long as it takes. The
+        event loop is never blocked. All else happens on the event loop, between two steps. A step gives ``None`` if there is
+        nothing to compute. Then the loop sleeps, without timers, until there is a note of either kind. It must not sleep on
+        beside a note that was left while that step ran.
+
+        If a step or anything else in the loop raises an ``Exception``, this exception is kept in ``failure``, put into the
+        queue of every client in ``clients`` and in ``arrived``, and raised again. A cancellation is no failure. It ends the
+        loop at once and is passed on.
         """
         # BEGIN SOLUTION 5.3
         try:
@@ -156,12 +167,16 @@ class AsyncEngine:
         # END SOLUTION
 
     async def stream(self, prompt: Sequence[int], max_new_tokens: int) -> AsyncGenerator[int, None]:
-        """Task 5.4: the tokens of one request, each as soon as it is there.
+        """Task 5.4: the tokens of one request, each as soon as it is in the client's queue.
 
-        Leaves a note that a client arrived, yields what comes into its queue, and leaves a note that it left, however it
-        ends: after the last token, or because whoever reads was cancelled or closes the generator. Raises ``ValueError``
-        for a request that could never be served (:meth:`Engine.check_request`), before any note, and ``EngineFailedError``
-        if the engine has failed or fails.
+        It adds a note to ``arrived`` and yields what comes into the queue until ``None`` comes. It adds exactly one note to
+        ``left``, however it ends: after the last token, because the engine fails, because the reader's task is cancelled, or
+        because the reader closes the generator. A cancellation is passed on. The stream waits for each token for as long as
+        it takes. Apart from :meth:`Engine.check_request` it leaves the engine and ``clients`` alone, since a step may be
+        under way.
+
+        Raises ``ValueError`` for a request that could never be served, before any note, and ``EngineFailedError``, whose
+        cause is the engine's exception, if the engine has failed already or fails.
         """
         # BEGIN SOLUTION 5.4
         self.engine.check_request(prompt, max_new_tokens)
@@ -189,13 +204,13 @@ class GenerateBody(BaseModel):
 
 
 def create_app(engine: Engine, tokenizer: PreTrainedTokenizerBase) -> FastAPI:
-    """The server: ``POST /generate`` streams server-sent events, ``GET /health`` says who is being served."""
+    """The server: ``POST /generate`` streams server-sent events, ``GET /health`` counts clients and free blocks."""
     detokenizer = Detokenizer(tokenizer)
     shared = AsyncEngine(engine)
 
     def ended(loop: "asyncio.Task[None]") -> None:
         if not loop.cancelled() and isinstance(error := loop.exception(), Exception):
-            shared.failure = error  # whatever run made of it
+            shared.failure = error  # also if run did not keep it
             logger.critical("the engine has stopped", exc_info=error)
 
     @asynccontextmanager
@@ -221,7 +236,7 @@ def create_app(engine: Engine, tokenizer: PreTrainedTokenizerBase) -> FastAPI:
     @app.post("/generate")
     async def generate(body: GenerateBody) -> StreamingResponse:
         prompt = tokenizer.encode(body.prompt)
-        try:  # here already: a generator would raise with its first token, when status 200 has been sent
+        try:  # a generator would raise with its first token only, after status 200 was sent
             engine.check_request(prompt, body.max_new_tokens)
         except ValueError as error:
             raise HTTPException(400, str(error)) from error
@@ -253,7 +268,7 @@ def generate(
     config: PageBrainConfig | None = None,
     on_step: Observer | None = None,
 ) -> list[list[int]]:
-    """The greedy continuation of each prompt, each asked for by a client of its own, all at the same time."""
+    """The greedy continuation of each prompt. Each prompt has a client of its own, and all clients ask at the same time."""
     check_prompts(model, prompts, max_new_tokens)
     engine = Engine(model, config or half_the_room(model, prompts, max_new_tokens), on_logits, on_step=on_step)
 
@@ -265,7 +280,7 @@ def generate(
 
         loop = asyncio.create_task(shared.run())
         answers = asyncio.gather(*map(ask, prompts))
-        loop.add_done_callback(lambda _: answers.cancel())  # it ends by failing, and then nobody is served any more
+        loop.add_done_callback(lambda _: answers.cancel())  # it ends only by failing, and then no client is served
         try:
             return await answers
         except (asyncio.CancelledError, EngineFailedError):
@@ -277,6 +292,30 @@ def generate(
 
     with ThreadPoolExecutor(1) as pool:  # where an event loop is running already, a notebook's, a second one needs a thread
         return pool.submit(asyncio.run, serve()).result()
+
+
+def answer_5_5() -> tuple[float, str]:
+    """Task 5.5: how many steps does a client wait for its first token?
+
+    The engine has 256 blocks of 16 tokens, 8 seats and a budget of 64 tokens a step. Seven clients are being served, and each
+    has some of its tokens and needs many more. While a step is computing, an eighth client arrives. Its prompt has 300
+    tokens.
+
+    Return the number of steps from its note until its first token is in its queue. The step that is computing when the note
+    is left counts, and so does the step that samples the token. Measure it: no thread is needed, since you can call
+    ``read_notes``, ``engine.step`` and ``deliver`` by hand, in the order of the loop, and leave the note between
+    ``read_notes`` and ``engine.step``. Any GPT-2 with 320 positions or more will do, also one with random weights.
+
+    Return also one to four sentences for your instructor: which steps these are, and what would make the wait shorter for
+    this client, and at whose cost.
+    """
+    # BEGIN SOLUTION 5.5
+    return 7, (
+        "The note is read only after the step that is computing, so that step is the first. Then the seven decodes take 7 of "
+        "the 64 tokens in every step, 57 are left, and 300 tokens of prompt need six chunks. A larger budget would need fewer "
+        "steps, but each would take longer, and the seven other clients would wait longer for each token."
+    )
+    # END SOLUTION
 
 
 def main() -> None:

@@ -211,7 +211,9 @@ def test_who_left_is_served_no_more_and_others_are(chapter: ModuleType, num_step
     assert len(stays.seq.output_token_ids) == 5, "the client that stayed did not get all its tokens"
 
 
-@pytest.mark.task("5.1", hint="A preempted sequence waits in the scheduler's queue and runs again later. It is not finished.")
+@pytest.mark.task(
+    "5.1", hint="A preempted sequence waits in the scheduler's queue and runs again later. It is not finished."
+)
 def test_a_client_may_leave_while_its_sequence_is_preempted(chapter: ModuleType) -> None:
     shared = chapter.AsyncEngine(make_engine(num_blocks=4))
     shared.engine.model.config.eos_token_id = None
@@ -239,7 +241,9 @@ def test_who_came_and_left_between_two_steps_leaves_nothing_behind(chapter: Modu
     assert group is None, "the engine computed a step for a client that had left already"
 
 
-@pytest.mark.task("5.1", hint="After its last token the engine has ended the sequence, and deliver has taken the client out.")
+@pytest.mark.task(
+    "5.1", hint="After its last token the engine has ended the sequence, and deliver has taken the client out."
+)
 def test_leaving_after_the_last_token_changes_nothing(chapter: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     shared = chapter.AsyncEngine(make_engine())
     client = arrive(chapter, shared, [1, 2, 3], 1)
@@ -308,7 +312,9 @@ def test_each_client_gets_its_own_newest_token(chapter: ModuleType, seed: int) -
     assert shared.clients == clients, "clients that are not done must stay"
 
 
-@pytest.mark.task("5.2", hint="A step samples for an entry if entry.samples says so. Chunks of any kind can come before that.")
+@pytest.mark.task(
+    "5.2", hint="A step samples for an entry if entry.samples says so. Chunks of any kind can come before that."
+)
 def test_a_chunk_brings_a_token_only_if_it_samples(chapter: ModuleType) -> None:
     entries = [
         entry(1, [], samples=False),  # the first chunk of a prompt
@@ -324,7 +330,9 @@ def test_a_chunk_brings_a_token_only_if_it_samples(chapter: ModuleType) -> None:
     assert got == expected, f"sequences 2, 3 and 5 sampled in this step, 1 and 4 did not: expected {expected}, got {got}"
 
 
-@pytest.mark.task("5.2", hint="After its last token a client gets None and leaves clients. seq.is_finished says which is last.")
+@pytest.mark.task(
+    "5.2", hint="After its last token a client gets None and leaves clients. seq.is_finished says which is last."
+)
 def test_the_end_follows_the_last_token(chapter: ModuleType) -> None:
     entries = [entry(1, [10, 11], finished=True), entry(2, [20]), entry(3, [30], finished=True), entry(4, [END])]
     entries += [entry(5, [50, END], finished=True), entry(6, [0], finished=True)]
@@ -346,7 +354,9 @@ def test_who_was_not_in_the_step_gets_nothing(chapter: ModuleType) -> None:
     assert got == [], f"sequence 2 was not in the step, but its client got {got}"
 
 
-@pytest.mark.task("5.2", hint="A queue keeps all tokens until its client reads them. What lies in it already does not matter.")
+@pytest.mark.task(
+    "5.2", hint="A queue keeps all tokens until its client reads them. What lies in it already does not matter."
+)
 def test_the_queue_of_a_client_that_does_not_read_keeps_every_token(chapter: ModuleType, seed: int) -> None:
     """Real steps, with chunks, a preemption and an end-of-text token."""
     base = random_gpt2(seed=5)
@@ -391,9 +401,10 @@ def scripted(chapter: ModuleType, step: Callable[[], Any]) -> tuple[Any, list[st
     log: list[str] = []
     steps = Steps()
     here = threading.get_ident()
-    other = "" if threading.get_ident() == here else " in another thread"
 
     class Logged(chapter.AsyncEngine):  # type: ignore[misc, name-defined]
+        clients: dict[int, Any]
+
         def read_notes(self) -> None:
             log.append("read" if threading.get_ident() == here else "read in another thread")
             self.clients |= {100 + number: client for number, client in enumerate(self.arrived, start=len(log))}
@@ -458,6 +469,7 @@ def test_notes_are_read_before_each_step_and_tokens_delivered_after_it(chapter: 
         except AssertionError as error:
             raise AssertionError(str(error) or what.format(len(steps.threads))) from error
         waited = own_loop().jumped
+        await rest("nothing is left to compute, and the loop does not come to rest", loop)
         expected = ["read", "step", "done", "deliver"] * num_steps + ["read", "step", "done"]
         assert log[: len(expected)] == expected, f"expected the order {expected}, got {log}"
         with hint("While there is something to compute, the next step begins as soon as the tokens are delivered."):
@@ -515,12 +527,16 @@ def test_an_idle_loop_sleeps(chapter: ModuleType) -> None:
         )
         await let_an_hour_pass()
         num_steps = len(steps.threads)
-        assert num_steps <= 2, f"with nothing to do and no note, expected the loop to try a step and sleep; it tried {num_steps}"
+        assert num_steps <= 2, (
+            f"with nothing to do and no note, expected the loop to try a step and sleep; it tried {num_steps}"
+        )
 
     run(scenario)
 
 
-WAKES = "When is the event cleared? A note may be left at any moment until the loop sleeps, and there are two kinds of notes."
+WAKES = (
+    "When is the event cleared? A note may be left at any moment until the loop sleeps, and there are two kinds of notes."
+)
 
 
 @pytest.mark.task("5.3", hint=WAKES)
@@ -548,13 +564,17 @@ def test_a_note_wakes_the_loop(chapter: ModuleType, during_the_step: bool, kind:
         shared.note.set()
         if during_the_step:
             await rest("a step is computing, and the loop does not wait for it", loop)
-            with hint("While a step computes, the loop only waits for it. The engine is read and changed between two steps."):
+            with hint(
+                "While a step computes, the loop only waits for it. The engine is read and changed between two steps."
+            ):
                 assert not steps.overlapped, "a note was left while a step was computing, and a second step began beside it"
                 assert log.count("read") == num_readings, "a note was read while a step was computing"
             hold.release()
         moment = "an empty step was computing" if during_the_step else "the loop was asleep"
         await within(second.wait(), f"a note was left in {kind} while {moment}, and the loop never woke up to read it", loop)
-        assert log.count("read") > num_readings, f"a note was left in {kind} while {moment}; a step began, but no note was read"
+        assert log.count("read") > num_readings, (
+            f"a note was left in {kind} while {moment}; a step began, but no note was read"
+        )
         assert not steps.overlapped, "two steps ran at the same time"
 
     run(scenario)
@@ -660,7 +680,9 @@ async def begun(shared: Any, prompt: Any, max_new_tokens: int = 9) -> tuple[Any,
     if first.done():
         first.result()
     count = len(shared.arrived) - num_before
-    assert count == 1, f"a stream that was begun must add one note to arrived; it held {num_before}, now {len(shared.arrived)}"
+    assert count == 1, (
+        f"a stream that was begun must add one note to arrived; it held {num_before}, now {len(shared.arrived)}"
+    )
     assert shared.note.is_set(), "a note was left in arrived, but the event was not set, so run does not wake up to read it"
     with hint("await client.tokens.get() waits for as long as it takes. A step may take longer than any limit."):
         timers = own_loop().timers
@@ -702,7 +724,9 @@ def test_tokens_come_one_by_one_until_the_end(chapter: ModuleType, seed: int) ->
     run(scenario)
 
 
-@pytest.mark.task("5.4", hint="Add to the lists of notes; other clients' notes are in them too, in the order in which they came.")
+@pytest.mark.task(
+    "5.4", hint="Add to the lists of notes; other clients' notes are in them too, in the order in which they came."
+)
 def test_several_notes_lie_side_by_side_in_order(chapter: ModuleType) -> None:
     async def scenario() -> None:
         shared = chapter.AsyncEngine(make_engine())
@@ -765,7 +789,9 @@ def test_a_stream_that_is_never_read_leaves_no_client_behind(chapter: ModuleType
     run(scenario)
 
 
-@pytest.mark.task("5.4", hint="Call Engine.check_request first, so that no client arrives whose request can never be served.")
+@pytest.mark.task(
+    "5.4", hint="Call Engine.check_request first, so that no client arrives whose request can never be served."
+)
 @pytest.mark.parametrize(("prompt", "count"), [([], 5), ([1], 0), ([1] * 60, 60), ([97], 5), ([1] * 30, 20)])
 def test_a_request_that_can_never_be_served_leaves_no_note(chapter: ModuleType, prompt: list[int], count: int) -> None:
     async def scenario() -> None:
@@ -849,7 +875,7 @@ def running(app: FastAPI) -> Iterator[str]:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         server = uvicorn.Server(uvicorn.Config(app, log_level="critical"))
-        thread = threading.Thread(target=lambda: server.run(sockets=[listener]))
+        thread = threading.Thread(target=lambda: server.run(sockets=[listener]), daemon=True)
         thread.start()
         for _ in range(int(PATIENCE_S / 0.01)):
             if server.started:
@@ -860,7 +886,7 @@ def running(app: FastAPI) -> Iterator[str]:
             yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         finally:
             server.should_exit = True
-            thread.join(PATIENCE_S)
+            thread.join(PATIENCE_S / 3)
 
 
 async def events(client: httpx.AsyncClient, prompt: str, max_new_tokens: int, limit: int | None = None) -> list[Any]:
@@ -887,7 +913,9 @@ async def until_idle(client: httpx.AsyncClient, num_blocks: int) -> None:
     raise AssertionError(f"all clients are gone, but the server says {health}; expected {num_blocks} free blocks")
 
 
-@pytest.mark.task("5.4", hint="Over HTTP a client that hangs up cancels its stream. Look at what your generator does then.")
+@pytest.mark.task(
+    "5.4", hint="Over HTTP, a client that closes its connection cancels its stream. What does your generator do then?"
+)
 def test_over_http_clients_share_the_engine_and_may_hang_up(chapter: ModuleType) -> None:
     engine = make_engine(64, vocab_size=VOCAB_SIZE, bos_token_id=256, eos_token_id=256)
     tokenizer = byte_tokenizer()
@@ -910,3 +938,47 @@ def test_over_http_clients_share_the_engine_and_may_hang_up(chapter: ModuleType)
 
     with running(chapter.create_app(engine, tokenizer)) as address:
         asyncio.run(scenario(address))
+
+
+# 5.5 -------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.task("5.5", hint="Return a pair: the number that you measured, and a text of one to four sentences.")
+def test_the_wait_for_a_first_token_is_measured_and_explained(
+    chapter: ModuleType, seed: int, record_property: Callable[[str, object], None]
+) -> None:
+    answer = chapter.answer_5_5()
+    assert isinstance(answer, tuple) and len(answer) == 2, f"expected a number and a text, got {answer!r:.80}"
+    number, text = answer
+    assert isinstance(text, str) and len(text.split()) >= 8, f"expected a text of 8 words or more, got {text!r:.80}"
+    record_property("answer", text)
+    is_number = isinstance(number, (int, float)) and not isinstance(number, bool)
+    assert is_number, f"expected the number of steps, got {number!r:.80}"
+    expected = steps_until_the_first_token(seed)
+    with hint(
+        "A step was computing when the note was left, and it counts. In the steps after it, the tokens of the seven other "
+        "clients belong to the budget too."
+    ):
+        assert number >= expected, f"the client waits through more steps than {number:g}"
+    with hint("A step computes as much of the prompt as the budget leaves. The step that samples the token is the last."):
+        assert number <= expected, f"the client waits through fewer steps than {number:g}"
+
+
+def steps_until_the_first_token(seed: int) -> int:
+    """What the task asks for, counted at chapter 04's engine."""
+    draw = Random(seed)
+    base = random_gpt2(seed=5, n_positions=512, n_layer=1)
+    base.config.eos_token_id = None
+    config = PageBrainConfig.for_model(base, block_size=16, num_blocks=256, max_num_seqs=8, max_num_batched_tokens=64)
+    engine = ch04_scheduler.Engine(base, config)
+    others = [engine.add_request(draw.choices(range(96), k=3), 100) for _ in range(7)]
+    while min(len(seq.output_token_ids) for seq in others) < 3:
+        engine.step()
+    engine.step()  # the note is left while this one computes
+    late = engine.add_request(draw.choices(range(96), k=300), 5)
+    num_steps = 1
+    while not late.output_token_ids:
+        engine.step()
+        num_steps += 1
+    assert not any(seq.is_finished for seq in others), "the situation did not arise: a seat was free"
+    return num_steps

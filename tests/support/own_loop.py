@@ -9,6 +9,7 @@ import ctypes
 import selectors
 import threading
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import Any
 
 THREAD_S = 3.0
@@ -75,12 +76,29 @@ class OwnLoop(asyncio.SelectorEventLoop):
         self._timers.append(handle := super().call_at(when, *args, **options))
         return handle
 
-    def run_in_executor(self, *args: Any) -> Any:
-        """As in asyncio; the call counts as a job until it has ended."""
+    def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> Any:  # type: ignore[override]
+        """As in asyncio; the call counts as a job until it has ended.
+
+        Without an executor it gets a daemon thread of its own, so a call that never ends does not keep the process.
+        """
         self.num_jobs += 1
-        future = super().run_in_executor(*args)
+        if executor is not None:
+            future = super().run_in_executor(executor, func, *args)
+        else:
+            future = self.create_future()
+            threading.Thread(target=self._work, args=(future, func, args), daemon=True).start()
         future.add_done_callback(self._job_ended)
         return future
+
+    def _work(self, future: "asyncio.Future[Any]", func: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        end: Callable[[Any], None]
+        result: Any
+        try:
+            end, result = future.set_result, func(*args)
+        except BaseException as error:
+            end, result = future.set_exception, error
+        with suppress(RuntimeError):  # the loop is closed
+            self.call_soon_threadsafe(lambda: None if future.done() else end(result))
 
     def _job_ended(self, _: object) -> None:
         self.num_jobs -= 1
