@@ -14,7 +14,7 @@ Tasks (33 points, about 3.5 hours):
 
 - 5.1 (7 points) ``AsyncEngine.read_notes``: add the clients that arrived and end the sequences of those that left.
 - 5.2 (6 points) ``AsyncEngine.deliver``: each new token to the client that waits for it.
-- 5.3 (8 points) ``AsyncEngine.run``: the loop, which sleeps when there is nothing to do and reports a failure to all clients.
+- 5.3 (8 points) ``AsyncEngine.run``: the loop, which sleeps when there is nothing to do and tells each client of a failure.
 - 5.4 (9 points) ``AsyncEngine.stream``: one client's tokens as they come, and no blocks held after it has gone.
 - 5.5 (3 points) ``answer_5_5``: measure how many steps a client waits for its first token, and explain it.
 
@@ -120,11 +120,11 @@ class AsyncEngine:
         # END SOLUTION
 
     def deliver(self, group: SequenceGroup) -> None:
-        """Task 5.2: put each token that the step sampled into its client's queue, and ``None`` after a sequence's last token.
+        """Task 5.2: put each token that the step sampled into its client's queue, and ``None`` after a sequence's last.
 
-        The step has been computed: a sampled token is the last of ``token_ids`` in its sequence. Every token id is delivered,
-        0 and the end-of-text token too. An entry that does not sample brings nothing; it is a chunk with more to come. A
-        finished client is taken out of ``clients``. Queues have no limit, so ``put_nowait`` never fails.
+        The step has been computed, so a sampled token is the last of its sequence. Every token id is delivered, 0 and the
+        end-of-text token too. An entry that does not sample brings nothing; it is a chunk with more to come. A finished
+        client is taken out of ``clients``. Queues have no limit, so ``put_nowait`` never fails.
         """
         # BEGIN SOLUTION 5.2
         for entry in group:
@@ -297,9 +297,8 @@ def generate(
 def answer_5_5() -> tuple[float, str]:
     """Task 5.5: how many steps does a client wait for its first token?
 
-    The engine has 256 blocks of 16 tokens, 8 seats and a budget of 64 tokens a step. Seven clients are being served, and each
-    has some of its tokens and needs many more. While a step is computing, an eighth client arrives. Its prompt has 300
-    tokens.
+    The engine has 256 blocks of 16 tokens, 8 seats and a budget of 64 tokens a step. Seven clients are served. Each has
+    some of its tokens and needs many more. While a step is computing, an eighth client arrives. Its prompt has 300 tokens.
 
     Return the number of steps from its note until its first token is in its queue. The step that is computing when the note
     is left counts, and so does the step that samples the token. Measure it: no thread is needed, since you can call
@@ -311,8 +310,8 @@ def answer_5_5() -> tuple[float, str]:
     """
     # BEGIN SOLUTION 5.5
     return 7, (
-        "The note is read only after the step that is computing, so that step is the first. Then the seven decodes take 7 of "
-        "the 64 tokens in every step, 57 are left, and 300 tokens of prompt need six chunks. A larger budget would need fewer "
+        "The note is read only after the step that is computing, so it is the first. Then seven decodes take 7 of the "
+        "64 tokens in every step, 57 are left, and 300 prompt tokens need six chunks. A larger budget would need fewer "
         "steps, but each would take longer, and the seven other clients would wait longer for each token."
     )
     # END SOLUTION

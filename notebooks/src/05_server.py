@@ -13,24 +13,27 @@
 # %% [markdown]
 # # Chapter 05: the engine behind HTTP
 #
-# Chapter 04's engine decides anew at every step who is in it. Its caller cannot use that: `generate` wants all prompts at
-# the start and gives all answers at the end. On a server, people come when they like, want each word as soon as it is
-# there, and leave in mid-sentence. This chapter adds the one who drives the engine for them. Scheduler, cache and attention
-# stay as they are.
+# In chapter 04 the engine decides at every step which sequences it computes. The caller cannot use that: `generate` wants all
+# prompts at the start and returns all answers at the end. On a server, requests arrive at any time. Each client wants each
+# token as soon as it is computed, and a client may leave before its answer is complete. This chapter adds the loop that drives
+# the engine for such clients. Scheduler, cache and attention stay as they are.
 #
-# **You need:** chapter 04; `async` functions and generators, `try` and `finally`. **Time:** about five hours with the
-# exercises.
+# **You need:** chapter 04; `async` functions and generators, `try` and `finally`. **Time:** about three and a half hours with
+# the exercises.
 #
 # *You will be able to* let many clients share one engine, say what runs in a thread and what on the event loop, avoid a lost
-# wake-up, and give back the memory of somebody who hangs up.
+# wake-up, and free the memory of a client that closes its connection.
 #
-# *If this chapter is left to you (a copy from a course), the cells run on your own file in `work/` and stop with a `TodoError`
-# where it is not done. Read the page with its stored outputs first; run it when `python -m chapters check 05` passes.*
+# Each exercise stands right after its idea. `python -m chapters start 05` writes `work/ch05_server.py` with five gaps, unless
+# the file is there already. `python -m chapters check 05` checks them, and `check 5.1` checks one.
+#
+# *If this chapter is left to you (a copy from a course), the cells run on your own file in `work/`. Where a task of it is not
+# done yet, they run on a lent function, and the first cell says so.*
 
 # %%
 import sys
 
-sys.path.insert(0, "..")  # the chapters lie one folder up
+sys.path.insert(0, "..")  # the folder that holds the chapters
 
 import asyncio
 import json
@@ -74,8 +77,8 @@ def new_engine(base, **how):
 # %% [markdown]
 # ## The problem, measured
 #
-# Four prompts go into chapter 04's `generate` together. In which step was each answer complete, and when did its owner
-# get to see it?
+# Four prompts go into chapter 04's `generate` together. After which step was each answer complete, and after which step did the
+# caller get it?
 
 # %% tags=["nbval-check-output"]
 traces = []
@@ -89,11 +92,11 @@ preempted = {starts[seq_id] for trace in traces for seq_id in trace.preempted}
 print("preempted in between:", *preempted)
 
 # %% [markdown]
-# The first word of every story was there after the first step. Nobody saw one before the last step, which came late, since one
-# story had to wait for blocks.
+# The first token of every story was there after the first step. No client saw one before the last step. The last step came
+# late, because one story had to wait for blocks.
 #
-# And these four were lucky: they came together. Now they come one after the other, each a fiftieth of a second later than the
-# one before. Whoever calls `generate` holds the engine until it returns, so the calls stand in a queue.
+# These four requests also arrived together. Now they arrive one after the other, 20 milliseconds apart. A call of `generate`
+# holds the engine until it returns, so the calls wait in a queue.
 
 
 # %%
@@ -122,17 +125,17 @@ with ThreadPoolExecutor(1) as counter:
 report(one_by_one)
 
 # %% [markdown]
-# What a reader notices is the first column, the *time to first token*. Here it is what was left of the answers of
-# everybody who came before, plus the whole of one's own. Yet the engine could have let the second client in at its very next step.
+# The first column is the *time to first token*. Here it is the rest of the answers of all earlier clients, plus the whole of the
+# client's own answer. Yet the engine could have started the second request at its next step.
 #
 # ## The idea
 #
 # Two things have to go on at the same time: the engine computes, and connections come and go.
 #
-# Python's `asyncio` runs many *coroutines* in one thread, on an *event loop*. A coroutine runs until it says `await`; then it
-# is put aside until what it waits for is there, and the loop runs another. That is just right for connections, which
-# wait most of the time. It is wrong for a step, which computes and never says `await`. We measure how wrong: a coroutine wants
-# to run every millisecond, while one step reads a prompt of 900 tokens.
+# Python's `asyncio` runs many *coroutines* in one thread, on an *event loop*. A coroutine runs until an `await` for something
+# that is not there yet. Then it is set aside, and the loop runs another one. This suits connections, which wait most of the
+# time. It does not suit a step, which computes and never awaits. We measure the effect: a coroutine wants to run every
+# millisecond, while one step reads a prompt of 900 tokens.
 
 # %% tags=["nbval-check-output"]
 text = (tokenizer.encode("One day a girl met a fox. ") * 150)[:900]
@@ -171,32 +174,52 @@ print("beats while a step runs on the event loop:", on_the_loop)
 print("beats while it runs in a thread:", "some" if in_thread else "none")
 
 # %% [markdown]
-# While a step runs on the loop, the server is deaf: no connection is accepted, no word is sent. So a step goes into a thread
-# of its own, and the loop `await`s it.
+# While a step runs on the loop, no connection is accepted and no token is sent. So a step runs in a thread, and the loop
+# `await`s it.
 #
-# Now there are two threads, and a danger. If somebody arrives while a step is under way, the event loop must not call
-# `add_request`: the engine is in use. A lock would help, at a price: whoever wants it waits, and it must never be forgotten
-# anywhere. This chapter does it more simply. **Whoever comes or goes leaves a note, and the notes are read between two
-# steps.** The notes are plain lists. They need no lock either, because only coroutines of one event loop touch them, and
-# such a coroutine is never interrupted between two `await`s.
+# Now there are two threads, and the engine must be protected. If a client arrives while a step is running, the event loop must
+# not call `add_request`, because the step is changing the same lists. A lock would work, but the event loop would have to wait
+# for it, and every use of the engine would have to take it. This chapter uses a simpler rule. **A client that arrives or leaves
+# adds a note to a list, and the notes are read between two steps.** The lists need no lock, because only coroutines of one
+# event loop touch them, and a coroutine is never interrupted between two `await`s.
 
 # %%
 viz.show_source(ch05.Client, ch05.AsyncEngine.__init__)
 
 # %% [markdown]
-# A client has a queue of its own. The loop puts tokens in, the client takes them out. Here is the loop's task, the heart of the
-# chapter (exercise 5.3):
+# ### Exercise 5.1: reading the notes (7 points)
+#
+# Make a table with five rows: a client that arrived, one that left while its sequence waited in the engine's queue, one that
+# left in the middle of its answer, one that left after its last token, and one that arrived and left between the same two steps.
+# For each of them: is there a `seq` already? Is the client in `clients`? Does its sequence still run? In which order must the
+# two lists be read?
 
 # %%
-viz.show_task(ch05.AsyncEngine.run)
+viz.show_task(ch05.AsyncEngine.read_notes)
+
+# %% tags=["solution", "hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
+viz.show_source(ch05.AsyncEngine.read_notes)
 
 # %% [markdown]
-# ## Who does what when
+# ### Exercise 5.2: delivering tokens (6 points)
 #
-# Three clients share an engine, and we write down the time of everything: when a step begins and ends, when a note is left, when it
-# is read, when a token is in its reader's hands. Client B comes in the middle of a step, and so does C. C asks for 40 tokens
-# and goes away after three. (A step of this small model takes a few milliseconds, too short to draw next to the microseconds of
-# the event loop. So in this one run each step sleeps for another 20 milliseconds.)
+# Each client has a queue. After a step the loop puts tokens in, and the client takes them out. A group is what one step
+# computed. Suppose it holds a decode of A, the last chunk of B's prompt, and the first 50 of 120 prompt tokens of C. Which
+# clients get a token? Which fields of an entry say so, and where in its sequence does the new token stand?
+
+# %%
+viz.show_task(ch05.AsyncEngine.deliver)
+
+# %% tags=["solution", "hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
+viz.show_source(ch05.AsyncEngine.deliver)
+
+# %% [markdown]
+# ## What runs when
+#
+# Three clients share an engine, and we record the time of every event: when a step begins and ends, when a note is left, when it
+# is read, and when a client receives a token. Clients B and C arrive while a step is running. C asks for 40 tokens and leaves
+# after three. (A step of this small model takes a few milliseconds, too short to draw beside the microseconds of the event loop.
+# So in this one run each step sleeps for another 20 milliseconds.)
 
 
 # %%
@@ -210,7 +233,7 @@ async def shared_by_all(engine):
         while shared.left and not loop.done():
             await asyncio.sleep(0.001)
         if loop.done():
-            loop.result()  # it ends by failing only: here is what ended it
+            loop.result()  # it ends only by failing: raise what ended it
     finally:
         loop.cancel()
 
@@ -228,7 +251,7 @@ def watch(shared):
         began = time.perf_counter()
         group = compute()
         if group is not None:
-            time.sleep(0.02)  # to have something to look at
+            time.sleep(0.02)  # long enough to be drawn
             steps.append((began, time.perf_counter()))
         return group
 
@@ -242,7 +265,7 @@ def watch(shared):
 
 
 async def visit(shared, name, prompt, after, wanted, reads):
-    """Come in mid-step after A's token number ``after``; read ``reads`` tokens."""
+    """Arrive during a step, after A's token number ``after``; read ``reads`` tokens."""
     while len(received["A"]) < after:
         await asyncio.sleep(0.001)
     if after:
@@ -266,7 +289,7 @@ async with shared_by_all(engine) as shared:
         visit(shared, "C", prompts[2], after=4, wanted=40, reads=3),
     )
 print(
-    f"{len(steps)} steps with somebody in them; the notes were read {len(readings)} times"
+    f"{len(steps)} steps with a client in them; the notes were read {len(readings)} times"
 )
 
 
@@ -281,9 +304,10 @@ viz.lanes(
 )
 
 # %% [markdown]
-# Follow C. It comes in mid-step; its note lies there until that step is over; then it is in the next one. It has its first
-# token at the end of that step, when A is in mid-sentence. When it goes, the next step has begun already, with C in it:
-# that token is computed for nobody. This is the price of looking at notes only between steps, at most one step per departure.
+# Follow C. It arrives during a step, and its note stays in the list until that step is over. C is in the next step, and has its
+# first token at the end of that step, while A is in the middle of its answer. When C leaves, the next step has begun already,
+# with C in it. The token of that step has no reader. This is the price of reading notes only between steps: at most one step
+# for each departure.
 
 # %% tags=["nbval-check-output"]
 print("C had", len(received["C"]), "tokens when it went")
@@ -316,13 +340,13 @@ print(
 )
 
 # %% [markdown]
-# The first token now comes about a step or two after the client. Those who stood in the queue have their last token earlier,
-# too. The first client pays a little for it: it shares its steps now, and a step with more rows takes somewhat longer.
+# The first token now comes one or two steps after the client. The clients that waited in the queue before have their last token
+# earlier, too. The first client pays for it: it shares its steps now, and a step with more rows takes longer.
 #
-# ## Somebody who does not read
+# ## A client that does not read
 #
-# > **Predict.** Two clients ask for 40 tokens each. One of them takes a single token and then nothing more: it has stalled, but
-# > its connection is open. What happens to the tokens of the other one?
+# > **Predict.** Two clients ask for 40 tokens each. One of them takes a single token and then nothing more, but its connection
+# > stays open. What happens to the tokens of the other client?
 
 # %% tags=["nbval-check-output"]
 engine = new_engine(model)
@@ -336,35 +360,35 @@ async with shared_by_all(engine) as shared:
     waiting = stalled.tokens.qsize()
     rest = [token_id async for token_id in lazy]
 assert [eager] == ch04.generate(model, [prompts[1]], 40)
-print(f"the one who reads has {len(eager)} tokens")
-print(f"the one who does not has 1, and {waiting} entries lie in its queue")
+print(f"the client that reads has {len(eager)} tokens")
+print(f"the client that does not has 1, and {waiting} entries are in its queue")
 print(f"when it reads on, it has {len(rest)} more tokens at once")
 
 # %% [markdown]
 # <details><summary><b>If you said that they stop, or come slowly</b></summary>
 #
-# They would if the loop *waited* for a reader. It does not: `put_nowait` drops a token into the queue and goes on. The
-# stalled client's text is computed to its end, and 39 tokens and the closing `None` lie in its queue.
+# They would if the loop *waited* for a reader. It does not: `put_nowait` puts a token into the queue and returns at once. The
+# text of the stalled client is computed to its end, and 39 tokens and the closing `None` are in its queue.
 # </details>
 #
-# <details><summary><b>If you said that only the stalled one is held up</b></summary>
+# <details><summary><b>If you said that only the stalled client is computed later</b></summary>
 #
-# That might be fair, but nothing here does it: its sequence is in every step as before. It finishes, its *blocks* come back,
-# and what is left is a queue of small integers. That is why the queue may grow without a bound here: the number of tokens asked for bounds
-# it. (Over HTTP it is the same: when the connection takes no more, the server stops taking from the queue, and the engine goes on.)
-# A server that serves strangers for weeks sets a smaller bound and says what happens beyond it.
+# The engine does not slow it down: its sequence is in every step as before. It finishes, its *blocks* are free again, and what
+# remains is a queue of small integers. The queue needs no limit here, because the number of tokens that were asked for limits
+# it. (Over HTTP it is the same. When the connection takes no more, the server stops taking from the queue, and the engine goes
+# on.) A production server sets a smaller limit and says what happens beyond it.
 # </details>
 #
-# ## A note that nobody reads
+# ## The lost wake-up
 #
-# When there is nothing to compute, `run` sleeps on the event `note` until somebody sets it. At some point of each round it
-# has to clear the event, or it would never sleep.
+# When there is nothing to compute, `run` sleeps until the event `note` is set. At some point of each round it has to clear the
+# event, or it would never sleep.
 #
-# > **Predict.** Suppose it clears the event when the step has ended, just before it goes to sleep. Most runs would look the same. Which client would lose,
-# > and what would it lose?
+# > **Predict.** Suppose it clears the event when the step has ended, just before it sleeps. Most runs would look the same.
+# > Which client would lose something, and what?
 #
-# Everything depends on an order of events that is rare in a test. So we do not wait for it, we play it: the same four
-# actions, in two orders. Client B leaves its note while an empty step, one that finds nothing to compute, is under way.
+# The result depends on an order of events that is rare in a test. So we do not wait for it. We run the same three actions in two
+# orders. Client B leaves its note during an empty step, one that finds nothing to compute.
 
 
 # %% tags=["nbval-check-output"]
@@ -383,7 +407,7 @@ def play(order):
         )
     print(
         "  sleeps until the event is set:",
-        "goes on at once" if note.is_set() else "SLEEPS ON",
+        "goes on at once" if note.is_set() else "sleeps beside an unread note",
     )
 
 
@@ -395,33 +419,46 @@ play(["read the notes", "step: nothing to do, and meanwhile B comes", "clear the
 # %% [markdown]
 # <details><summary><b>If you said that B's note is lost</b></summary>
 #
-# Not the note: it still lies in `arrived`. What is lost is the *wake-up*. The loop sleeps beside an unread note, and B waits. Should another
-# client come, the event is set, both notes are read, and nobody ever finds out why B waited so long. On a quiet server B waits
-# for ever.
+# The note is not lost: it is still in `arrived`. The *wake-up* is lost. The loop sleeps beside an unread note, and B waits. If
+# another client arrives, the event is set and both notes are read, and no trace is left of why B waited so long. On a quiet
+# server B waits forever.
 # </details>
 #
 # <details><summary><b>If you said that nothing is lost, since the loop looks at the notes again anyway</b></summary>
 #
 # It does after a step that computed something. With other clients in the engine there is always a next round, so the mistake
-# stays hidden as long as the server is busy. It shows on the idle server, when a client comes in the short moment of an
-# empty step.
+# stays hidden while the server is busy. It shows on an idle server, when a client arrives during an empty step.
 # </details>
 #
-# The rule is older than asyncio and worth keeping: *clear the signal first, then look at what it stands for.* Whatever comes after the look sets
-# the signal again.
+# The rule holds for every signal of this kind: *clear the signal first, then read what it stands for.* Anything that comes
+# after the reading sets the signal again.
+
+# %% [markdown]
+# ### Exercise 5.3: the loop (8 points)
 #
+# Look at the picture of the lanes again. At each black line, where notes are read, and in each box: which line of your code is
+# running? Then go through three moments: a note is left during a step that computes something, during a step that finds nothing
+# to do, and while the loop sleeps. Finally let the step raise an exception. Which clients wait for a token at that moment, and in
+# which lists are they?
+
+# %%
+viz.show_task(ch05.AsyncEngine.run)
+
+# %% tags=["solution", "hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
+viz.show_source(ch05.AsyncEngine.run)
+
+# %% [markdown]
 # ## Behind HTTP
 #
-# What is left is short. `POST /generate` checks the request, and streams what `AsyncEngine.stream` yields as *server-sent events*:
-# lines of text that begin with `data: `, over a response that stays open. `GET /health` says who is being served and
-# how many blocks are free.
+# `POST /generate` checks the request, and streams what `AsyncEngine.stream` yields as *server-sent events*: lines of text that
+# begin with `data: `, in a response that stays open. `GET /health` gives the number of clients and of free blocks.
 
 # %%
 viz.show_source(ch05.create_app, ch05.GenerateBody)
 
 # %% [markdown]
 # Now a real server, on a free port of this machine, in a thread of this notebook. It serves the model in double precision,
-# because we want to compare every digit of what it computes.
+# because its logits are compared with those of Hugging Face below.
 
 # %%
 computed = {}
@@ -446,7 +483,7 @@ web = httpx.AsyncClient(
 print((await web.get("/health")).json())
 
 # %% [markdown]
-# Three clients at once. Each piece of text is printed when it arrives, with the name of the client that it came to.
+# Three clients at once. Each piece of text is printed when it arrives, after the name of its client.
 
 
 # %%
@@ -479,8 +516,8 @@ await asyncio.gather(
 print(len(pieces), "pieces")
 
 # %% [markdown]
-# Each step brings a word for everyone in it. If they do not arrive strictly in turn, then because server, engine and all three
-# clients live in one process here and take turns themselves. Put together:
+# Each step brings a token for every client in it. The pieces may arrive in another order than A, B, C, because server, engine and
+# all three clients share one process here. The whole texts:
 
 # %% tags=["nbval-check-output"]
 for name, story in stories.items():
@@ -489,15 +526,15 @@ for name, story in stories.items():
 # %% [markdown]
 # ### Is that what Hugging Face would have written?
 #
-# The three texts came in small pieces, from steps that other people were in. The tokens must be those of chapter 04's
-# `generate`, where nobody came late, and those of Hugging Face, where everyone is alone. And the logits that the
-# *server* computed must be Hugging Face's, to nine digits.
+# The three texts came in small pieces, from steps that were shared. The tokens must be those of chapter 04's `generate`, where
+# all requests arrive together, and those of Hugging Face, where each request is alone. And the logits that the *server*
+# computed must be those of Hugging Face, to nine digits.
 
 # %% tags=["nbval-check-output"]
 streamed = [story["tokens"] for story in stories.values()]
 assert streamed == ch04.generate(exact, prompts[:3], 30)
 
-logits = {}  # by the tokens they gave: who of the three came first is for the network to say
+logits = {}  # by the tokens they gave: the network decides which request came first
 for scores in map(torch.stack, computed.values()):
     logits[tuple(scores.argmax(-1).tolist())] = scores
 for prompt, tokens in zip(prompts, streamed, strict=False):
@@ -509,11 +546,11 @@ for prompt, tokens in zip(prompts, streamed, strict=False):
 print(f"over HTTP: {sum(map(len, streamed))} tokens and their logits equal")
 
 # %% [markdown]
-# ## Somebody hangs up
+# ## A client closes its connection
 #
-# One client stays for its 30 tokens. Another asks for 200 and closes the connection after five. Nobody tells the engine
-# in so many words. The server notices the closed connection and cancels the response; that closes the generator, and its `finally`
-# leaves the note. `/health` shows whether the blocks come back.
+# One client stays for its 30 tokens. Another asks for 200 and closes the connection after five. The client sends no message to
+# the engine. The server notices the closed connection and cancels the response. That closes the generator, and its `finally`
+# leaves the note. `/health` shows whether the blocks are free again.
 
 # %%
 before = (await web.get("/health")).json()
@@ -524,14 +561,14 @@ async def stay():
     return [item async for item in read_events(starts[0], 30)]
 
 
-async def hang_up():
+async def leave_early():
     async with aclosing(read_events(starts[1], 200)) as pieces:
         for _ in range(5):
             await anext(pieces)
         return (await web.get("/health")).json()  # and the response is closed
 
 
-_, during = await asyncio.gather(stay(), hang_up())
+_, during = await asyncio.gather(stay(), leave_early())
 for _ in range(500):
     after = (await web.get("/health")).json()
     if after["clients"] == 0 and after["free_blocks"] == before["free_blocks"]:
@@ -544,7 +581,7 @@ assert during["free_blocks"] < 256
 
 # %%
 visit_traces = served.history[first_step:]
-who = {len(prompts[0]): "stays", len(prompts[1]): "hangs up"}
+who = {len(prompts[0]): "stays", len(prompts[1]): "leaves"}
 labels = {
     row.seq_id: who[row.num_tokens]
     for trace in visit_traces
@@ -554,11 +591,11 @@ labels = {
 viz.timeline(visit_traces, names=labels)
 
 # %% [markdown]
-# The row of the one who hangs up just stops. There is no black bar at its end, because no step *ended* this text: somebody took
-# it out between two steps. It was in one step or more beyond the five whose tokens were read, because the server has to
-# notice a closed connection before there is a note. The other row goes on as if nothing had happened.
+# The row of the client that left stops. There is no black bar at its end, because no step *ended* this text: `read_notes` ended it
+# between two steps. It was in at least one step more than the five whose tokens were read, because the server has to notice a
+# closed connection before there is a note. The other row goes on unchanged.
 #
-# That was the last request. We close the server; a server in a notebook would otherwise run until the kernel ends.
+# That was the last request. We close the server; otherwise it would run until the kernel ends.
 
 # %% tags=["nbval-check-output"]
 await web.aclose()
@@ -568,10 +605,35 @@ listener.close()
 print("still serving:", serving.is_alive())
 
 # %% [markdown]
+# ### Exercise 5.4: one client's stream (9 points)
+#
+# Three kinds of entries can come out of the queue. List them, and what your generator does with each. Then list the ways in
+# which it can end: the text is complete, the reader closes the generator at a `yield`, the task is cancelled while it waits, the
+# engine fails. Some code has to run in all four.
+
+# %%
+viz.show_task(ch05.AsyncEngine.stream)
+
+# %% tags=["solution", "hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
+viz.show_source(ch05.AsyncEngine.stream)
+
+# %% [markdown]
+# When the tasks pass, serve with your own code: `python -m work.ch05_server`, from the folder that holds `work/`. In another
+# terminal, ask for a story. Then ask again, and close the connection after a tenth of a second:
+#
+# ```
+# curl -N http://127.0.0.1:8000/generate -H "Content-Type: application/json" -d '{"prompt": "One day", "max_new_tokens": 500}'
+# curl -N --max-time 0.1 http://127.0.0.1:8000/generate -H "Content-Type: application/json" -d '{"prompt": "One day"}'
+# curl http://127.0.0.1:8000/health
+# ```
+#
+# The last line should say that there are 0 clients and that all 256 blocks are free.
+
+# %% [markdown]
 # ## What was gained
 #
 # > **Predict.** One client alone gets a token every so many milliseconds. Now eight clients ask at the same moment. Does each
-# > get an eighth of the speed?
+# > client get an eighth of the speed?
 #
 # We measure at `AsyncEngine.stream` itself, without HTTP, so that only engine and loop count. Each of $n$ clients asks for 32
 # tokens at the same moment. *Time per token* is the time from asking to the last token, divided by the tokens: waiting
@@ -642,9 +704,9 @@ viz.latency_throughput(
 )
 
 # %% [markdown]
-# The points of a curve are 1, 2, 4, 8 and 16 clients. One after the other, throughput stays where it is, whatever the load, and every
-# client more makes all those behind it wait. With a shared engine more clients bring more tokens per second, at a time per token that
-# grows slowly. For a single client there is nothing to share; it only pays for the thread that each step is handed to.
+# The points of a curve are 1, 2, 4, 8 and 16 clients. One after the other, throughput is the same at every load, and each further
+# client makes all clients behind it wait. With a shared engine, more clients bring more tokens per second, and the time per token
+# grows slowly. A single client shares nothing. It only pays for the thread that each step is handed to.
 #
 # <details><summary><b>If you said yes, an eighth</b></summary>
 #
@@ -655,88 +717,39 @@ viz.latency_throughput(
 #
 # <details><summary><b>If you said no, each keeps its full speed</b></summary>
 #
-# On a GPU with a large model that is nearly true, as long as reading the weights takes most of a step. On a CPU with a small model it is true in part: a
-# fixed share of each step, mostly Python and the start of operations, is paid once for all. The arithmetic, attention over each
-# sequence's own blocks, and the handing over of tokens grow with the number of clients.
+# On a GPU with a large model that is nearly true, as long as reading the weights takes most of a step. On a CPU with a small model
+# it is partly true: a fixed share of each step, mostly Python and the start of operations, is paid once for all rows. The
+# arithmetic, the attention over each sequence's own blocks, and the delivery of tokens grow with the number of clients.
 # </details>
-#
-# ## Exercises
-#
-# `python -m chapters start 05` writes `work/ch05_server.py` with four gaps, unless it is there already;
-# `python -m chapters check 05` checks them. When they pass, serve with your own code: `python -m work.ch05_server`, from the
-# folder that holds `work/`. In another terminal, let it write a story; then ask again, and hang up after a tenth of a second:
-#
-# ```
-# curl -N http://127.0.0.1:8000/generate -H "Content-Type: application/json" -d '{"prompt": "One day", "max_new_tokens": 500}'
-# curl -N --max-time 0.1 http://127.0.0.1:8000/generate -H "Content-Type: application/json" -d '{"prompt": "One day"}'
-# curl http://127.0.0.1:8000/health
-# ```
-#
-# The last line should say that nobody is being served and that all 256 blocks are free.
-#
-# ### Exercise 5.1: reading the notes (7 points)
-#
-# Write down a table: a client that arrived, one that left while it was waiting in the engine's queue, one that left in mid-sentence, one that left after its last token,
-# one that came and left between the same two steps. For each of them: is there a `seq` already? Is it in `clients`? Does its sequence
-# still run? One order of walking through the two lists makes the last case harmless.
-
-# %%
-viz.show_task(ch05.AsyncEngine.read_notes)
-
-# %% tags=["solution", "hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
-viz.show_source(ch05.AsyncEngine.read_notes)
 
 # %% [markdown]
-# ### Exercise 5.2: handing over tokens (6 points)
+# ### Exercise 5.5: measure the wait for a first token (3 points)
 #
-# A group is what one step computed. Suppose it holds a decode of A, the last chunk of B's prompt, and the first 50 of 120 prompt
-# tokens of C. Who gets a token? Which fields of an entry tell you, and where in its sequence does the new token stand?
+# A client that arrives at a busy server waits for its first token. Here you count the steps of this wait, instead of
+# milliseconds, so that the answer is the same on every machine. Before you measure, predict the number.
 
 # %%
-viz.show_task(ch05.AsyncEngine.deliver)
+viz.show_task(ch05.answer_5_5)
 
 # %% tags=["solution", "hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
-viz.show_source(ch05.AsyncEngine.deliver)
-
-# %% [markdown]
-# ### Exercise 5.3: the loop (8 points)
-#
-# The description stands above, at *The idea*. Go through the picture of the lanes with a finger on your code: at each black line, where notes are read, and
-# in each box, which line is running? Then play three moments: a note comes during a step that computes something, during one that finds nothing to do, and
-# while the loop sleeps. Finally let the step raise: who is waiting for a token at that moment, and in which of the lists
-# do you find them?
-
-# %%
-viz.show_task(ch05.AsyncEngine.run)
-
-# %% tags=["solution", "hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
-viz.show_source(ch05.AsyncEngine.run)
-
-# %% [markdown]
-# ### Exercise 5.4: one client's stream (9 points)
-#
-# Three kinds of things can come out of the queue. List them, and what your generator does with each. Then list the ways in which it can end: the
-# text is over, the reader closes it at a `yield`, the task is cancelled while it waits, the engine fails. Some code has to run in all four.
-
-# %%
-viz.show_task(ch05.AsyncEngine.stream)
-
-# %% tags=["solution", "hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
-viz.show_source(ch05.AsyncEngine.stream)
+viz.show_source(ch05.answer_5_5)
 
 # %% [markdown]
 # ## What is still missing
 #
-# With this chapter the engine is complete in kind: it batches, pages, schedules, streams and cleans up. What separates it from the engine in
-# `pagebrain`, and from vLLM, is this:
+# The engine now batches, pages, schedules, streams and frees what clients leave behind. The engine in `pagebrain`, and vLLM, have
+# more:
 #
-# - **Speed on a GPU.** Attention here is made of PyTorch operations, one after another. On a GPU it is a kernel that reads the blocks where
-#   they lie, and CUDA graphs take Python out of the way of the steps.
-# - **A process of its own.** Our step and our event loop are two threads of one process, and Python, in its usual build, runs the code of only one of them at a time. Behind many
-#   connections each slows the other down. vLLM puts the engine into another process.
-# - **OpenAI's API.** `/generate` is ours alone. Clients that exist already speak `/v1/completions`, with sampling parameters and stop strings.
-# - **Bounded queues.** A client that does not read costs memory, and so does everybody who waits to be let in. A server must say
-#   no in time.
+# - **Speed on a GPU.** Attention here is made of PyTorch operations, one after another. On a GPU it is one kernel that reads the
+#   blocks in place, and CUDA graphs remove Python from the steps.
+# - **A process for the engine.** Our step and our event loop are two threads of one process, and Python, in its usual build, runs
+#   the code of only one of them at a time. With many connections each slows the other down. vLLM runs the engine in another
+#   process.
+# - **OpenAI's API.** `/generate` exists only here. Existing clients use `/v1/completions`, with sampling parameters and stop
+#   strings.
+# - **Limited queues.** A client that does not read costs memory, and so does each request that waits. A server must refuse
+#   requests in time.
 #
-# All of them leave the idea of this chapter as it is: a step belongs to the engine, and everybody else leaves a note. `pagebrain serve`
-# has all but the first; its notes travel between two processes (`pagebrain/server/link/engine_main.py` reads them, `client.py` leaves them).
+# All of them keep the idea of this chapter: only the step and the reading of notes change the engine, and everything else leaves
+# a note. `pagebrain serve` has all but the first; its notes travel between two processes
+# (`pagebrain/server/link/engine_main.py` reads them, `client.py` leaves them).

@@ -602,8 +602,11 @@ def test_a_failed_step_reaches_every_client(chapter: ModuleType) -> None:
         shared.note.set()
         hold.release()
         await assert_failed_with(failure, "a step", shared, loop)
-        assert drain(served.tokens) == [failure], "a client that was being served was not told that the engine failed"
-        assert drain(late.tokens) == [failure], "a client that had just arrived was not told that the engine failed"
+        for kind, client in (("was being served", served), ("had just arrived, and its note was not read yet,", late)):
+            got = drain(client.tokens)
+            assert got == [failure], (
+                f"a client that {kind} must be told {failure!r} when a step raised it; its queue got {got}"
+            )
 
     run(scenario)
 
@@ -634,7 +637,8 @@ def test_what_fails_between_steps_reaches_every_client_too(chapter: ModuleType, 
         setattr(shared, method, fail)
         loop = asyncio.create_task(shared.run())
         await assert_failed_with(failure, method, shared, loop)
-        assert drain(waits.tokens) == [failure], f"{method} raised, and the client that waits was not told"
+        got = drain(waits.tokens)
+        assert got == [failure], f"{method} raised {failure!r}, and the client that waits must be told; its queue got {got}"
 
     run(scenario)
 
@@ -845,10 +849,16 @@ def test_many_clients_get_what_hugging_face_gives(chapter: ModuleType, seed: int
     async def scenario() -> None:
         shared = chapter.AsyncEngine(engine)
 
+        come = [asyncio.Event() for _ in prompts]  # they do not come all at once
+        come[0].set()
+
         async def ask(number: int) -> list[int]:
-            for _ in range(number):
-                await asyncio.sleep(0.002)  # they do not come all at once
-            return [token_id async for token_id in shared.stream(prompts[number], 20)]
+            await come[number].wait()
+            tokens = []
+            async for token_id in shared.stream(prompts[number], 20):
+                tokens.append(token_id)
+                come[min(len(tokens), 4)].set()
+            return tokens
 
         async def leave_early() -> None:
             async with aclosing(shared.stream([9, 9, 9], 20)) as tokens:

@@ -18,8 +18,9 @@ THREAD_S = 3.0
 GRACE_S = 0.002
 """The same for the work of a thread that the loop was not asked for."""
 
-TURN_S = 0.0005
-"""What the clock counts for one turn of the loop, so that a coroutine that never sleeps reaches a timeout too."""
+MAX_TURNS = 1000
+"""Turns of the loop in a row in which no time passes. Then each turn takes a hundredth of a second, so that the timeout of
+a test is reached beside a coroutine that never sleeps."""
 
 
 class _Selector(selectors.DefaultSelector):  # type: ignore[misc, valid-type]
@@ -30,8 +31,10 @@ class _Selector(selectors.DefaultSelector):  # type: ignore[misc, valid-type]
         found = super().select(0)
         loop = self.loop
         if found or timeout is not None and timeout <= 0:
-            loop.now += TURN_S
+            loop.num_turns += 1
+            loop.now += 0.01 if loop.num_turns > MAX_TURNS else 0.0
             return found
+        loop.num_turns = 0
         if found := super().select(THREAD_S if loop.num_jobs > loop.num_held else GRACE_S):
             return found
         if loop.waiting_for_rest:
@@ -55,11 +58,12 @@ class OwnLoop(asyncio.SelectorEventLoop):
         now: its clock, in seconds.
         jumped: seconds that coroutines slept while nothing else was left to do.
         num_jobs: calls in threads that have not ended, of which ``num_held`` are held by the test.
+        num_turns: turns in a row in which a coroutine was ready to run.
     """
 
     def __init__(self) -> None:
         self.now = self.jumped = 0.0
-        self.num_jobs = self.num_held = 0
+        self.num_jobs = self.num_held = self.num_turns = 0
         self.holds: list[Hold] = []
         self.waiting_for_rest: list[asyncio.Future[None]] = []
         self._timers: list[asyncio.TimerHandle] = []

@@ -1,5 +1,41 @@
 """Wrong solutions of chapter 05. ``# %%`` names each, its docstring the task and the mistake."""
 
+# %% departure_must_be_in_clients
+"""Task 5.1: deletes without asking, so a departure after the last token raises."""
+
+
+class AsyncEngine:
+    def read_notes(self) -> None:
+        for client in self.arrived:
+            client.seq = self.engine.add_request(client.prompt, client.max_new_tokens)
+            self.clients[client.seq.seq_id] = client
+        for client in self.left:
+            if client.seq is not None:
+                del self.clients[client.seq.seq_id]
+                if not client.seq.is_finished:
+                    self.engine.finish(client.seq)
+        self.arrived.clear()
+        self.left.clear()
+
+
+# %% ends_running_sequences_only
+"""Task 5.1: ends a sequence only while its status is running, not while it waits after a preemption."""
+
+
+class AsyncEngine:
+    def read_notes(self) -> None:
+        for client in self.arrived:
+            client.seq = self.engine.add_request(client.prompt, client.max_new_tokens)
+            self.clients[client.seq.seq_id] = client
+        for client in self.left:
+            if client.seq is not None:
+                self.clients.pop(client.seq.seq_id, None)
+                if client.seq.num_computed or client.seq.status.name == "WAITING":
+                    self.engine.finish(client.seq)
+        self.arrived.clear()
+        self.left.clear()
+
+
 # %% finishes_twice
 """Task 5.1: ends a sequence that has finished by itself a second time when its client leaves."""
 
@@ -13,6 +49,25 @@ class AsyncEngine:
             if client.seq is not None:
                 self.clients.pop(client.seq.seq_id, None)
                 self.engine.finish(client.seq)
+        self.arrived.clear()
+        self.left.clear()
+
+
+# %% first_sequence_never_leaves
+"""Task 5.1: takes sequence id 0 for no sequence."""
+
+
+class AsyncEngine:
+    def read_notes(self) -> None:
+        for client in self.arrived:
+            client.seq = self.engine.add_request(client.prompt, client.max_new_tokens)
+            self.clients[client.seq.seq_id] = client
+        for client in self.left:
+            seq_id = client.seq.seq_id if client.seq is not None else None
+            if seq_id:
+                self.clients.pop(client.seq.seq_id, None)
+                if not client.seq.is_finished:
+                    self.engine.finish(client.seq)
         self.arrived.clear()
         self.left.clear()
 
@@ -33,6 +88,25 @@ class AsyncEngine:
                 self.clients.pop(client.seq.seq_id, None)
                 if not client.seq.is_finished:
                     self.engine.finish(client.seq)
+
+
+# %% gives_blocks_back_only
+"""Task 5.1: gives the blocks back and leaves the sequence in the scheduler."""
+
+
+class AsyncEngine:
+    def read_notes(self) -> None:
+        for client in self.arrived:
+            client.seq = self.engine.add_request(client.prompt, client.max_new_tokens)
+            self.clients[client.seq.seq_id] = client
+        for client in self.left:
+            if client.seq is not None:
+                self.clients.pop(client.seq.seq_id, None)
+                if not client.seq.is_finished:
+                    self.engine.cache.retire(client.seq)
+                    client.seq.status = data.SequenceStatus.FINISHED
+        self.arrived.clear()
+        self.left.clear()
 
 
 # %% keeps_clients_that_left
@@ -66,6 +140,24 @@ class AsyncEngine:
                 self.clients.pop(client.seq.seq_id, None)
                 if not client.seq.is_finished:
                     self.engine.finish(client.seq)
+
+
+# %% last_come_first_served
+"""Task 5.1: lets the latest arrival in first."""
+
+
+class AsyncEngine:
+    def read_notes(self) -> None:
+        for client in reversed(self.arrived):
+            client.seq = self.engine.add_request(client.prompt, client.max_new_tokens)
+            self.clients[client.seq.seq_id] = client
+        for client in self.left:
+            if client.seq is not None:
+                self.clients.pop(client.seq.seq_id, None)
+                if not client.seq.is_finished:
+                    self.engine.finish(client.seq)
+        self.arrived.clear()
+        self.left.clear()
 
 
 # %% lets_go_before_letting_in
@@ -106,6 +198,24 @@ class AsyncEngine:
         self.left.clear()
 
 
+# %% loses_departures_if_one_fails
+"""Task 5.1: throws the departures away before they were acted on: if ``finish`` fails, the others are lost."""
+
+
+class AsyncEngine:
+    def read_notes(self) -> None:
+        for client in self.arrived:
+            client.seq = self.engine.add_request(client.prompt, client.max_new_tokens)
+            self.clients[client.seq.seq_id] = client
+        left, self.left = self.left, []
+        for client in left:
+            if client.seq is not None:
+                self.clients.pop(client.seq.seq_id, None)
+                if not client.seq.is_finished:
+                    self.engine.finish(client.seq)
+        self.arrived.clear()
+
+
 # %% never_ends_sequences
 """Task 5.1: forgets the client that left, but its sequence goes on in the engine and keeps its blocks."""
 
@@ -119,6 +229,42 @@ class AsyncEngine:
             if client.seq is not None:
                 self.clients.pop(client.seq.seq_id, None)
         self.arrived.clear()
+        self.left.clear()
+
+
+# %% one_departure_at_a_time
+"""Task 5.1: acts on one departure at each reading; a second one waits for the next."""
+
+
+class AsyncEngine:
+    def read_notes(self) -> None:
+        for client in self.arrived:
+            client.seq = self.engine.add_request(client.prompt, client.max_new_tokens)
+            self.clients[client.seq.seq_id] = client
+        if self.left:
+            client = self.left.pop(0)
+            if client.seq is not None:
+                self.clients.pop(client.seq.seq_id, None)
+                if not client.seq.is_finished:
+                    self.engine.finish(client.seq)
+        self.arrived.clear()
+
+
+# %% pops_before_it_adds
+"""Task 5.1: takes each note off the list before it is acted on, so a refused client is lost."""
+
+
+class AsyncEngine:
+    def read_notes(self) -> None:
+        while self.arrived:
+            client = self.arrived.pop(0)
+            client.seq = self.engine.add_request(client.prompt, client.max_new_tokens)
+            self.clients[client.seq.seq_id] = client
+        for client in self.left:
+            if client.seq is not None:
+                self.clients.pop(client.seq.seq_id, None)
+                if not client.seq.is_finished:
+                    self.engine.finish(client.seq)
         self.left.clear()
 
 
@@ -138,6 +284,58 @@ class AsyncEngine:
                 if not client.seq.is_finished:
                     self.engine.finish(client.seq)
             self.left.remove(client)
+
+
+# %% skips_every_second_departure
+"""Task 5.1: takes departures off the list while it walks over them."""
+
+
+class AsyncEngine:
+    def read_notes(self) -> None:
+        for client in self.arrived:
+            client.seq = self.engine.add_request(client.prompt, client.max_new_tokens)
+            self.clients[client.seq.seq_id] = client
+        for client in self.left:
+            if client.seq is not None:
+                self.clients.pop(client.seq.seq_id, None)
+                if not client.seq.is_finished:
+                    self.engine.finish(client.seq)
+            self.left.remove(client)
+        self.arrived.clear()
+
+
+# %% swallows_a_refusal
+"""Task 5.1: goes on after a refusal of ``add_request`` and throws the note away: that client waits forever."""
+
+
+class AsyncEngine:
+    def read_notes(self) -> None:
+        for client in self.arrived:
+            try:
+                client.seq = self.engine.add_request(client.prompt, client.max_new_tokens)
+            except Exception:
+                continue
+            self.clients[client.seq.seq_id] = client
+        for client in self.left:
+            if client.seq is not None:
+                self.clients.pop(client.seq.seq_id, None)
+                if not client.seq.is_finished:
+                    self.engine.finish(client.seq)
+        self.arrived.clear()
+        self.left.clear()
+
+
+# %% all_clients_get_a_token
+"""Task 5.2: gives each client its sequence's last token after every step, also if it was not in that step."""
+
+
+class AsyncEngine:
+    def deliver(self, group: SequenceGroup) -> None:
+        for seq_id, client in list(self.clients.items()):
+            client.tokens.put_nowait(client.seq.token_ids[-1])
+            if client.seq.is_finished:
+                client.tokens.put_nowait(None)
+                del self.clients[seq_id]
 
 
 # %% chunks_bring_tokens
@@ -168,17 +366,53 @@ class AsyncEngine:
                 client.tokens.put_nowait(None)
 
 
-# %% everybody_gets_a_token
-"""Task 5.2: gives each client its sequence's last token after every step, also if it was not in that step."""
+# %% drops_what_is_not_read
+"""Task 5.2: gives a client a token only when the one before was read."""
 
 
 class AsyncEngine:
     def deliver(self, group: SequenceGroup) -> None:
-        for seq_id, client in list(self.clients.items()):
-            client.tokens.put_nowait(client.seq.token_ids[-1])
-            if client.seq.is_finished:
+        for entry in group:
+            if not entry.samples:
+                continue
+            client = self.clients[entry.seq.seq_id]
+            if client.tokens.empty():
+                client.tokens.put_nowait(entry.seq.token_ids[-1])
+            if entry.seq.is_finished:
                 client.tokens.put_nowait(None)
-                del self.clients[seq_id]
+                del self.clients[entry.seq.seq_id]
+
+
+# %% end_by_count_of_queue
+"""Task 5.2: sends the end when the limit of the sequence is reached, not when it has finished."""
+
+
+class AsyncEngine:
+    def deliver(self, group: SequenceGroup) -> None:
+        for entry in group:
+            if not entry.samples:
+                continue
+            client = self.clients[entry.seq.seq_id]
+            client.tokens.put_nowait(entry.seq.token_ids[-1])
+            if len(entry.seq.token_ids) >= entry.seq.max_num_tokens:
+                client.tokens.put_nowait(None)
+                del self.clients[entry.seq.seq_id]
+
+
+# %% finished_twice
+"""Task 5.2: removes all finished clients after the first entry, and looks for them again."""
+
+
+class AsyncEngine:
+    def deliver(self, group: SequenceGroup) -> None:
+        for entry in group:
+            if not entry.samples:
+                continue
+            client = self.clients[entry.seq.seq_id]
+            client.tokens.put_nowait(entry.seq.token_ids[-1])
+            if entry.seq.is_finished:
+                client.tokens.put_nowait(None)
+                self.clients.clear()
 
 
 # %% keeps_finished_clients
@@ -194,6 +428,55 @@ class AsyncEngine:
             client.tokens.put_nowait(entry.seq.token_ids[-1])
             if entry.seq.is_finished:
                 client.tokens.put_nowait(None)
+
+
+# %% keeps_the_end_token
+"""Task 5.2: does not deliver the end-of-text token."""
+
+
+class AsyncEngine:
+    def deliver(self, group: SequenceGroup) -> None:
+        for entry in group:
+            if not entry.samples:
+                continue
+            client = self.clients[entry.seq.seq_id]
+            if entry.seq.token_ids[-1] != self.engine.model.config.eos_token_id:
+                client.tokens.put_nowait(entry.seq.token_ids[-1])
+            if entry.seq.is_finished:
+                client.tokens.put_nowait(None)
+                del self.clients[entry.seq.seq_id]
+
+
+# %% last_chunks_bring_nothing
+"""Task 5.2: takes every chunk that does not begin a prompt for one with more to come."""
+
+
+class AsyncEngine:
+    def deliver(self, group: SequenceGroup) -> None:
+        for entry in group:
+            if not entry.samples or (entry.start > 0 and entry.num_tokens > 1):
+                continue
+            client = self.clients[entry.seq.seq_id]
+            client.tokens.put_nowait(entry.seq.token_ids[-1])
+            if entry.seq.is_finished:
+                client.tokens.put_nowait(None)
+                del self.clients[entry.seq.seq_id]
+
+
+# %% newest_by_count_of_prompt
+"""Task 5.2: takes the token behind the client's prompt each time: always the first."""
+
+
+class AsyncEngine:
+    def deliver(self, group: SequenceGroup) -> None:
+        for entry in group:
+            if not entry.samples:
+                continue
+            client = self.clients[entry.seq.seq_id]
+            client.tokens.put_nowait(entry.seq.token_ids[len(client.prompt)])
+            if entry.seq.is_finished:
+                client.tokens.put_nowait(None)
+                del self.clients[entry.seq.seq_id]
 
 
 # %% none_only_at_the_limit
@@ -212,6 +495,22 @@ class AsyncEngine:
                 del self.clients[entry.seq.seq_id]
 
 
+# %% output_means_sampled
+"""Task 5.2: looks for output tokens instead of ``samples``: chunks of a resumed sequence bring a token again."""
+
+
+class AsyncEngine:
+    def deliver(self, group: SequenceGroup) -> None:
+        for entry in group:
+            if not entry.seq.output_token_ids:
+                continue
+            client = self.clients[entry.seq.seq_id]
+            client.tokens.put_nowait(entry.seq.token_ids[-1])
+            if entry.seq.is_finished:
+                client.tokens.put_nowait(None)
+                del self.clients[entry.seq.seq_id]
+
+
 # %% pairs_by_position
 """Task 5.2: pairs the group with ``clients`` by position instead of by sequence id."""
 
@@ -221,6 +520,22 @@ class AsyncEngine:
         for entry, client in zip(group, list(self.clients.values())):
             if not entry.samples:
                 continue
+            client.tokens.put_nowait(entry.seq.token_ids[-1])
+            if entry.seq.is_finished:
+                client.tokens.put_nowait(None)
+                del self.clients[entry.seq.seq_id]
+
+
+# %% past_the_prompt_means_sampled
+"""Task 5.2: compares the context with the prompt, not with all tokens of a resumed sequence."""
+
+
+class AsyncEngine:
+    def deliver(self, group: SequenceGroup) -> None:
+        for entry in group:
+            if entry.context_len < entry.seq.num_prompt_tokens:
+                continue
+            client = self.clients[entry.seq.seq_id]
             client.tokens.put_nowait(entry.seq.token_ids[-1])
             if entry.seq.is_finished:
                 client.tokens.put_nowait(None)
@@ -243,6 +558,73 @@ class AsyncEngine:
                 del self.clients[entry.seq.seq_id]
 
 
+# %% token_zero_is_no_token
+"""Task 5.2: takes token id 0 for no token."""
+
+
+class AsyncEngine:
+    def deliver(self, group: SequenceGroup) -> None:
+        for entry in group:
+            if not entry.samples:
+                continue
+            client = self.clients[entry.seq.seq_id]
+            if token := entry.seq.token_ids[-1]:
+                client.tokens.put_nowait(token)
+            if entry.seq.is_finished:
+                client.tokens.put_nowait(None)
+                del self.clients[entry.seq.seq_id]
+
+
+# %% arrivals_only_wake
+"""Task 5.3: sleeps on until a client arrives: a departure does not wake it."""
+
+
+class AsyncEngine:
+    async def run(self) -> None:
+        try:
+            while True:
+                self.note.clear()
+                self.read_notes()
+                group = await asyncio.to_thread(self.engine.step)
+                if group is None:
+                    while not self.arrived:
+                        await self.note.wait()
+                        if not self.arrived:
+                            self.note.clear()
+                else:
+                    self.deliver(group)
+        except Exception as error:
+            self.failure = error
+            for client in [*self.clients.values(), *self.arrived]:
+                client.tokens.put_nowait(error)
+            raise
+
+
+# %% blocks_while_idle
+"""Task 5.3: blocks the event loop for a moment when there is nothing to do."""
+
+import time
+
+
+class AsyncEngine:
+    async def run(self) -> None:
+        try:
+            while True:
+                self.note.clear()
+                self.read_notes()
+                group = await asyncio.to_thread(self.engine.step)
+                if group is None:
+                    time.sleep(0.02)
+                    await asyncio.sleep(0)
+                else:
+                    self.deliver(group)
+        except Exception as error:
+            self.failure = error
+            for client in [*self.clients.values(), *self.arrived]:
+                client.tokens.put_nowait(error)
+            raise
+
+
 # %% cancelled_is_failed
 """Task 5.3: takes being cancelled for a failure of the engine."""
 
@@ -263,6 +645,51 @@ class AsyncEngine:
             for client in [*self.clients.values(), *self.arrived]:
                 client.tokens.put_nowait(error)
             raise
+
+
+# %% clears_after_looking_at_arrivals
+"""Task 5.3: clears the event after the empty step unless a client arrived: a departure is overlooked."""
+
+
+class AsyncEngine:
+    async def run(self) -> None:
+        try:
+            while True:
+                self.read_notes()
+                group = await asyncio.to_thread(self.engine.step)
+                if group is None:
+                    if not self.arrived:
+                        self.note.clear()
+                        await self.note.wait()
+                else:
+                    self.deliver(group)
+        except Exception as error:
+            self.failure = error
+            for client in [*self.clients.values(), *self.arrived]:
+                client.tokens.put_nowait(error)
+            raise
+
+
+# %% deliver_is_not_guarded
+"""Task 5.3: a failure in ``deliver`` reaches no client."""
+
+
+class AsyncEngine:
+    async def run(self) -> None:
+        while True:
+            try:
+                self.note.clear()
+                self.read_notes()
+                group = await asyncio.to_thread(self.engine.step)
+            except Exception as error:
+                self.failure = error
+                for client in [*self.clients.values(), *self.arrived]:
+                    client.tokens.put_nowait(error)
+                raise
+            if group is None:
+                await self.note.wait()
+            else:
+                self.deliver(group)
 
 
 # %% delivers_in_a_thread
@@ -329,6 +756,28 @@ class AsyncEngine:
             raise
 
 
+# %% gives_up_on_a_long_step
+"""Task 5.3: a step that takes longer than a second is taken for a failure."""
+
+
+class AsyncEngine:
+    async def run(self) -> None:
+        try:
+            while True:
+                self.note.clear()
+                self.read_notes()
+                group = await asyncio.wait_for(asyncio.to_thread(self.engine.step), 1)
+                if group is None:
+                    await self.note.wait()
+                else:
+                    self.deliver(group)
+        except Exception as error:
+            self.failure = error
+            for client in [*self.clients.values(), *self.arrived]:
+                client.tokens.put_nowait(error)
+            raise
+
+
 # %% loses_a_wake_up
 """Task 5.3: clears the note after the step that found nothing, and with it a note left during that call."""
 
@@ -362,6 +811,51 @@ class AsyncEngine:
                 group = await asyncio.to_thread(self.engine.step)
                 if group is None:
                     await self.note.wait()
+                else:
+                    self.deliver(group)
+        except Exception as error:
+            self.failure = error
+            for client in [*self.clients.values(), *self.arrived]:
+                client.tokens.put_nowait(error)
+            raise
+
+
+# %% polls_the_engine
+"""Task 5.3: asks the engine again each second instead of sleeping until there is a note."""
+
+
+class AsyncEngine:
+    async def run(self) -> None:
+        try:
+            while True:
+                self.note.clear()
+                self.read_notes()
+                group = await asyncio.to_thread(self.engine.step)
+                if group is None:
+                    await asyncio.sleep(1)
+                else:
+                    self.deliver(group)
+        except Exception as error:
+            self.failure = error
+            for client in [*self.clients.values(), *self.arrived]:
+                client.tokens.put_nowait(error)
+            raise
+
+
+# %% polls_the_note
+"""Task 5.3: looks at the event again and again instead of waiting for it."""
+
+
+class AsyncEngine:
+    async def run(self) -> None:
+        try:
+            while True:
+                self.note.clear()
+                self.read_notes()
+                group = await asyncio.to_thread(self.engine.step)
+                if group is None:
+                    while not self.note.is_set():
+                        await asyncio.sleep(0.01)
                 else:
                     self.deliver(group)
         except Exception as error:
@@ -421,6 +915,77 @@ class AsyncEngine:
             raise
 
 
+# %% rests_between_steps
+"""Task 5.3: rests after every step, also when there is more to compute."""
+
+
+class AsyncEngine:
+    async def run(self) -> None:
+        try:
+            while True:
+                self.note.clear()
+                self.read_notes()
+                group = await asyncio.to_thread(self.engine.step)
+                if group is None:
+                    await self.note.wait()
+                else:
+                    self.deliver(group)
+                    await asyncio.sleep(0.001)
+        except Exception as error:
+            self.failure = error
+            for client in [*self.clients.values(), *self.arrived]:
+                client.tokens.put_nowait(error)
+            raise
+
+
+# %% returns_when_cancelled
+"""Task 5.3: returns quietly when it is cancelled."""
+
+
+class AsyncEngine:
+    async def run(self) -> None:
+        try:
+            while True:
+                self.note.clear()
+                self.read_notes()
+                group = await asyncio.to_thread(self.engine.step)
+                if group is None:
+                    await self.note.wait()
+                else:
+                    self.deliver(group)
+        except asyncio.CancelledError:
+            return
+        except Exception as error:
+            self.failure = error
+            for client in [*self.clients.values(), *self.arrived]:
+                client.tokens.put_nowait(error)
+            raise
+
+
+# %% sleeps_after_every_step
+"""Task 5.3: waits for a note after every step, also if there is more to compute."""
+
+
+class AsyncEngine:
+    async def run(self) -> None:
+        try:
+            while True:
+                self.note.clear()
+                self.read_notes()
+                group = await asyncio.to_thread(self.engine.step)
+                if group is not None:
+                    self.deliver(group)
+                if not self.clients:
+                    await self.note.wait()
+                else:
+                    await asyncio.sleep(0)
+        except Exception as error:
+            self.failure = error
+            for client in [*self.clients.values(), *self.arrived]:
+                client.tokens.put_nowait(error)
+            raise
+
+
 # %% steps_on_the_event_loop
 """Task 5.3: computes the step on the event loop, where all other coroutines wait for it."""
 
@@ -466,6 +1031,103 @@ class AsyncEngine:
             raise
 
 
+# %% tells_text_instead_of_the_exception
+"""Task 5.3: puts a new exception into the queues instead of the one that was raised."""
+
+
+class AsyncEngine:
+    async def run(self) -> None:
+        try:
+            while True:
+                self.note.clear()
+                self.read_notes()
+                group = await asyncio.to_thread(self.engine.step)
+                if group is None:
+                    await self.note.wait()
+                else:
+                    self.deliver(group)
+        except Exception as error:
+            self.failure = error
+            for client in [*self.clients.values(), *self.arrived]:
+                client.tokens.put_nowait(RuntimeError(str(error)))
+            raise
+
+
+# %% tells_the_end
+"""Task 5.3: puts ``None`` into the queues when a step fails."""
+
+
+class AsyncEngine:
+    async def run(self) -> None:
+        try:
+            while True:
+                self.note.clear()
+                self.read_notes()
+                group = await asyncio.to_thread(self.engine.step)
+                if group is None:
+                    await self.note.wait()
+                else:
+                    self.deliver(group)
+        except Exception as error:
+            self.failure = error
+            for client in [*self.clients.values(), *self.arrived]:
+                client.tokens.put_nowait(None)
+            raise
+
+
+# %% wait_with_a_timeout
+"""Task 5.3: wakes up each second without a note."""
+
+
+class AsyncEngine:
+    async def run(self) -> None:
+        try:
+            while True:
+                self.note.clear()
+                self.read_notes()
+                group = await asyncio.to_thread(self.engine.step)
+                if group is None:
+                    try:
+                        await asyncio.wait_for(self.note.wait(), 1)
+                    except asyncio.TimeoutError:
+                        pass
+                else:
+                    self.deliver(group)
+        except Exception as error:
+            self.failure = error
+            for client in [*self.clients.values(), *self.arrived]:
+                client.tokens.put_nowait(error)
+            raise
+
+
+# %% waits_in_a_thread
+"""Task 5.3: a thread polls the lists while the loop is idle."""
+
+import time
+
+
+class AsyncEngine:
+    async def run(self) -> None:
+        try:
+            while True:
+                self.note.clear()
+                self.read_notes()
+                group = await asyncio.to_thread(self.engine.step)
+                if group is None:
+                    await asyncio.to_thread(self.until_noted)
+                else:
+                    self.deliver(group)
+        except Exception as error:
+            self.failure = error
+            for client in [*self.clients.values(), *self.arrived]:
+                client.tokens.put_nowait(error)
+            raise
+
+    def until_noted(self) -> None:
+        while not self.note.is_set():
+            time.sleep(0.01)
+
+
 # %% a_failure_looks_like_the_end
 """Task 5.4: a failed step ends the stream like a last token."""
 
@@ -499,6 +1161,31 @@ class AsyncEngine:
         client.seq = self.engine.add_request(prompt, max_new_tokens)
         self.clients[client.seq.seq_id] = client
         self.note.set()
+        try:
+            while (token := await client.tokens.get()) is not None:
+                if isinstance(token, Exception):
+                    raise EngineFailedError("a step failed") from token
+                yield token
+        finally:
+            self.left.append(client)
+            self.note.set()
+
+
+# %% arrives_before_it_is_read
+"""Task 5.4: leaves its note when it is called, so a stream that is never read arrives and never leaves."""
+
+
+class AsyncEngine:
+    def stream(self, prompt: Sequence[int], max_new_tokens: int) -> AsyncGenerator[int, None]:
+        self.engine.check_request(prompt, max_new_tokens)
+        if self.failure is not None:
+            raise EngineFailedError("the engine has stopped") from self.failure
+        client = Client(prompt, max_new_tokens)
+        self.arrived.append(client)
+        self.note.set()
+        return self.tokens_of(client)
+
+    async def tokens_of(self, client: Client) -> AsyncGenerator[int, None]:
         try:
             while (token := await client.tokens.get()) is not None:
                 if isinstance(token, Exception):
@@ -556,6 +1243,82 @@ class AsyncEngine:
             self.note.set()
 
 
+# %% counts_instead_of_the_end
+"""Task 5.4: counts tokens and does not look for ``None``: an answer that ends early never ends."""
+
+
+class AsyncEngine:
+    async def stream(self, prompt: Sequence[int], max_new_tokens: int) -> AsyncGenerator[int, None]:
+        self.engine.check_request(prompt, max_new_tokens)
+        if self.failure is not None:
+            raise EngineFailedError("the engine has stopped") from self.failure
+        client = Client(prompt, max_new_tokens)
+        self.arrived.append(client)
+        self.note.set()
+        try:
+            received = 0
+            while received < max_new_tokens:
+                token = await client.tokens.get()
+                if isinstance(token, Exception):
+                    raise EngineFailedError("a step failed") from token
+                if token is not None:
+                    received += 1
+                    yield token
+        finally:
+            self.left.append(client)
+            self.note.set()
+
+
+# %% end_token_ends_the_stream
+"""Task 5.4: the end-of-text token ends the stream and is not handed on."""
+
+
+class AsyncEngine:
+    async def stream(self, prompt: Sequence[int], max_new_tokens: int) -> AsyncGenerator[int, None]:
+        self.engine.check_request(prompt, max_new_tokens)
+        if self.failure is not None:
+            raise EngineFailedError("the engine has stopped") from self.failure
+        client = Client(prompt, max_new_tokens)
+        self.arrived.append(client)
+        self.note.set()
+        try:
+            while (token := await client.tokens.get()) not in (None, self.engine.model.config.eos_token_id):
+                if isinstance(token, Exception):
+                    raise EngineFailedError("a step failed") from token
+                yield token
+        finally:
+            self.left.append(client)
+            self.note.set()
+
+
+# %% ends_after_a_second
+"""Task 5.4: ends quietly if a token takes longer than a second."""
+
+
+class AsyncEngine:
+    async def stream(self, prompt: Sequence[int], max_new_tokens: int) -> AsyncGenerator[int, None]:
+        self.engine.check_request(prompt, max_new_tokens)
+        if self.failure is not None:
+            raise EngineFailedError("the engine has stopped") from self.failure
+        client = Client(prompt, max_new_tokens)
+        self.arrived.append(client)
+        self.note.set()
+        try:
+            while True:
+                try:
+                    token = await asyncio.wait_for(client.tokens.get(), 1.0)
+                except asyncio.TimeoutError:
+                    return
+                if token is None:
+                    return
+                if isinstance(token, Exception):
+                    raise EngineFailedError("a step failed") from token
+                yield token
+        finally:
+            self.left.append(client)
+            self.note.set()
+
+
 # %% ends_the_sequence_itself
 """Task 5.4: ends its sequence in the engine at once, also while a step is under way."""
 
@@ -579,6 +1342,123 @@ class AsyncEngine:
             elif not client.seq.is_finished:
                 del self.clients[client.seq.seq_id]
                 self.engine.finish(client.seq)
+            self.note.set()
+
+
+# %% finishes_and_leaves
+"""Task 5.4: ends its sequence in the engine at once, and leaves the note as well."""
+
+
+class AsyncEngine:
+    async def stream(self, prompt: Sequence[int], max_new_tokens: int) -> AsyncGenerator[int, None]:
+        self.engine.check_request(prompt, max_new_tokens)
+        if self.failure is not None:
+            raise EngineFailedError("the engine has stopped") from self.failure
+        client = Client(prompt, max_new_tokens)
+        self.arrived.append(client)
+        self.note.set()
+        try:
+            while (token := await client.tokens.get()) is not None:
+                if isinstance(token, Exception):
+                    raise EngineFailedError("a step failed") from token
+                yield token
+        finally:
+            if client.seq is not None and not client.seq.is_finished:
+                self.engine.finish(client.seq)
+            self.left.append(client)
+            self.note.set()
+
+
+# %% gives_up_after_a_second
+"""Task 5.4: gives up if a token takes longer than a second."""
+
+
+class AsyncEngine:
+    async def stream(self, prompt: Sequence[int], max_new_tokens: int) -> AsyncGenerator[int, None]:
+        self.engine.check_request(prompt, max_new_tokens)
+        if self.failure is not None:
+            raise EngineFailedError("the engine has stopped") from self.failure
+        client = Client(prompt, max_new_tokens)
+        self.arrived.append(client)
+        self.note.set()
+        try:
+            while (token := await asyncio.wait_for(client.tokens.get(), 1)) is not None:
+                if isinstance(token, Exception):
+                    raise EngineFailedError("a step failed") from token
+                yield token
+        finally:
+            self.left.append(client)
+            self.note.set()
+
+
+# %% holds_one_token_back
+"""Task 5.4: hands a token on only when the next one is there."""
+
+
+class AsyncEngine:
+    async def stream(self, prompt: Sequence[int], max_new_tokens: int) -> AsyncGenerator[int, None]:
+        self.engine.check_request(prompt, max_new_tokens)
+        if self.failure is not None:
+            raise EngineFailedError("the engine has stopped") from self.failure
+        client = Client(prompt, max_new_tokens)
+        self.arrived.append(client)
+        self.note.set()
+        try:
+            before = await client.tokens.get()
+            while before is not None:
+                if isinstance(before, Exception):
+                    raise EngineFailedError("a step failed") from before
+                after = await client.tokens.get()
+                yield before
+                before = after
+        finally:
+            self.left.append(client)
+            self.note.set()
+
+
+# %% jumps_the_queue
+"""Task 5.4: puts its note in front of those of earlier clients."""
+
+
+class AsyncEngine:
+    async def stream(self, prompt: Sequence[int], max_new_tokens: int) -> AsyncGenerator[int, None]:
+        self.engine.check_request(prompt, max_new_tokens)
+        if self.failure is not None:
+            raise EngineFailedError("the engine has stopped") from self.failure
+        client = Client(prompt, max_new_tokens)
+        self.arrived.insert(0, client)
+        self.note.set()
+        try:
+            while (token := await client.tokens.get()) is not None:
+                if isinstance(token, Exception):
+                    raise EngineFailedError("a step failed") from token
+                yield token
+        finally:
+            self.left.append(client)
+            self.note.set()
+
+
+# %% leaves_clients_itself
+"""Task 5.4: takes its client out of ``clients`` itself, where a step under way still has tokens for it."""
+
+
+class AsyncEngine:
+    async def stream(self, prompt: Sequence[int], max_new_tokens: int) -> AsyncGenerator[int, None]:
+        self.engine.check_request(prompt, max_new_tokens)
+        if self.failure is not None:
+            raise EngineFailedError("the engine has stopped") from self.failure
+        client = Client(prompt, max_new_tokens)
+        self.arrived.append(client)
+        self.note.set()
+        try:
+            while (token := await client.tokens.get()) is not None:
+                if isinstance(token, Exception):
+                    raise EngineFailedError("a step failed") from token
+                yield token
+        finally:
+            if client.seq is not None:
+                self.clients.pop(client.seq.seq_id, None)
+            self.left.append(client)
             self.note.set()
 
 
@@ -652,6 +1532,31 @@ class AsyncEngine:
         self.note.set()
 
 
+# %% leaves_twice
+"""Task 5.4: leaves its note twice if the reader goes away early."""
+
+
+class AsyncEngine:
+    async def stream(self, prompt: Sequence[int], max_new_tokens: int) -> AsyncGenerator[int, None]:
+        self.engine.check_request(prompt, max_new_tokens)
+        if self.failure is not None:
+            raise EngineFailedError("the engine has stopped") from self.failure
+        client = Client(prompt, max_new_tokens)
+        self.arrived.append(client)
+        self.note.set()
+        try:
+            while (token := await client.tokens.get()) is not None:
+                if isinstance(token, Exception):
+                    raise EngineFailedError("a step failed") from token
+                yield token
+        except BaseException:
+            self.left.append(client)
+            raise
+        finally:
+            self.left.append(client)
+            self.note.set()
+
+
 # %% leaves_without_a_sign
 """Task 5.4: the note that the client left lies there, but the event is not set."""
 
@@ -693,6 +1598,81 @@ class AsyncEngine:
         finally:
             self.left.append(client)
             self.note.set()
+
+
+# %% no_departure_from_a_failed_engine
+"""Task 5.4: leaves no note that it left when the engine fails."""
+
+
+class AsyncEngine:
+    async def stream(self, prompt: Sequence[int], max_new_tokens: int) -> AsyncGenerator[int, None]:
+        self.engine.check_request(prompt, max_new_tokens)
+        if self.failure is not None:
+            raise EngineFailedError("the engine has stopped") from self.failure
+        client = Client(prompt, max_new_tokens)
+        self.arrived.append(client)
+        self.note.set()
+        failed = False
+        try:
+            while (token := await client.tokens.get()) is not None:
+                if isinstance(token, Exception):
+                    failed = True
+                    raise EngineFailedError("a step failed") from token
+                yield token
+        finally:
+            if not failed:
+                self.left.append(client)
+                self.note.set()
+
+
+# %% polls_its_queue
+"""Task 5.4: looks into its queue again and again."""
+
+
+class AsyncEngine:
+    async def stream(self, prompt: Sequence[int], max_new_tokens: int) -> AsyncGenerator[int, None]:
+        self.engine.check_request(prompt, max_new_tokens)
+        if self.failure is not None:
+            raise EngineFailedError("the engine has stopped") from self.failure
+        client = Client(prompt, max_new_tokens)
+        self.arrived.append(client)
+        self.note.set()
+        try:
+            while True:
+                while client.tokens.empty():
+                    await asyncio.sleep(0.001)
+                token = client.tokens.get_nowait()
+                if token is None:
+                    break
+                if isinstance(token, Exception):
+                    raise EngineFailedError("a step failed") from token
+                yield token
+        finally:
+            self.left.append(client)
+            self.note.set()
+
+
+# %% reads_the_notes_itself
+"""Task 5.4: reads the notes itself when it leaves, also while a step is under way."""
+
+
+class AsyncEngine:
+    async def stream(self, prompt: Sequence[int], max_new_tokens: int) -> AsyncGenerator[int, None]:
+        self.engine.check_request(prompt, max_new_tokens)
+        if self.failure is not None:
+            raise EngineFailedError("the engine has stopped") from self.failure
+        client = Client(prompt, max_new_tokens)
+        self.arrived.append(client)
+        self.note.set()
+        try:
+            while (token := await client.tokens.get()) is not None:
+                if isinstance(token, Exception):
+                    raise EngineFailedError("a step failed") from token
+                yield token
+        finally:
+            self.left.append(client)
+            self.note.set()
+            self.read_notes()
 
 
 # %% swallows_the_cancellation
@@ -737,3 +1717,79 @@ class AsyncEngine:
         finally:
             self.left.append(client)
             self.note.set()
+
+
+# %% writes_over_other_departures
+"""Task 5.4: replaces the list of departures by its own note."""
+
+
+class AsyncEngine:
+    async def stream(self, prompt: Sequence[int], max_new_tokens: int) -> AsyncGenerator[int, None]:
+        self.engine.check_request(prompt, max_new_tokens)
+        if self.failure is not None:
+            raise EngineFailedError("the engine has stopped") from self.failure
+        client = Client(prompt, max_new_tokens)
+        self.arrived.append(client)
+        self.note.set()
+        try:
+            while (token := await client.tokens.get()) is not None:
+                if isinstance(token, Exception):
+                    raise EngineFailedError("a step failed") from token
+                yield token
+        finally:
+            self.left = [client]
+            self.note.set()
+
+
+# %% writes_over_other_notes
+"""Task 5.4: replaces the list of arrivals by its own note."""
+
+
+class AsyncEngine:
+    async def stream(self, prompt: Sequence[int], max_new_tokens: int) -> AsyncGenerator[int, None]:
+        self.engine.check_request(prompt, max_new_tokens)
+        if self.failure is not None:
+            raise EngineFailedError("the engine has stopped") from self.failure
+        client = Client(prompt, max_new_tokens)
+        self.arrived = [client]
+        self.note.set()
+        try:
+            while (token := await client.tokens.get()) is not None:
+                if isinstance(token, Exception):
+                    raise EngineFailedError("a step failed") from token
+                yield token
+        finally:
+            self.left.append(client)
+            self.note.set()
+
+
+# %% counts_a_step_after_the_token
+"""Task 5.5: counts the step after the one that samples the first token as well."""
+
+
+def answer_5_5() -> tuple[float, str]:
+    return 8, "The step that is computing ends first, then the prompt is computed in chunks of the budget, step by step."
+
+
+# %% explains_nothing
+"""Task 5.5: gives the number without an explanation."""
+
+
+def answer_5_5() -> tuple[float, str]:
+    return 7, "Seven steps."
+
+
+# %% forgets_the_step_under_way
+"""Task 5.5: does not count the step that is computing when the note is left."""
+
+
+def answer_5_5() -> tuple[float, str]:
+    return 6, "The step that is computing ends first, then the prompt is computed in chunks of the budget, step by step."
+
+
+# %% whole_prompt_in_one_step
+"""Task 5.5: takes the prefill for one step."""
+
+
+def answer_5_5() -> tuple[float, str]:
+    return 2, "The step that is computing ends first, then the prompt is computed in chunks of the budget, step by step."
