@@ -23,7 +23,7 @@ MAX_TURNS = 1000
 a test is reached beside a coroutine that never sleeps."""
 
 
-class _Selector(selectors.DefaultSelector):  # type: ignore[misc, valid-type]
+class _Selector(selectors.DefaultSelector):
     loop: "OwnLoop"
 
     def select(self, timeout: float | None = None) -> Any:
@@ -75,7 +75,7 @@ class OwnLoop(asyncio.SelectorEventLoop):
         """The clock that all timeouts and sleeps go by."""
         return self.now
 
-    def call_at(self, when: float, *args: Any, **options: Any) -> asyncio.TimerHandle:
+    def call_at(self, when: float, *args: Any, **options: Any) -> asyncio.TimerHandle:  # type: ignore[override]
         """As in asyncio."""
         self._timers.append(handle := super().call_at(when, *args, **options))
         return handle
