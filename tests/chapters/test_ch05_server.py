@@ -444,6 +444,7 @@ def groups_of(count: int) -> list[SequenceGroup]:
 
 
 NEVER_STEPPED = "the loop never computed a step"
+IDLE = "With nothing to compute, sleep in self.note.wait(). It returns at once while the event is set: clear the event, too."
 ORDER = "Read the notes, compute, deliver if there is a group, and again. Only the step belongs in a thread."
 
 
@@ -469,7 +470,8 @@ def test_notes_are_read_before_each_step_and_tokens_delivered_after_it(chapter: 
         except AssertionError as error:
             raise AssertionError(str(error) or what.format(len(steps.threads))) from error
         waited = own_loop().jumped
-        await rest("nothing is left to compute, and the loop does not come to rest", loop)
+        with hint(IDLE):
+            await rest("nothing is left to compute, and the loop goes on and on without sleeping", loop)
         expected = ["read", "step", "done", "deliver"] * num_steps + ["read", "step", "done"]
         assert log[: len(expected)] == expected, f"expected the order {expected}, got {log}"
         with hint("While there is something to compute, the next step begins as soon as the tokens are delivered."):
@@ -503,9 +505,6 @@ def test_the_network_goes_on_while_a_step_computes(chapter: ModuleType) -> None:
         assert "deliver" in log, f"the tokens of a step that took an hour by the loop's clock were not delivered; got {log}"
 
     run(scenario)
-
-
-IDLE = "With nothing to compute, await self.note.wait(). That costs nothing until the event is set."
 
 
 @pytest.mark.task("5.3", hint=IDLE)

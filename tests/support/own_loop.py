@@ -18,7 +18,7 @@ THREAD_S = 3.0
 GRACE_S = 0.002
 """The same for the work of a thread that the loop was not asked for."""
 
-MAX_TURNS = 1000
+MAX_TURNS = 2000
 """Turns of the loop in a row in which no time passes. Then each turn takes a hundredth of a second, so that the timeout of
 a test is reached beside a coroutine that never sleeps."""
 
@@ -34,9 +34,10 @@ class _Selector(selectors.DefaultSelector):
             loop.num_turns += 1
             loop.now += 0.01 if loop.num_turns > MAX_TURNS else 0.0
             return found
-        loop.num_turns = 0
         if found := super().select(THREAD_S if loop.num_jobs > loop.num_held else GRACE_S):
+            loop.num_turns += 1
             return found
+        loop.num_turns = 0
         if loop.waiting_for_rest:
             for future in loop.waiting_for_rest:
                 future.set_result(None)
