@@ -1,7 +1,10 @@
 """The chapters and their tasks, read from the chapters' sources. Nothing is imported."""
 
 import ast
+import base64
 import re
+import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -40,6 +43,21 @@ class Chapter:
     def source(self) -> str:
         """The reference, or in a released copy the skeleton."""
         return self.path.read_text(encoding="utf-8")
+
+    @cached_property
+    def reference(self) -> str:
+        """The source with the solutions. A released copy holds it packed; without that, this is the skeleton.
+
+        Raises ``CourseError`` if what is packed cannot be read.
+        """
+        if not (self.is_skeleton and self.lent_file.is_file()):
+            return self.source
+        return unpack(self.lent_file)
+
+    @property
+    def lent_file(self) -> Path:
+        """Where a released copy holds the reference, packed, for checks that lend parts of it."""
+        return self.path.parent / "lent" / f"{self.name}.txt"
 
     @cached_property
     def docstring(self) -> str:
@@ -84,6 +102,28 @@ class Chapter:
         return bool(open_tasks(self.source))
 
 
+_PACKED = """\
+The solutions of {name}, packed. The checks lend parts of them to tasks that build on others. Reading them spoils the tasks.
+"""
+
+
+def pack(chapter: Chapter) -> str:
+    """A chapter's reference as a text in which no line of it can be read by chance."""
+    packed = base64.encodebytes(zlib.compress(chapter.reference.encode("utf-8"), 9)).decode("ascii")
+    return _PACKED.format(name=chapter.name) + packed
+
+
+def unpack(path: Path) -> str:
+    """What :func:`pack` packed. Raises ``CourseError``."""
+    try:
+        _, _, packed = path.read_text(encoding="ascii").partition("\n")
+        return zlib.decompress(base64.b64decode(packed)).decode("utf-8")
+    except (OSError, ValueError, zlib.error) as error:
+        raise CourseError(
+            f"{path} cannot be read ({error}): copy it again, or delete it to check without lending"
+        ) from error
+
+
 def find_chapters(folder: Path = FOLDER) -> list[Chapter]:
     """All chapters in reading order."""
     paths = sorted(folder.glob("ch[0-9][0-9]_*.py"))
@@ -117,6 +157,11 @@ def find_tasks(text: str, folder: Path = FOLDER) -> tuple[Chapter, tuple[Task, .
         ids = ", ".join(task.task_id for task in chapter.tasks)
         raise CourseError(f"chapter {chapter.number} has no task {text!r}; its tasks are {ids}")
     return chapter, tasks
+
+
+def in_order(tasks: Iterable[str]) -> list[str]:
+    """Task ids in the order of the course: 2.9 before 2.10."""
+    return sorted(tasks, key=lambda task: [int(part) for part in task.split(".")])
 
 
 def open_tasks(source: str) -> list[str]:

@@ -38,6 +38,14 @@ def explain(error: BaseException, own_files: Collection[Path]) -> tuple[str, str
     return "failed", _exception_line(error), where
 
 
+def is_raised_by(name: str, error: BaseException, own_files: Collection[Path]) -> bool:
+    """Whether it was the code of the file ``name`` that raised, and not the learner's or a test's that it called."""
+    error = _root(error, own_files)
+    names = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
+    ours = [other for other in names if other == name or Path(other) in own_files or _is_test(Path(other))]
+    return ours[-1:] == [name]
+
+
 def _root(error: BaseException, own_files: Collection[Path]) -> BaseException:
     """The exception to report: a stub that was reached, or what the learner's code raised before other code wrapped it."""
     while type(error).__name__ == "InterpreterError" and error.__cause__ is not None:
@@ -67,10 +75,14 @@ def _raised_by_a_test(trace: TracebackType | None, own_files: Collection[Path]) 
     innermost = ""
     while trace is not None:
         name = Path(trace.tb_frame.f_code.co_filename)
-        if name in own_files or "tests" in name.parts[-4:-1]:
+        if name in own_files or _is_test(name):
             innermost = "own" if name in own_files else "test"
         trace = trace.tb_next
     return innermost == "test"
+
+
+def _is_test(name: Path) -> bool:
+    return "tests" in name.parts[-4:-1]
 
 
 def _exception_line(error: BaseException) -> str:

@@ -2,18 +2,28 @@
 
 A test takes the fixture ``chapter``, a module: the reference, or the files named by ``--chapter-file``, each in turn. It
 carries one marker ``task("2.1", hint="...")``, and draws what is random from the fixture ``seed``.
+
+With ``--lend-others`` every test is there twice: on the file as it is, and on the file with the functions of all other tasks
+lent. The second form runs after all of the first, for the tasks that failed then.
 """
 
+import faulthandler
 import importlib
 import json
 from collections.abc import Collection, Generator
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any, cast
+from typing import Any, TextIO, cast
 
 import pytest
 
-from chapters.course.failures import explain
+from chapters.course import lending
+from chapters.course.catalog import Chapter, in_order
+from chapters.course.failures import explain, is_raised_by
+from chapters.course.running import AGAIN_TIMEOUT_S
+from chapters.course.skeleton import solution_regions
 from chapters.course.workspace import OwnChapters, load_file
 
 GIGABYTE = 1 << 30
@@ -41,11 +51,21 @@ def limit_memory(gigabytes: float) -> bool:
 FOLDER = Path(__file__).resolve().parent.parent
 TEST_TIMEOUT_S = 20.0
 
+
+@dataclass(frozen=True)
+class Judged:
+    """What a test judges: a file, with the functions of the tasks ``lent``; ``again``: this is its second form."""
+
+    path: Path
+    lent: frozenset[str] = frozenset()
+    again: bool = False
+
+
 _FILES = pytest.StashKey[dict[str, list[Path]]]()
-_LOADED = pytest.StashKey[dict[Path, "ModuleType | tuple[str, str, str]"]]()
+_LOADED = pytest.StashKey[dict[Judged, "ModuleType | tuple[str, str, str]"]]()
 _OWN = pytest.StashKey[Collection[Path]]()
-_FAILED = pytest.StashKey[set[Path]]()
-_ENDLESS = pytest.StashKey[set[tuple[Path, str]]]()
+_FAILED = pytest.StashKey[set[tuple[Path, str]]]()
+_ENDLESS = pytest.StashKey[set[tuple[Judged, str]]]()
 
 
 class _CannotImport(Exception):
@@ -72,6 +92,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--chapter-report", metavar="FILE", help="write one line of JSON per test")
     group.addoption("--chapter-timeout", type=float, default=TEST_TIMEOUT_S, metavar="S", help="of a test of a file")
     group.addoption("--memory-gb", type=float, default=0, metavar="X", help="what tests may take; 0 for no limit")
+    group.addoption(
+        "--lend", action="append", default=[], metavar="N.M", help="take this task from the reference; repeatable"
+    )
+    group.addoption("--lend-others", action="store_true", help="judge a failed task again with all other tasks lent")
+    group.addoption("--failed", action="append", default=[], metavar="N.M", help="fails as it is; only judge it again")
+    group.addoption(
+        "--grace", type=float, default=0, metavar="S", help="end the process if a test goes on so long after its time"
+    )
     group.addoption("--first-failure-only", action="store_true", help="skip a file's further tests once one failed")
 
 
@@ -89,14 +117,16 @@ def pytest_configure(config: pytest.Config) -> None:
         files.setdefault(number, []).append(path)
     config.stash[_FILES] = files
     config.stash[_LOADED] = {}
-    config.stash[_FAILED] = set()
+    failed = config.getoption("failed", [])
+    config.stash[_FAILED] = {(path, task) for paths in files.values() for path in paths for task in failed}
     config.stash[_ENDLESS] = set()
     own: dict[str, Path] = {}
     for place in map(Path, config.getoption("mine", [])):
         own |= {path.stem: path.absolute() for path in (place.glob("ch[0-9][0-9]_*.py") if place.is_dir() else [place])}
     if own:
-        OwnChapters(own).install()
-    config.stash[_OWN] = {*own.values(), *(path for paths in files.values() for path in paths)}
+        OwnChapters(own, config.getoption("lend", [])).install()
+    mine = {path for path in own.values() if path.parent != FOLDER}  # there, skeletons stand for what is lent whole
+    config.stash[_OWN] = {*mine, *(path for paths in files.values() for path in paths)}
     report = config.getoption("chapter_report", None)
     if report and not hasattr(config, "workerinput"):  # with xdist, the workers' reports come together in one process
         config.pluginmanager.register(ReportWriter(Path(report)), "chapter-report")
@@ -106,53 +136,89 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Once for each file that is to be judged."""
+    """Once for each file that is to be judged; with ``--lend-others``, once more with the other tasks lent."""
     if "chapter" not in metafunc.fixturenames or not hasattr(metafunc.module, "CHAPTER"):
         return
     paths = metafunc.config.stash[_FILES].get(metafunc.module.CHAPTER, [])
-    if paths:
-        metafunc.parametrize("chapter", paths, ids=[path.stem for path in paths], indirect=True, scope="module")
+    if not paths:
+        return
+    lent = frozenset(metafunc.config.getoption("lend", []))
+    forms = [(judged_as(path, lent, False), path.stem) for path in paths]
+    marks = [*metafunc.definition.iter_markers("task")]
+    if marks and marks[0].args and metafunc.config.getoption("lend_others", False):
+        regions = solution_regions(_chapter_of(metafunc.module))
+        others = frozenset(region.task_id for region in regions) - {marks[0].args[0]}
+        if not others <= lent:
+            forms += [(judged_as(path, lent | others, True), f"{path.stem}-lent") for path in paths]
+    judged, names = zip(*forms, strict=True)
+    metafunc.parametrize("chapter", judged, ids=names, indirect=True, scope="module")
+
+
+@cache
+def judged_as(path: Path, lent: frozenset[str], again: bool) -> Judged:
+    """One object for each form of a file: pytest sets a fixture up again for another one, be it equal."""
+    return Judged(path, lent, again)
+
+
+@cache
+def _chapter_of(module: ModuleType) -> Chapter:
+    """The chapter that a module of tests is about."""
+    path = Path(str(module.__file__))
+    name = path.stem.removeprefix("test_")
+    return Chapter(module.CHAPTER, name, path.parents[2] / "chapters" / f"{name}.py")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Every test of a chapter belongs to one task; keep those that were asked for, and let none run for ever."""
     wanted = config.getoption("task", [])
     timeout = config.getoption("chapter_timeout", TEST_TIMEOUT_S)
+    failed = config.getoption("failed", [])
     dropped = []
     for item in items:
         marks = list(item.iter_markers("task"))
         if hasattr(getattr(item, "module", None), "CHAPTER") and (len(marks) != 1 or not marks[0].args):
             raise pytest.UsageError(f"{item.nodeid} needs exactly one @pytest.mark.task(id, hint=...)")
+        judged = _judged_of(item)
         if wanted and (not marks or marks[0].args[0] not in wanted):
             dropped.append(item)
-        if _path_of(item) and config.pluginmanager.hasplugin("timeout") and not item.get_closest_marker("timeout"):
+        elif judged is not None and not judged.again and marks[0].args[0] in failed:
+            dropped.append(item)
+        if judged and config.pluginmanager.hasplugin("timeout") and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(timeout))
     if dropped:
         config.hook.pytest_deselected(items=dropped)
         items[:] = [item for item in items if item not in set(dropped)]
+    if config.getoption("lend_others", False):
+        items.sort(key=_is_second)
+
+
+def _is_second(item: pytest.Item) -> bool:
+    judged = _judged_of(item)
+    return judged is not None and judged.again
 
 
 @pytest.fixture(scope="module")
 def chapter(request: pytest.FixtureRequest) -> ModuleType:
     """The chapter under test: the reference, or the file to be judged."""
     number = request.module.CHAPTER
-    path = getattr(request, "param", None)
-    if path is None:
+    judged = getattr(request, "param", None)
+    if judged is None:
         (name,) = (path.stem for path in FOLDER.glob(f"ch{number}_*.py"))
         return importlib.import_module(f"chapters.{name}")
     loaded = request.config.stash[_LOADED]
-    if path not in loaded:
+    if judged not in loaded:
+        name = f"graded_{number}_{len(loaded)}_{judged.path.stem}"
         try:
-            loaded[path] = load_file(path, f"graded_{number}_{len(loaded)}_{path.stem}")
+            loaded[judged] = load_file(judged.path, name, _chapter_of(request.module), judged.lent)
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # sys.exit and a timeout do not raise an Exception
             kind, message, where = explain(error, request.config.stash[_OWN])
-            loaded[path] = kind, f"the file cannot be imported: {message}", where
+            loaded[judged] = kind, f"the file cannot be imported: {message}", where
         else:
             if (writer := request.config.pluginmanager.get_plugin("chapter-report")) is not None:
                 writer.loaded.touch()
-    found = loaded[path]
+    found = loaded[judged]
     if isinstance(found, tuple):
         raise _CannotImport(*found)
     return found
@@ -164,12 +230,33 @@ def seed(request: pytest.FixtureRequest) -> int:
     return int(request.config.getoption("seed", 0))
 
 
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Note afresh what is lent, and end the process if a test goes on long after its time: it swallows what stops it."""
+    lending.USED.clear()
+    mark, grace = item.get_closest_marker("timeout"), item.config.getoption("grace", 0)
+    if _judged_of(item) is None or mark is None or not grace:
+        return (yield)
+    writer = cast(ReportWriter, item.config.pluginmanager.get_plugin("chapter-report"))
+    limit = float(mark.args[0])
+    if item.config.stash[_ENDLESS]:
+        item.add_marker(pytest.mark.timeout(limit := min(limit, AGAIN_TIMEOUT_S)), append=False)
+    faulthandler.dump_traceback_later(limit + grace, exit=True, file=writer.stuck)
+    try:
+        return (yield)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip what is settled: a task one of whose tests never ended, or (``--first-failure-only``) a file that failed once."""
-    path, mark = _path_of(item), item.get_closest_marker("task")
-    if item.config.getoption("first_failure_only", False) and path in item.config.stash[_FAILED]:
+    judged, mark = _judged_of(item), item.get_closest_marker("task")
+    if judged is None or mark is None:
+        return
+    failed = item.config.stash[_FAILED]
+    if item.config.getoption("first_failure_only", False) and judged.path in {path for path, _ in failed}:
         pytest.skip("an earlier test of this file failed")
-    if mark and (path, mark.args[0]) in item.config.stash[_ENDLESS]:
+    if (judged, mark.args[0]) in item.config.stash[_ENDLESS]:
         pytest.skip("an earlier test of this task did not end")
 
 
@@ -178,36 +265,50 @@ def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Add what the course tool wants to know to the report of a test."""
-    report = yield
+    with lending.hidden_sources():
+        report = yield
     mark = item.get_closest_marker("task")
     if mark is None:
         return report
-    path = _path_of(item)
+    judged, task = _judged_of(item), mark.args[0]
     kind: str = report.outcome
     message = where = ""
-    is_import = False
+    is_import = in_lent = False
     if call.excinfo is not None:
         error = call.excinfo.value
         kind, message, where = explain(error, item.config.stash[_OWN])
+        if judged is not None:
+            name = lending.lent_name(_chapter_of(cast(Any, item).module))
+            in_lent = is_raised_by(name, error, item.config.stash[_OWN])
         if is_import := isinstance(error, _CannotImport):
             kind, message, where = error.told
-        if report.failed and path is not None:
-            item.config.stash[_FAILED].add(path)
+        if report.failed and judged is not None:
+            item.config.stash[_FAILED].add((judged.path, task))
             if kind == "timeout":
-                item.config.stash[_ENDLESS].add((path, mark.args[0]))
+                item.config.stash[_ENDLESS].add((judged, task))
+    properties = dict(item.user_properties)
     record = {
-        "file": None if path is None else str(path),
-        "task": mark.args[0],
+        "file": None if judged is None else str(judged.path),
+        "task": task,
         "nodeid": item.nodeid,
         "outcome": report.outcome,
         "kind": "skipped" if report.skipped else kind,
         "message": message,
         "where": where,
+        "in_lent": in_lent,
         "hint": "" if is_import else _hint(call, mark),
         "seconds": round(call.duration, 3),
+        "lent": [] if judged is None else _lent(judged, _chapter_of(cast(Any, item).module)),
+        "answer": {name: properties[name] for name in ("answer", "number") if name in properties},
     }
     cast(Any, report).chapter_record = record
     return report
+
+
+def _lent(judged: Judged, chapter: Chapter) -> list[str]:
+    """The tasks of which the test that has just run used lent functions. Kernels do not say, so they are named always."""
+    unsaid = judged.lent & lending.kernel_tasks(chapter) if judged.lent else set()
+    return in_order(lending.USED | unsaid)
 
 
 def _hint(call: pytest.CallInfo[None], mark: pytest.Mark) -> str:
@@ -216,11 +317,11 @@ def _hint(call: pytest.CallInfo[None], mark: pytest.Mark) -> str:
     return str(getattr(error, "hint", mark.kwargs.get("hint", "")))
 
 
-def _path_of(item: pytest.Item) -> Path | None:
-    """The judged file of a test, ``None`` for the reference."""
+def _judged_of(item: pytest.Item) -> Judged | None:
+    """What a test judges, ``None`` for the reference."""
     found = getattr(item, "callspec", None)
-    path = found.params.get("chapter") if found is not None else None
-    return path if isinstance(path, Path) else None
+    judged = found.params.get("chapter") if found is not None else None
+    return judged if isinstance(judged, Judged) else None
 
 
 class ReportWriter:
@@ -232,12 +333,29 @@ class ReportWriter:
         self.running = path.with_name(path.name + ".running")
         self.loaded = path.with_name(path.name + ".loaded")
         self.done = path.with_name(path.name + ".done")
+        self.stuck: TextIO = path.with_name(path.name + ".stuck").open("w", encoding="utf-8")
         path.write_text("", encoding="utf-8")
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
-        """Note which tests there are."""
-        tasks = {item.nodeid: mark.args[0] for item in session.items if (mark := item.get_closest_marker("task"))}
-        self.plan.write_text(json.dumps(tasks), encoding="utf-8")
+        """Note which tests there are, of the first form and of the second."""
+        plans: tuple[dict[str, str], dict[str, str]] = ({}, {})
+        for item in session.items:
+            if mark := item.get_closest_marker("task"):
+                plans[_is_second(item)][item.nodeid] = mark.args[0]
+        self.plan.write_text(json.dumps(plans), encoding="utf-8")
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_protocol(self, item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
+        """Pass over a test in its second form, without a word, if its task passed or the file cannot be imported."""
+        judged, mark = _judged_of(item), item.get_closest_marker("task")
+        if judged is None or mark is None or not judged.again:
+            return None
+        forms = {key: found for key, found in item.config.stash[_LOADED].items() if key.path == judged.path}
+        cannot_import = any(isinstance(found, tuple) for found in forms.values())
+        if not cannot_import and (judged.path, mark.args[0]) in item.config.stash[_FAILED]:
+            return None
+        item.session._setupstate.teardown_exact(nextitem)  # the test before left standing what this one would have used
+        return True
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         """Note which test runs now."""

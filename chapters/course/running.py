@@ -8,7 +8,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,9 @@ from chapters.course.catalog import ROOT, Chapter
 _SECRETS = ("TOKEN", "SECRET", "PASSWORD", "CREDENTIAL", "API_KEY", "ACCESS_KEY")
 _DROPPED = ("PYTEST_ADDOPTS", "PYTEST_PLUGINS", "PYTHONSTARTUP")
 _LONGEST_TEXT = 1 << 20  # bytes
+_GRACE_S = 2.0  # after a test's time, until the process is ended
+AGAIN_TIMEOUT_S = 5.0
+"""A test's time limit once another test of the same file did not end: most of that file's time has been spent."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +44,14 @@ class Run:
 
     Attributes:
         records: test -> what the plugin wrote about it.
-        plan: test -> task, of all tests that were to run; empty if pytest never came so far.
+        plan: test -> task, of all tests that were to run on the file as it is; empty if pytest never came so far.
+        again: the same of the tests in their second form, on the file with all other tasks lent.
         running: the test that ran last.
         loaded: whether the file could be imported.
         done: whether pytest came to its own end.
         status: the exit status; negative for a signal; ``None`` if the process was stopped for taking too long.
         output: all that pytest printed.
+        stuck: where each thread was, if the process was ended because a test would not end.
     """
 
     records: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -56,6 +61,13 @@ class Run:
     done: bool = False
     status: int | None = 0
     output: str = ""
+    again: dict[str, str] = field(default_factory=dict)
+    stuck: str = ""
+
+    @property
+    def guilty(self) -> str | None:
+        """The task of the test that ran last."""
+        return (self.plan | self.again).get(self.running)
 
     @property
     def ended_early(self) -> bool:
@@ -116,10 +128,16 @@ def run_tests(
     own: Mapping[str, Path],
     seed: int,
     limits: Limits,
+    lend: Collection[str] = (),
+    failed: Collection[str] = (),
     seconds_left: float | None = None,
     processes: Processes | None = None,
 ) -> Run:
-    """Judge ``path`` by the tests of ``chapter`` that belong to ``tasks``; earlier chapters in ``own`` are these files."""
+    """Judge ``path`` by the tests of ``chapter`` that belong to ``tasks``; earlier chapters in ``own`` are these files.
+
+    The functions of the tasks ``lend`` are the reference's. A task that fails is judged again with those of all other tasks
+    lent; the tasks ``failed`` are known to fail, and only judged so.
+    """
     with tempfile.TemporaryDirectory(prefix="pagebrain-check-", ignore_cleanup_errors=True) as folder:
         report = Path(folder) / "report"
         command = [
@@ -127,7 +145,10 @@ def run_tests(
             *("-c", str(ROOT / "pyproject.toml"), f"--rootdir={ROOT}", str(chapter.test_file)),
             *("--chapter-file", f"{chapter.number}={path}", "--chapter-report", str(report), "--seed", str(seed)),
             *("--chapter-timeout", str(limits.test_s), "--memory-gb", str(limits.memory_gb)),
+            *("--lend-others", "--grace", str(_GRACE_S)),
             *(option for task in tasks for option in ("--task", task)),
+            *(option for task in lend for option in ("--lend", task)),
+            *(option for task in failed for option in ("--failed", task)),
             *(option for file in own.values() for option in ("--mine", str(file))),
         ]
         output = Path(folder) / "output"
@@ -139,9 +160,12 @@ def run_tests(
 
 def read_report(report: Path) -> Run:
     """What the plugin wrote about a run, however far it came."""
+    plan, again = json.loads(_text(report.with_name(report.name + ".plan")) or "[{}, {}]")
     return Run(
         records={record["nodeid"]: record for record in _worst_last(_lines(report))},
-        plan=json.loads(_text(report.with_name(report.name + ".plan")) or "{}"),
+        plan=plan,
+        again=again,
+        stuck=_text(report.with_name(report.name + ".stuck")),
         running=_text(report.with_name(report.name + ".running")),
         loaded=report.with_name(report.name + ".loaded").exists(),
         done=report.with_name(report.name + ".done").exists(),

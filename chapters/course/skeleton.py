@@ -6,6 +6,7 @@ A stub fails closed: it raises ``TodoError``, so a task that is not done can nev
 import ast
 import re
 import textwrap
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cache
 from typing import TypeAlias
@@ -38,11 +39,11 @@ class Region:
 
 @cache
 def solution_regions(chapter: Chapter) -> tuple[Region, ...]:
-    """The marked regions of a chapter, in order. Raises ``CourseError`` for markers that do not pair up."""
-    functions = _functions(ast.parse(chapter.source))
+    """The marked regions of a chapter's reference, in order. Raises ``CourseError`` for markers that do not pair up."""
+    functions = find_functions(ast.parse(chapter.reference))
     regions = []
     begin: tuple[str, str, int] | None = None
-    for number, line in enumerate(chapter.source.splitlines(), start=1):
+    for number, line in enumerate(chapter.reference.splitlines(), start=1):
         found = _BEGIN.match(line)
         if bool(found) + bool(_END.match(line)) and (begin is None) != bool(found):
             raise CourseError(f"{chapter.path.name}:{number}: # BEGIN SOLUTION and # END SOLUTION must take turns")
@@ -64,11 +65,14 @@ def solution_regions(chapter: Chapter) -> tuple[Region, ...]:
     return tuple(regions)
 
 
-def make_skeleton(chapter: Chapter) -> str:
-    """The file that a learner starts from. The chapter of a released copy is a skeleton already, and returned unchanged."""
+def make_skeleton(chapter: Chapter, *, done: Collection[str] = ()) -> str:
+    """The file that a learner starts from. The chapter of a released copy is a skeleton already, and returned unchanged.
+
+    Tasks in ``done`` keep their solutions.
+    """
     if chapter.is_skeleton:
         return chapter.source
-    regions = {region.first: region for region in solution_regions(chapter)}
+    regions = {region.first: region for region in solution_regions(chapter) if region.task_id not in done}
     lines = []
     skip_to = 0
     for number, line in enumerate(chapter.source.splitlines(), start=1):
@@ -95,7 +99,7 @@ def untouched_tasks(source: str | bytes, chapter: Chapter) -> dict[str, str]:
 def _stubs(source: str | bytes) -> dict[str, dict[str, str]]:
     """Task -> qualified name of a function that begins with a stub -> its message."""
     found: dict[str, dict[str, str]] = {}
-    for qualname, function in _functions(ast.parse(source)):
+    for qualname, function in find_functions(ast.parse(source)):
         body = function.body[1:] if ast.get_docstring(function) is not None else function.body
         if body and (message := stub_message(body[0])):
             found.setdefault(message.split()[1], {})[qualname] = message
@@ -153,7 +157,7 @@ def _yield_lines(function: Function) -> list[int]:
     return found
 
 
-def _functions(tree: ast.Module) -> list[tuple[str, Function]]:
+def find_functions(tree: ast.Module) -> list[tuple[str, Function]]:
     """All functions of a module with their qualified names; an inner one after the one it is in."""
     found: list[tuple[str, Function]] = []
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from chapters.course.catalog import Chapter, CourseError, find_chapters
-from chapters.course.grading import Grade, grade_file
+from chapters.course.grading import Grade, describe_answer, describe_lent, grade_file
 from chapters.course.imports_guard import additional_modules
 from chapters.course.running import Limits, Processes, StoppedError
 from chapters.course.skeleton import make_skeleton
@@ -108,6 +108,8 @@ def grade_submission(submission: Submission, seed: int, limits: Limits, processe
         "sha256": submission.sha256,
         "imports": "",
         "file": str(submission.path or ""),
+        "lent": "",
+        "answers": "",
         "message": submission.problem,
     }
     processes.check()
@@ -124,6 +126,8 @@ def grade_submission(submission: Submission, seed: int, limits: Limits, processe
             **{verdict.task.task_id: verdict.points for verdict in grade.verdicts},
             "seconds": round(grade.seconds, 1),
             "imports": _imports(submission),
+            "lent": " | ".join(f"{v.task.task_id} {describe_lent(v)}" for v in grade.verdicts if v.lent),
+            "answers": " | ".join(f"{v.task.task_id} {describe_answer(v)}" for v in grade.verdicts if v.answer),
             "message": _message(grade),
         }
     except StoppedError:

@@ -13,13 +13,14 @@ import importlib.util
 import os
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from types import CodeType, ModuleType
 
-from chapters.course.catalog import FOLDER, ROOT, Chapter, CourseError, find_chapter, find_chapters
+from chapters.course.catalog import FOLDER, ROOT, Chapter, CourseError, find_chapter, find_chapters, in_order, open_tasks
+from chapters.course.lending import NOTES, USED, compose
 
 VARIABLE = "PAGEBRAIN_WORK"
 
@@ -86,17 +87,33 @@ class Snapshot:
 
 
 class FreshLoader(importlib.machinery.SourceFileLoader):
-    """Compiles the source at every load."""
+    """Compiles the source at every load, with the functions of ``tasks`` lent by the reference of ``chapter``."""
+
+    def __init__(self, fullname: str, path: str, chapter: Chapter | None = None, tasks: Collection[str] = ()) -> None:
+        super().__init__(fullname, path)
+        self._chapter = chapter
+        self._tasks = tasks
 
     def get_code(self, fullname: str) -> CodeType:
         """The code of the file as it is now."""
-        code: CodeType = self.source_to_code(self.get_data(self.path), self.path)
+        source = self.get_data(self.path)
+        if self._chapter is not None and self._tasks:
+            return compose(source, Path(self.path), self._chapter, self._tasks)
+        code: CodeType = self.source_to_code(source, self.path)
         return code
 
+    def exec_module(self, module: ModuleType) -> None:
+        """Run the code."""
+        vars(module)[NOTES] = USED
+        super().exec_module(module)
 
-def load_file(path: Path, name: str) -> ModuleType:
-    """Run a file as the module ``name``, which stays in ``sys.modules`` unless it fails. Raises what the file raises."""
-    loader = FreshLoader(name, str(path))
+
+def load_file(path: Path, name: str, chapter: Chapter | None = None, lent: Collection[str] = ()) -> ModuleType:
+    """Run a file as the module ``name``, which stays in ``sys.modules`` unless it fails. Raises what the file raises.
+
+    The functions of the tasks ``lent`` are those of the reference of ``chapter``.
+    """
+    loader = FreshLoader(name, str(path), chapter, lent)
     spec = importlib.util.spec_from_file_location(name, path, loader=loader)
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
@@ -110,10 +127,14 @@ def load_file(path: Path, name: str) -> ModuleType:
 
 
 class OwnChapters(importlib.abc.MetaPathFinder):
-    """Makes ``import chapters.ch01_...`` run the learner's file, for the chapters that have one."""
+    """Makes ``import chapters.ch01_...`` run the learner's file, for the chapters that have one.
 
-    def __init__(self, files: Mapping[str, Path]) -> None:
+    The functions of the tasks ``lent`` are the reference's.
+    """
+
+    def __init__(self, files: Mapping[str, Path], lent: Collection[str] = ()) -> None:
         self.files = {f"chapters.{stem}": path for stem, path in files.items()}
+        self.lent = frozenset(lent)
         self._loaded: dict[str, bytes] = {}
 
     def find_spec(
@@ -124,7 +145,10 @@ class OwnChapters(importlib.abc.MetaPathFinder):
         if file is None:
             return None
         self._loaded[fullname] = file.read_bytes()
-        return importlib.util.spec_from_file_location(fullname, file, loader=FreshLoader(fullname, str(file)))
+        stem = fullname.partition(".")[2]
+        chapter = next((chapter for chapter in find_chapters() if chapter.name == stem), None)
+        own = {task.task_id for task in chapter.tasks} & self.lent if chapter is not None and self.lent else set()
+        return importlib.util.spec_from_file_location(fullname, file, loader=FreshLoader(fullname, str(file), chapter, own))
 
     def install(self) -> None:
         """Import these files from now on. Chapters that were imported before are forgotten."""
@@ -164,20 +188,34 @@ def own_chapters(work: Path, before: Chapter | None, *, all_of_them: bool, folde
     return chosen
 
 
+def lent_from_the_start(files: Mapping[str, Path], folder: Path = FOLDER) -> set[str]:
+    """The tasks of these files, by chapter name, that have a stub left and a reference that can stand for them."""
+    tasks = set()
+    for chapter in find_chapters(folder):
+        if chapter.name in files and open_tasks(chapter.reference) == []:
+            tasks |= set(open_tasks(files[chapter.name].read_text(encoding="utf-8", errors="replace")))
+    return tasks
+
+
 def load_stage(number: str) -> ModuleType:
     """The module of a chapter, for a notebook.
 
     The reference where it is complete. In a copy for students, chapters that are left to them are their own files from
-    ``work/``, where these exist; otherwise the skeletons, whose tasks raise ``TodoError``.
+    ``work/``; functions of tasks that are not done are lent by the reference, and a line that is printed says which.
     """
     chapter = find_chapter(number)
-    own = own_chapters(work_folder(), None, all_of_them=False)
+    skeletons = {other.name: other.path for other in find_chapters() if other.is_skeleton}
+    own = {**skeletons, **own_chapters(work_folder(), None, all_of_them=False)}
+    lent = lent_from_the_start(own)
     for finder in [finder for finder in sys.meta_path if isinstance(finder, OwnChapters)]:
-        if finder.files == {f"chapters.{name}": path for name, path in own.items()}:
+        same_files = finder.files == {f"chapters.{name}": path for name, path in own.items()}
+        if same_files and finder.lent == lent:
             finder.refresh()
             break
         finder.uninstall()
     else:
         if own:
-            OwnChapters(own).install()
+            OwnChapters(own, lent).install()
+    if said := in_order(task for task in lent if int(task.partition(".")[0]) <= int(chapter.number)):
+        print(f"Lent by the reference until you have done them: {', '.join(said)}")
     return importlib.import_module(f"chapters.{chapter.name}")

@@ -40,7 +40,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> Generator[None]:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what no file is asked, and let what is asked of one task's file end early."""
     files = [getattr(item, "callspec", None) for item in items]
-    asked = [(item, spec.params["chapter"]) for item, spec in zip(items, files) if spec and "chapter" in spec.params]
+    asked = [(item, spec.params["chapter"].path) for item, spec in zip(items, files) if spec and "chapter" in spec.params]
     for item, path in asked:
         if tasks()[str(path)] is not None:
             item.add_marker(pytest.mark.timeout(ENDLESS_S), append=False)

@@ -13,8 +13,8 @@ from rich.text import Text
 
 from chapters.course.catalog import Chapter, CourseError, Task, find_chapters, find_tasks
 from chapters.course.cli import NOT_PASSED, add_work_argument
-from chapters.course.commands.list_ import save_progress, task_states
-from chapters.course.grading import Grade, Verdict, check_file, grade_file
+from chapters.course.commands.list_ import save_progress
+from chapters.course.grading import Grade, Verdict, check_file, describe_answer, describe_lent, grade_file
 from chapters.course.running import Limits
 from chapters.course.workspace import Snapshot, own_chapters, own_file, shown, work_folder, write_file
 
@@ -75,7 +75,6 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(as_json(grade), indent=2))
     else:
         print_grade(grade)
-        print_advice(grade, work)
     if args.gradescope:
         write_file(Path(args.gradescope).absolute(), json.dumps(as_gradescope(grade), indent=2) + "\n")
     if path == own_file(chapter, work) and args.seed == 0:
@@ -108,6 +107,9 @@ def print_header(chapter: Chapter, snapshot: Snapshot, own: Mapping[str, Path], 
         console.print(Text(text), soft_wrap=True)
 
 
+_LENT = "Lent: the reference's functions stood for yours where those are not done, or where a task does not pass with them."
+
+
 def print_grade(grade: Grade) -> None:
     """The table of tasks and points, with what each failure means."""
     table = Table(show_lines=True)
@@ -122,21 +124,8 @@ def print_grade(grade: Grade) -> None:
     console = Console(highlight=False)
     console.print(table)
     console.print(Text(_total(grade)))
-
-
-def print_advice(grade: Grade, work: Path) -> None:
-    """If a task failed and earlier chapters are the learner's own: which of those are not known to be right."""
-    if grade.passed or not grade.own:
-        return
-    doubtful = []
-    for chapter in find_chapters():
-        if chapter.name in grade.own:
-            states = task_states(work, chapter)
-            open_tasks = [f"{task} {state}" for task, state in states.items() if state != "passed"]
-            doubtful += [f"chapter {chapter.number} ({', '.join(open_tasks)})"] if open_tasks else []
-    if doubtful:
-        text = f"This builds on your own {'; '.join(doubtful)}. A mistake there can show here: check that first."
-        Console(highlight=False).print(Text(text, style="yellow"), soft_wrap=True)
+    if any(verdict.lent for verdict in grade.verdicts):
+        console.print(Text(_LENT, style="dim"), soft_wrap=True)
 
 
 def as_json(grade: Grade) -> dict[str, Any]:
@@ -162,6 +151,8 @@ def as_json(grade: Grade) -> dict[str, Any]:
                 "message": verdict.message,
                 "where": verdict.where,
                 "hint": verdict.hint,
+                "lent": list(verdict.lent),
+                **verdict.answer,
                 "tests": verdict.num_tests,
                 "tests_passed": verdict.num_passed,
                 "seconds": verdict.seconds,
@@ -207,14 +198,19 @@ def _total(grade: Grade) -> str:
 def _meaning(verdict: Verdict) -> Text:
     """What is to be said of a task: the first failure's message, the line it came from, what it usually means."""
     if verdict.passed:
-        return Text(verdict.task.summary, style="dim")
-    parts = [Text(verdict.message)]
+        parts = [Text(verdict.task.summary, style="dim")]
+    else:
+        parts = [Text(verdict.message)]
     if verdict.where and verdict.status != "todo":
         parts.append(Text(f"in your file, {verdict.where}"))
     if verdict.hint:
         parts.append(Text(f"Hint: {verdict.hint}", style="italic"))
-    if verdict.status != "todo" and verdict.num_tests > 1:
+    if verdict.status == "failed" and verdict.num_tests > 1:
         parts.append(Text(f"{verdict.num_passed} of {verdict.num_tests} tests of this task pass", style="dim"))
+    if verdict.lent:
+        parts.append(Text(describe_lent(verdict), style="dim"))
+    if verdict.answer:
+        parts.append(Text(describe_answer(verdict), style="italic"))
     return Text("\n").join(parts)
 
 
@@ -226,5 +222,5 @@ def _earlier(chapter: Chapter, own: Mapping[str, Path], *, mine: bool) -> str:
     parts = [f"yours for {', '.join(shown(path) for path in own.values())}"] if own else []
     parts += ["none of yours was found (--mine)"] if mine and earlier and not own else []
     parts += [f"the reference for {', '.join(reference)}"] if reference else []
-    parts += [f"skeletons, with nothing done, for {', '.join(undone)}"] if undone else []
+    parts += [f"lent by the reference, since you have no file of it: {', '.join(undone)}"] if undone else []
     return f"Earlier chapters: {'; '.join(parts)}" if parts else ""

@@ -21,7 +21,7 @@ from chapters.course.running import Limits, Processes, StoppedError
 from chapters.course.submissions import NOT_GRADED, Submission, describe_unknown, find_submissions, grade_submission
 
 _BEFORE = ("student", "chapter", "seed", "points", "max_points")
-_AFTER = ("seconds", "sha256", "imports", "file", "message")
+_AFTER = ("seconds", "sha256", "imports", "file", "lent", "answers", "message")
 _LONGEST = 8000  # characters; a spreadsheet's cell holds 32767
 
 Row = Mapping[str, object]

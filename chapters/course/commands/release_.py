@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from chapters.course.catalog import FOLDER, ROOT, Chapter, CourseError, find_chapter, find_chapters
+from chapters.course.catalog import FOLDER, ROOT, Chapter, CourseError, find_chapter, find_chapters, pack
 from chapters.course.skeleton import make_skeleton, solution_regions
 
 
@@ -154,6 +154,7 @@ def _build(folder: Path, released: Sequence[Chapter]) -> list[Path]:
         if chapter in released:
             skeletons.append(folder / "work" / chapter.path.name)
             _write(skeletons[-1], text)
+            _write(folder / "chapters" / "lent" / chapter.lent_file.name, pack(chapter))
     names = {chapter.name for chapter in present}
     for path in [*FOLDER.glob("*.py"), *FOLDER.glob("aids/*.py")]:
         if not re.match(r"ch\d\d_", path.name) and _chapters_of(path) <= names:
