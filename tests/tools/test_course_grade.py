@@ -19,7 +19,7 @@ from chapters.course.catalog import FOLDER, ROOT, Chapter, CourseError, Task, fi
 from chapters.course.cli import main
 from chapters.course.commands.grade_ import Table, plain
 from chapters.course.grading import Grade, Verdict
-from chapters.course.running import Limits, Processes, StoppedError, run_command
+from chapters.course.running import Limits, Processes, Run, StoppedError, run_command
 from chapters.course.submissions import find_submissions, grade_submission
 from chapters.course.workspace import Snapshot
 
@@ -89,7 +89,9 @@ def test_one_bad_file_does_not_stop_the_grading_of_the_others(
     said = capsys.readouterr()
     assert "not a sandbox" in said.err and "5 files graded with seed 3, 4 not graded" in said.out and "\x1b" not in said.out
     rows = rows_of(table)
-    assert {name: row["points"] for name, row in rows.items() if row["points"] != "0"} == {"alice": "10"}
+    points = {name: row["points"] for name, row in rows.items() if row["points"] != "0"}
+    assert points == {"alice": "10", "fr\\udcffd": "6"}, "a mistake in 0.1 does not cost 0.2"
+    assert rows["fr\\udcffd"]["lent"] == "0.2 with 0.1 lent" and rows["alice"]["lent"] == ""
     assert (rows["alice"]["0.1"], rows["alice"]["0.2"], rows["alice"]["message"]) == ("4", "6", "")
     assert len(rows["alice"]["sha256"]) == 64 and {row["seed"] for row in rows.values()} == {"3"}
     words = {
@@ -131,11 +133,11 @@ def test_whatever_goes_wrong_with_a_file_becomes_its_row(handed_in: Path, monkey
 def test_a_file_that_changes_itself_is_not_graded_and_no_temporary_folder_is_named(
     handed_in: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def judge(chapter: Chapter, tasks: list[Task], path: Path, *settings: Any) -> tuple[list[Verdict], str]:
+    def run_tests(chapter: Chapter, path: Path, tasks: list[str], **settings: Any) -> Run:
         path.unlink()
-        return [Verdict(task, "passed") for task in tasks], ""
+        return Run({task: {"outcome": "passed", "seconds": 0} for task in tasks}, {task: task for task in tasks}, done=True)
 
-    monkeypatch.setattr("chapters.course.grading._judge", judge)
+    monkeypatch.setattr("chapters.course.grading.run_tests", run_tests)
     hand_in(handed_in, f"alice/{NAME}")
     [submission] = find_submissions(handed_in, None).submissions
     row = grade_submission(submission, 0, Limits(), Processes())

@@ -12,6 +12,7 @@ from chapters.course.catalog import FOLDER, ROOT, CourseError, find_chapter, fin
 from chapters.course.cli import main
 from chapters.course.commands import release_ as release_module
 from chapters.course.commands.release_ import leaks, release, solution_lines, without_solutions
+from chapters.course.skeleton import make_skeleton
 from chapters.course.workspace import load_stage
 
 
@@ -105,9 +106,8 @@ from pathlib import Path
 from chapters.course import load_stage
 from chapters.course.cli import main
 assert main(["list"]) == 0
-skeleton = load_stage("02")
 mine = Path("work/ch02_block_table.py")
-assert skeleton.__file__ == str(mine.absolute())
+assert load_stage("02").__file__ == str(mine.absolute())
 mine.write_text(mine.read_text() + "\\nMINE = 1\\n")
 third = load_stage("03")
 assert third.__file__.endswith("work/ch03_paged_attention.py")
@@ -121,7 +121,35 @@ assert main(["release", "again"]) == 2
     said = in_copy(copy, code)
     assert "to do" in said
     assert "yours for work/ch02_block_table.py; the reference for 00, 01" in " ".join(said.split())
-    assert "skeletons, with nothing done, for 02" in " ".join(said.split())
+    assert "lent by the reference, since you have no file of it: 02" in " ".join(said.split())
+
+
+def test_in_a_copy_what_is_not_done_is_lent_to_checks_and_notebooks(tmp_path: Path) -> None:
+    """Task 2.4 is done, and nothing else of chapter 02; of chapter 03 there is no file."""
+    copy = tmp_path / "copy"
+    release(copy, [find_chapter("02"), find_chapter("03")])
+    (copy / "work" / "ch02_block_table.py").write_text(make_skeleton(find_chapter("02"), done=["2.4"]), encoding="utf-8")
+    (copy / "work" / "ch03_paged_attention.py").unlink()
+    code = """
+from chapters.course import load_stage
+from chapters.course.cli import main
+from tests.support.models import hf_greedy, random_gpt2
+load_stage("01")
+model = random_gpt2(seed=5)
+print("stage 03")
+assert load_stage("03").generate(model, [[1, 2, 3]], 3) == [hf_greedy(model, [1, 2, 3], 3, 96)]
+print("stage 02")
+assert "work" in load_stage("02").__file__
+assert main(["check", "2.4"]) == 0
+"""
+    said = in_copy(copy, code)
+    start, _, rest = said.partition("stage 03\n")
+    third, _, rest = rest.partition("stage 02\n")
+    assert start == ""
+    assert third == "Lent by the reference until you have done them: 2.1, 2.2, 2.3, 3.1, 3.2, 3.3\n"
+    second, _, checked = rest.partition("\n")
+    assert second == "Lent by the reference until you have done them: 2.1, 2.2, 2.3"
+    assert "with 2.1, 2.2, 2.3 lent" in " ".join(checked.replace("│", " ").split()), checked
 
 
 def test_where_the_reference_is_complete_a_notebook_gets_the_reference() -> None:

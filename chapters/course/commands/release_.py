@@ -102,7 +102,7 @@ def leaks(folder: Path, released: Iterable[Chapter]) -> list[str]:
     """
     secret = solution_lines(released)
     found = []
-    places = ("chapters/*.py", "chapters/aids/*.py", "work/*", "notebooks/*")
+    places = ("chapters/*.py", "chapters/aids/*.py", "chapters/lent/*", "work/*", "notebooks/*")
     for path in sorted(path for place in places for path in folder.glob(place)):
         text = path.read_text(encoding="utf-8")
         if path.suffix == ".ipynb":
