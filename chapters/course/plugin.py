@@ -8,8 +8,11 @@ lent. The second form runs after all of the first, for the tasks that failed the
 """
 
 import faulthandler
+import gc
 import importlib
 import json
+import os
+import sys
 from collections.abc import Collection, Generator
 from dataclasses import dataclass
 from functools import cache
@@ -65,6 +68,7 @@ _FILES = pytest.StashKey[dict[str, list[Path]]]()
 _LOADED = pytest.StashKey[dict[Judged, "ModuleType | tuple[str, str, str]"]]()
 _OWN = pytest.StashKey[Collection[Path]]()
 _FAILED = pytest.StashKey[set[tuple[Path, str]]]()
+_STATUS = pytest.StashKey[int]()
 _ENDLESS = pytest.StashKey[set[tuple[Judged, str]]]()
 
 
@@ -100,11 +104,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--grace", type=float, default=0, metavar="S", help="end the process if a test goes on so long after its time"
     )
+    group.addoption("--in-a-hurry", action="store_true", help="collect no garbage before the tests, and leave without cleaning up")
     group.addoption("--first-failure-only", action="store_true", help="skip a file's further tests once one failed")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Read the options; nothing of a learner's runs yet."""
+    if config.getoption("in_a_hurry", False):
+        gc.disable()  # until the tests begin: what is imported is no garbage, and looking for some takes half a second
     config.addinivalue_line(
         "markers", "task(id, hint): the exercise that a test belongs to, and what its failure usually means"
     )
@@ -154,6 +161,22 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize("chapter", judged, ids=names, indirect=True, scope="module")
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """``--in-a-hurry``: end at once. To take down torch and all that was imported takes a second."""
+    if (status := config.stash.get(_STATUS, None)) is not None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Keep the status for the end."""
+    if session.config.getoption("in_a_hurry", False):
+        session.config.stash[_STATUS] = int(exitstatus)
+
+
 @cache
 def judged_as(path: Path, lent: frozenset[str], again: bool) -> Judged:
     """One object for each form of a file: pytest sets a fixture up again for another one, be it equal."""
@@ -190,6 +213,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if item not in set(dropped)]
     if config.getoption("lend_others", False):
         items.sort(key=_is_second)
+    if config.getoption("in_a_hurry", False):
+        gc.freeze()
+        gc.enable()
 
 
 def _is_second(item: pytest.Item) -> bool:

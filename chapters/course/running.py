@@ -119,6 +119,9 @@ class Processes:
 PLUGINS = ("-p", "chapters.course.plugin", "-p", "no:nbval", "-p", "no:schemathesis", "-p", "no:hypothesispytest")
 """pytest's options for the chapters' tests. They use none of the last three, whose import takes seconds where they are."""
 
+_QUICK = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PAGEBRAIN_CHECK": "1"}
+"""Variables of a check's process: it imports no plugins but those that it names, and ``tests/conftest.py`` imports less."""
+
 
 def run_tests(
     chapter: Chapter,
@@ -141,11 +144,11 @@ def run_tests(
     with tempfile.TemporaryDirectory(prefix="pagebrain-check-", ignore_cleanup_errors=True) as folder:
         report = Path(folder) / "report"
         command = [
-            *(sys.executable, "-m", "pytest", *PLUGINS, "-p", "no:cacheprovider", "-v"),
+            *(sys.executable, "-m", "pytest", *PLUGINS, "-p", "timeout", "-p", "no:cacheprovider", "-v"),
             *("-c", str(ROOT / "pyproject.toml"), f"--rootdir={ROOT}", str(chapter.test_file)),
             *("--chapter-file", f"{chapter.number}={path}", "--chapter-report", str(report), "--seed", str(seed)),
             *("--chapter-timeout", str(limits.test_s), "--memory-gb", str(limits.memory_gb)),
-            *("--lend-others", "--grace", str(_GRACE_S)),
+            *("--lend-others", "--in-a-hurry", "--grace", str(_GRACE_S)),
             *(option for task in tasks for option in ("--task", task)),
             *(option for task in lend for option in ("--lend", task)),
             *(option for task in failed for option in ("--failed", task)),
@@ -175,7 +178,7 @@ def read_report(report: Path) -> Run:
 def run_command(command: Sequence[str], output: Path, timeout: float, processes: Processes | None = None) -> int | None:
     """The exit status of a command, ``None`` if it had to be stopped. Its output goes to a file, so no pipe can block."""
     environment = {name: value for name, value in os.environ.items() if not _is_private(name)}
-    environment |= {"PYTHONPATH": str(ROOT), "PYTHONUTF8": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    environment |= {"PYTHONPATH": str(ROOT), "PYTHONUTF8": "1", "PYTHONDONTWRITEBYTECODE": "1", **_QUICK}
     processes = processes or Processes()
     with output.open("wb") as file:
         process = processes.start(
