@@ -7,6 +7,8 @@ from collections.abc import Collection
 from pathlib import Path
 from types import ModuleType, TracebackType
 
+from chapters.course.diagnoses import diagnose, lead
+
 _MAX_LINES = 8
 _MAX_CHARS = 4000
 _TIMEOUT = re.compile(r"Timeout \(>([\d.]+)s\) from pytest-timeout")
@@ -32,10 +34,25 @@ def explain(error: BaseException, own_files: Collection[Path]) -> tuple[str, str
     if timeout := _TIMEOUT.search(text):
         return "timeout", f"still running after {float(timeout[1]):g} seconds: does a loop never end?", where
     if own and not _raised_by_a_test(error.__traceback__, own_files):
-        return "raised", _exception_line(error), where
+        calls = lead(error, own_files)
+        return "raised", f"{_exception_line(error)}, {calls}" if calls else _exception_line(error), where
     if isinstance(error, AssertionError) or type(error).__name__ == "Failed":  # pytest.fail, pytest.raises
         return "failed", _test_message(text), ""
     return "failed", _exception_line(error), where
+
+
+def hint_for(error: BaseException, hint: str, own_files: Collection[Path]) -> str:
+    """What to show beside a failure: a diagnosis if the exception has one of its own, else the ``hint`` of the test.
+
+    A hint beside the assertion (``tests.support.hints``) goes before that of the test, and not before a diagnosis.
+    """
+    cause = _root(error, own_files)
+    if (kind := explain(error, own_files)[0]) == "todo" or isinstance(cause, SystemExit | MemoryError):
+        return ""
+    if isinstance(cause, AttributeError) and kind == "failed" and _file_of(cause.obj) in own_files:
+        return ""  # the file defines no such thing
+    diagnosis = diagnose(cause, own_files)
+    return str(getattr(error, "hint", hint)) if diagnosis is None else diagnosis
 
 
 def is_raised_by(name: str, error: BaseException, own_files: Collection[Path]) -> bool:

@@ -267,9 +267,7 @@ def judge_run(task: Task, run: Run, limits: Limits, plan: Mapping[str, str] | No
 
 def _failure(task: Task, record: Mapping[str, Any], counts: Mapping[str, Any]) -> Verdict:
     """The verdict that the first failure of a task stands for."""
-    message, where = record["message"], record["where"]
-    # A hint is about a wrong result. An exception speaks for itself, and its line says where.
-    hint = record["hint"] if record["kind"] == "failed" else ""
+    message, where, hint = record["message"], record["where"], record["hint"]
     if record["kind"] != "todo":
         return Verdict(task, "failed", message, where, hint, blames_lent=record["in_lent"], **counts)
     other = re.match(r"Task (\d+\.\d+)", message)

@@ -24,7 +24,7 @@ import pytest
 
 from chapters.course import lending
 from chapters.course.catalog import Chapter, in_order
-from chapters.course.failures import explain, is_raised_by
+from chapters.course.failures import explain, hint_for, is_raised_by
 from chapters.course.running import AGAIN_TIMEOUT_S
 from chapters.course.skeleton import solution_regions
 from chapters.course.workspace import OwnChapters, load_file
@@ -66,7 +66,7 @@ class Judged:
 
 _FILES = pytest.StashKey[dict[str, list[Path]]]()
 _LOADED = pytest.StashKey[dict[Judged, "ModuleType | tuple[str, str, str]"]]()
-_OWN = pytest.StashKey[Collection[Path]]()
+_OWN = pytest.StashKey[Collection[Path]]()  # of earlier chapters
 _FAILED = pytest.StashKey[set[tuple[Path, str]]]()
 _STATUS = pytest.StashKey[int]()
 _ENDLESS = pytest.StashKey[set[tuple[Judged, str]]]()
@@ -104,7 +104,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--grace", type=float, default=0, metavar="S", help="end the process if a test goes on so long after its time"
     )
-    group.addoption("--in-a-hurry", action="store_true", help="collect no garbage before the tests, and leave without cleaning up")
+    group.addoption(
+        "--in-a-hurry", action="store_true", help="collect no garbage before the tests, and leave without cleaning up"
+    )
     group.addoption("--first-failure-only", action="store_true", help="skip a file's further tests once one failed")
 
 
@@ -132,8 +134,7 @@ def pytest_configure(config: pytest.Config) -> None:
         own |= {path.stem: path.absolute() for path in (place.glob("ch[0-9][0-9]_*.py") if place.is_dir() else [place])}
     if own:
         OwnChapters(own, config.getoption("lend", [])).install()
-    mine = {path for path in own.values() if path.parent != FOLDER}  # there, skeletons stand for what is lent whole
-    config.stash[_OWN] = {*mine, *(path for paths in files.values() for path in paths)}
+    config.stash[_OWN] = {path for path in own.values() if path.parent != FOLDER}  # there are skeletons, all lent
     report = config.getoption("chapter_report", None)
     if report and not hasattr(config, "workerinput"):  # with xdist, the workers' reports come together in one process
         config.pluginmanager.register(ReportWriter(Path(report)), "chapter-report")
@@ -239,7 +240,7 @@ def chapter(request: pytest.FixtureRequest) -> ModuleType:
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # sys.exit and a timeout do not raise an Exception
-            kind, message, where = explain(error, request.config.stash[_OWN])
+            kind, message, where = explain(error, {judged.path, *request.config.stash[_OWN]})
             loaded[judged] = kind, f"the file cannot be imported: {message}", where
         else:
             if (writer := request.config.pluginmanager.get_plugin("chapter-report")) is not None:
@@ -299,15 +300,17 @@ def pytest_runtest_makereport(
     judged, task = _judged_of(item), mark.args[0]
     kind: str = report.outcome
     message = where = ""
-    is_import = in_lent = False
+    hint = str(mark.kwargs.get("hint", ""))
+    in_lent = False
     if call.excinfo is not None:
         error = call.excinfo.value
-        kind, message, where = explain(error, item.config.stash[_OWN])
+        own = {*item.config.stash[_OWN], *([judged.path] if judged is not None else [])}
+        kind, message, where = explain(error, own)
+        hint = hint_for(error, hint, own)
         if judged is not None:
-            name = lending.lent_name(_chapter_of(cast(Any, item).module))
-            in_lent = is_raised_by(name, error, item.config.stash[_OWN])
-        if is_import := isinstance(error, _CannotImport):
-            kind, message, where = error.told
+            in_lent = is_raised_by(lending.lent_name(_chapter_of(cast(Any, item).module)), error, own)
+        if isinstance(error, _CannotImport):
+            (kind, message, where), hint = error.told, ""
         if report.failed and judged is not None:
             item.config.stash[_FAILED].add((judged.path, task))
             if kind == "timeout":
@@ -322,7 +325,7 @@ def pytest_runtest_makereport(
         "message": message,
         "where": where,
         "in_lent": in_lent,
-        "hint": "" if is_import else _hint(call, mark),
+        "hint": hint,
         "seconds": round(call.duration, 3),
         "lent": [] if judged is None else _lent(judged, _chapter_of(cast(Any, item).module)),
         "answer": {name: properties[name] for name in ("answer", "number") if name in properties},
@@ -335,12 +338,6 @@ def _lent(judged: Judged, chapter: Chapter) -> list[str]:
     """The tasks of which the test that has just run used lent functions. Kernels do not say, so they are named always."""
     unsaid = judged.lent & lending.kernel_tasks(chapter) if judged.lent else set()
     return in_order(lending.USED | unsaid)
-
-
-def _hint(call: pytest.CallInfo[None], mark: pytest.Mark) -> str:
-    """The hint beside what failed (``tests.support.hints``), otherwise that of the test."""
-    error = call.excinfo.value if call.excinfo is not None else None
-    return str(getattr(error, "hint", mark.kwargs.get("hint", "")))
 
 
 def _judged_of(item: pytest.Item) -> Judged | None:

@@ -121,6 +121,7 @@ PLUGINS = ("-p", "chapters.course.plugin", "-p", "no:nbval", "-p", "no:schemathe
 
 _QUICK = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PAGEBRAIN_CHECK": "1"}
 """Variables of a check's process: it imports no plugins but those that it names, and ``tests/conftest.py`` imports less."""
+_THREADS = "OMP_NUM_THREADS"  # the tests' tensors are small: several threads would only wait for each other
 
 
 def run_tests(
@@ -178,6 +179,7 @@ def read_report(report: Path) -> Run:
 def run_command(command: Sequence[str], output: Path, timeout: float, processes: Processes | None = None) -> int | None:
     """The exit status of a command, ``None`` if it had to be stopped. Its output goes to a file, so no pipe can block."""
     environment = {name: value for name, value in os.environ.items() if not _is_private(name)}
+    environment.setdefault(_THREADS, "1")
     environment |= {"PYTHONPATH": str(ROOT), "PYTHONUTF8": "1", "PYTHONDONTWRITEBYTECODE": "1", **_QUICK}
     processes = processes or Processes()
     with output.open("wb") as file:

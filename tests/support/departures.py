@@ -32,10 +32,11 @@ def assert_same(
     more = f" ({where(index)})" if where is not None else ""
     count = f"{int(wrong.sum())} of {wrong.numel()} values differ"
     mine, theirs = f"{got[index]:.6g}", f"{expected[index]:.6g}"
+    dtype = f"; its dtype is {got.dtype}, expected {expected.dtype}" if got.dtype != expected.dtype else ""
     apart = f" (off by {abs(float(got[index]) - float(expected[index])):.1g})" if mine == theirs else ""
     if wrong.numel() == 1:
-        raise AssertionError(f"{what} differs{more}: got {mine}, expected {theirs}{apart}")
-    raise AssertionError(f"{what} first depart at {place}{more}: got {mine}, expected {theirs}{apart}; {count}")
+        raise AssertionError(f"{what} differs{more}: got {mine}, expected {theirs}{apart}{dtype}")
+    raise AssertionError(f"{what} first depart at {place}{more}: got {mine}, expected {theirs}{apart}; {count}{dtype}")
 
 
 def assert_same_tokens(got: Sequence[int], expected: Sequence[int], *, what: str) -> None:
