@@ -16,7 +16,10 @@ _SHAPE = re.compile(
     r"shapes cannot be multiplied|size of tensor a|[Ss]hape mismatch|cannot be broadcast|broadcastable|expanded size"
     r"|invalid for input of size|does not broadcast|Expected size for first two|[Ss]izes of tensors must match"
 )
-_NUMBER = re.compile(r"'(int|float|bool)' object is not iterable|non-iterable (int|float|bool)|of type '(int)' has no len")
+_NUMBER = re.compile(
+    r"'(int|float|bool)' object is not iterable|non-iterable (int|float|bool)|of type 'int' has no len"
+    r"|must be an iterable, not int"
+)
 _NONE = re.compile(r"NoneType")
 _ALONE = (NameError, SyntaxError, ImportError)
 """Exceptions that say all there is to say."""

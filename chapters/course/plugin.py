@@ -52,7 +52,7 @@ def limit_memory(gigabytes: float) -> bool:
 
 
 FOLDER = Path(__file__).resolve().parent.parent
-TEST_TIMEOUT_S = 20.0
+TEST_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.hookimpl(trylast=True)
 def pytest_unconfigure(config: pytest.Config) -> None:
     """``--in-a-hurry``: end at once. To take down torch and all that was imported takes a second."""
-    if (status := config.stash.get(_STATUS, None)) is not None:
+    status = config.stash.get(_STATUS, None)
+    if status in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):  # of other ends pytest has more to say
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
@@ -315,7 +316,6 @@ def pytest_runtest_makereport(
             item.config.stash[_FAILED].add((judged.path, task))
             if kind == "timeout":
                 item.config.stash[_ENDLESS].add((judged, task))
-    properties = dict(item.user_properties)
     record = {
         "file": None if judged is None else str(judged.path),
         "task": task,
@@ -328,7 +328,7 @@ def pytest_runtest_makereport(
         "hint": hint,
         "seconds": round(call.duration, 3),
         "lent": [] if judged is None else _lent(judged, _chapter_of(cast(Any, item).module)),
-        "answer": {name: properties[name] for name in ("answer", "number") if name in properties},
+        "answer": {name: _plain(value) for name, value in item.user_properties if name in ("answer", "number")},
     }
     cast(Any, report).chapter_record = record
     return report
@@ -338,6 +338,12 @@ def _lent(judged: Judged, chapter: Chapter) -> list[str]:
     """The tasks of which the test that has just run used lent functions. Kernels do not say, so they are named always."""
     unsaid = judged.lent & lending.kernel_tasks(chapter) if judged.lent else set()
     return in_order(lending.USED | unsaid)
+
+
+def _plain(value: object, longest: int = 4000) -> float | str:
+    """A learner's answer, whatever it is, as something that a report can hold."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return cast(float, value) if is_number else str(value)[:longest]
 
 
 def _judged_of(item: pytest.Item) -> Judged | None:

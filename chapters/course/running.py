@@ -18,8 +18,8 @@ from chapters.course.catalog import ROOT, Chapter
 _SECRETS = ("TOKEN", "SECRET", "PASSWORD", "CREDENTIAL", "API_KEY", "ACCESS_KEY")
 _DROPPED = ("PYTEST_ADDOPTS", "PYTEST_PLUGINS", "PYTHONSTARTUP")
 _LONGEST_TEXT = 1 << 20  # bytes
-_GRACE_S = 2.0  # after a test's time, until the process is ended
-AGAIN_TIMEOUT_S = 5.0
+_GRACE_S = 1.0  # after a test's time, until the process is ended
+AGAIN_TIMEOUT_S = 3.0
 """A test's time limit once another test of the same file did not end: most of that file's time has been spent."""
 
 
@@ -33,7 +33,7 @@ class Limits:
         memory_gb: address space beyond what Python, torch and transformers take themselves; 0 for no limit.
     """
 
-    test_s: float = 20.0
+    test_s: float = 10.0
     total_s: float = 180.0
     memory_gb: float = 4.0
 
@@ -116,7 +116,8 @@ class Processes:
                 _kill(process)
 
 
-PLUGINS = ("-p", "chapters.course.plugin", "-p", "no:nbval", "-p", "no:schemathesis", "-p", "no:hypothesispytest")
+_UNUSED = ("-p", "no:nbval", "-p", "no:schemathesis", "-p", "no:hypothesispytest")
+PLUGINS = ("-p", "chapters.course.plugin", "-p", "timeout", *_UNUSED)
 """pytest's options for the chapters' tests. They use none of the last three, whose import takes seconds where they are."""
 
 _QUICK = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PAGEBRAIN_CHECK": "1"}
@@ -145,7 +146,7 @@ def run_tests(
     with tempfile.TemporaryDirectory(prefix="pagebrain-check-", ignore_cleanup_errors=True) as folder:
         report = Path(folder) / "report"
         command = [
-            *(sys.executable, "-m", "pytest", *PLUGINS, "-p", "timeout", "-p", "no:cacheprovider", "-v"),
+            *(sys.executable, "-m", "pytest", *PLUGINS, "-p", "no:cacheprovider", "-v"),
             *("-c", str(ROOT / "pyproject.toml"), f"--rootdir={ROOT}", str(chapter.test_file)),
             *("--chapter-file", f"{chapter.number}={path}", "--chapter-report", str(report), "--seed", str(seed)),
             *("--chapter-timeout", str(limits.test_s), "--memory-gb", str(limits.memory_gb)),

@@ -194,9 +194,9 @@ def test_lines_in_messages_are_those_of_the_learners_file_and_no_lent_line_is_sh
     last = traceback.extract_tb(caught.value.__traceback__)[-1]
     assert (last.filename, last.lineno) == (str(tmp_path / "ch00_toy.py"), number)
     assert "/ 0" in str(last.line)
-    with pytest.raises(IndexError) as caught:
+    with pytest.raises(IndexError) as unseen:
         print(mine.Shelf().get)
-    last = traceback.extract_tb(caught.value.__traceback__)[-1]
+    last = traceback.extract_tb(unseen.value.__traceback__)[-1]
     number = CLASSES[: CLASSES.index("self.things[0]")].count("\n") + 1
     assert (last.filename, last.lineno, last.line) == ("<lent: ch00_toy.py>", number, "")
 
