@@ -205,7 +205,10 @@ class _Judge:
                 settle(task, run, limits, first, second)
             if run.ended_early and (run.guilty is None or not run.loaded or run.status is None):
                 break  # it would go the same way again
-            if run.stuck:
+            if run.stuck and run.guilty in first:
+                others = {task.task_id for task in self.chapter.tasks} - {run.guilty, *untouched}
+                if all(task_id in first and first[task_id].passed for task_id in others):
+                    second.setdefault(run.guilty, first[run.guilty])  # no other task is to blame for the time
                 limits = replace(limits, test_s=min(limits.test_s, AGAIN_TIMEOUT_S))
         for task in missing:
             first.setdefault(task.task_id, judge_run(task, run, limits))
@@ -233,7 +236,8 @@ def better(first: Verdict, second: Verdict | None) -> Verdict:
     """A task's verdict. If both forms fail, the second's message is the better one: it is about this task alone."""
     if first.passed or second is None:
         return first
-    return first if second.blames_lent and not second.passed else second
+    is_second_hand = second.blames_lent or _GOES_ON in second.message
+    return first if is_second_hand and not second.passed else second
 
 
 def judge_run(task: Task, run: Run, limits: Limits, plan: Mapping[str, str] | None = None) -> Verdict:
