@@ -24,6 +24,9 @@ PROMPTS = (
 )
 """Beginnings of stories, of different lengths."""
 
+INTERPRETED = ("06",)
+"""Chapters whose kernels Triton's interpreter runs where there is no GPU, some hundred times slower."""
+
 Generate = Callable[..., list[list[int]]]
 
 

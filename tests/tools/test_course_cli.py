@@ -16,8 +16,11 @@ from chapters.course.catalog import FOLDER, ROOT, Chapter, CourseError, find_cha
 from chapters.course.cli import COMMANDS, main
 from chapters.course.commands.list_ import save_progress
 from chapters.course.commands.start_ import start_file
+from chapters.course.commands.try_ import _run as try_run
+from chapters.course.recorded_runs import Record
 from chapters.course.running import Run
 from chapters.course.workspace import Snapshot
+from tests.support.kernels import require_kernels
 
 FIRST = FOLDER / "ch00_baseline.py"
 
@@ -208,11 +211,23 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
 
 
 def test_diff_prints_what_is_kept_replaced_and_new(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["diff", "01", "02"]) == 0
+    assert main(["diff", "01", "02", "--roles"]) == 0
     said = capsys.readouterr().out
     assert re.search(r"cache +\+ +BlockManager", said)
     assert re.search(r"~ +PagedCache replaces ReservedCache", said)
     assert re.search(r"attention += +masked_attention", said)
+    assert "class BlockManager" not in said
+
+
+def test_diff_shows_the_code_of_what_is_replaced_and_new(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["diff", "01", "02"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "-class ReservedCache:" in lines and "+class PagedCache:" in lines and "+class BlockManager:" in lines
+    cache = lines.index("PagedCache replaces ReservedCache (chapter 02, was 01)")
+    assert lines.index("-class ReservedCache:") > cache > lines.index("+class BlockManager:")
+    assert not [line for line in lines if "SOLUTION" in line or line.startswith(("---", "+++"))]
+    assert "+def masked_attention(" not in lines, "it is kept"
+    assert "     max_new_tokens: int," in lines, "a line that stays has neither sign"
 
 
 def test_try_runs_the_engine_with_the_learners_part(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -223,6 +238,26 @@ def test_try_runs_the_engine_with_the_learners_part(work: Path, capsys: pytest.C
     said = capsys.readouterr().out
     assert "Once upon a time" in said and "The pool at step" in said and "x" in said.partition("x preempted")[2]
     assert "Every token is the one that the engine gives by itself." in said
+
+
+def test_try_of_kernels_without_a_gpu_says_that_they_are_interpreted_and_begins_small(
+    work: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    require_kernels("cpu")
+    work.mkdir()
+    kernels = (FOLDER / "ch06_kernels.py").read_text(encoding="utf-8")
+    (work / "ch06_kernels.py").write_text(kernels, encoding="utf-8")
+    asked: list[tuple[int, int]] = []
+
+    def run(chapter: Chapter, module: Any, prompts: list[list[int]], max_new_tokens: int) -> Record:
+        asked.append((len(prompts), max_new_tokens))
+        return try_run(chapter, module, prompts, max_new_tokens)
+
+    monkeypatch.setattr("chapters.course.commands.try_._run", run)
+    assert main(["try", "06", "--max-new-tokens", "3"]) == 0
+    said = capsys.readouterr().out
+    assert "Triton's interpreter runs the kernels" in said and "Every token is the one" in said
+    assert asked == [(1, 2), (4, 3)]
 
 
 def test_try_says_in_which_line_of_their_file_a_learners_part_fails(work: Path, capsys: pytest.CaptureFixture[str]) -> None:

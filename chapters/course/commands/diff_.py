@@ -1,4 +1,4 @@
-"""``python -m chapters diff``: what a chapter keeps, replaces and adds. Its imports are held against a table of roles.
+"""``python -m chapters diff``: what a chapter keeps, replaces and adds, and the code that does. A table names the roles.
 
 A definition *replaces* another if the table says so: from that chapter on it does the other's work. It is *kept* if a later
 chapter imports it. Everything else that a chapter defines is *new*. A test holds the table against the chapters.
@@ -6,8 +6,11 @@ chapter imports it. Everything else that a chapter defines is *new*. A test hold
 
 import argparse
 import ast
-from collections.abc import Iterator
+import difflib
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -183,6 +186,7 @@ _SIGNS = {"kept": ("=", "dim"), "replaced": ("~", "yellow"), "new": ("+", "green
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``diff``."""
+    parser.add_argument("--roles", action="store_true", help="only the table of roles, without the code")
     parser.add_argument("chapters", nargs="+", metavar="CHAPTER", help="two chapters, such as 01 02; or one, with the last")
 
 
@@ -196,18 +200,53 @@ def run(args: argparse.Namespace) -> int:
     old, new = chosen
     console = Console(highlight=False)
     console.print(Text(f"From chapter {old.number} ({old.title})\nto chapter {new.number} ({new.title})\n", style="bold"))
+    changes = compare(old, new)
+    console.print(_table(changes))
+    console.print("\n= kept  ~ replaced  + new", style="dim", markup=False)
+    if not args.roles:
+        role = ""
+        for change in changes:
+            if change.kind != "kept":
+                heading = f"\n{change.role}\n" if change.role != role else ""
+                console.print(Text(f"{heading}\n{_what(change)} ({_where(change)})", style="bold"))
+                console.print(_coloured(code_diff(change, new.path.parent)), soft_wrap=True)
+                role = change.role
+    return 0
+
+
+def _table(changes: Sequence[Change]) -> Table:
     table = Table(box=None, pad_edge=False)
     for column in ("Role", "", "What", "Where"):
         table.add_column(column)
     role = ""
-    for change in compare(old, new):
+    for change in changes:
         sign, style = _SIGNS[change.kind]
         title = change.role if change.role != role else ""
         table.add_row(title, Text(sign, style=style), Text(_what(change), style=style), Text(_where(change), style="dim"))
         role = change.role
-    console.print(table)
-    console.print("\n= kept  ~ replaced  + new", style="dim", markup=False)
-    return 0
+    return table
+
+
+def code_diff(change: Change, folder: Path) -> list[str]:
+    """The lines of a definition, each with ``+``, against those that it replaces, with ``-``; what stays has a space."""
+    before = [line for name in change.replaced for line in _code(name, folder)]
+    lines = list(difflib.unified_diff(before, _code(change.name, folder), lineterm=""))
+    return lines[2:] if before else lines[3:]  # without the names of files, and where there is no other text, of places
+
+
+def _code(name: str, folder: Path) -> list[str]:
+    """The source of a definition such as ``02.PagedCache``, without the marks around its solutions."""
+    number, _, definition = name.partition(".")
+    source = find_chapter(number, folder).source
+    [node] = [node for node in ast.parse(source).body if getattr(node, "name", "") == definition]
+    first = min(part.lineno for part in [node, *getattr(node, "decorator_list", [])])
+    lines = source.splitlines()[first - 1 : node.end_lineno]
+    return [line for line in lines if not re.match(r" *# (BEGIN|END) SOLUTION", line)]
+
+
+def _coloured(lines: Sequence[str]) -> Text:
+    styles = {"+": "green", "-": "red", "@": "dim"}
+    return Text("\n").join(Text(line, style=styles.get(line[:1], "")) for line in lines)
 
 
 def _what(change: Change) -> str:

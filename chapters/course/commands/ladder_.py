@@ -22,7 +22,7 @@ from chapters import TodoError
 from chapters.course.catalog import CourseError, find_chapters
 from chapters.course.cli import NOT_PASSED, add_work_argument
 from chapters.course.failures import explain
-from chapters.course.recorded_runs import PROMPTS, Record, room_for_all, run_chapter, run_engine
+from chapters.course.recorded_runs import INTERPRETED, PROMPTS, Record, room_for_all, run_chapter, run_engine
 from chapters.course.workspace import OwnChapters, own_chapters, shown, work_folder, write_file
 from pagebrain import LLM, PageBrainConfig
 from pagebrain.bench.machine_facts import versions
@@ -30,8 +30,7 @@ from pagebrain.bench.workload import LengthRange, make_workload
 from pagebrain.models.loading import load_model, load_tokenizer
 
 ENGINE = "engine"
-INTERPRETED = ("06",)
-"""Chapters that are left out without a GPU: Triton interprets their kernels there, and the time would mean nothing."""
+# Chapters in INTERPRETED are left out without a GPU: the time of an interpreter would mean nothing.
 
 _WARMUP_TOKENS = 8
 """New tokens of a chapter's run before the timed one."""

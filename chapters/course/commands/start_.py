@@ -5,7 +5,7 @@ import os
 from datetime import datetime
 from pathlib import Path
 
-from chapters.course.catalog import CourseError, find_chapter
+from chapters.course.catalog import Chapter, CourseError, find_chapter
 from chapters.course.cli import add_work_argument
 from chapters.course.skeleton import make_skeleton
 from chapters.course.workspace import own_file, shown, work_folder, write_beside
@@ -23,15 +23,23 @@ def run(args: argparse.Namespace) -> int:
     work = work_folder(args.work)
     for chapter in [find_chapter(text) for text in args.chapters]:
         path = own_file(chapter, work)
+        if chapter.is_skeleton and path.is_file() and not args.force:
+            print(f"{shown(path)} came with this copy, and was left as it is: {chapter.title}")
+            _print_next(chapter)
+            continue
         kept = start_file(path, make_skeleton(chapter), force=args.force)
         if kept is not None:
             print(f"Your file is now {shown(kept)}")
         print(f"Wrote {shown(path)}: {chapter.title}")
-        for task in chapter.tasks:
-            print(f"  {task.task_id}  {task.points:3} points  {task.summary}")
-        print(f"Read {chapter.notebook}, then write your code where the file says TODO.")
-        print(f"Check it: python -m chapters check {chapter.number}")
+        _print_next(chapter)
     return 0
+
+
+def _print_next(chapter: Chapter) -> None:
+    for task in chapter.tasks:
+        print(f"  {task.task_id}  {task.points:3} points  {task.summary}")
+    print(f"Read {chapter.notebook}, then write your code where the file says TODO.")
+    print(f"Check it: python -m chapters check {chapter.number}")
 
 
 def start_file(path: Path, text: str, *, force: bool) -> Path | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
 from rich.console import Console, Group
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
@@ -15,7 +16,7 @@ from chapters.course.catalog import Chapter, CourseError, find_chapter
 from chapters.course.cli import NOT_PASSED, add_work_argument
 from chapters.course.failures import explain
 from chapters.course.grading import check_file
-from chapters.course.recorded_runs import PROMPTS, Record, run_chapter, run_engine
+from chapters.course.recorded_runs import INTERPRETED, PROMPTS, Record, run_chapter, run_engine
 from chapters.course.workspace import OwnChapters, load_file, own_chapters, own_file, shown, work_folder
 from pagebrain import LLM, PageBrainConfig
 from pagebrain.models.loading import load_model
@@ -30,8 +31,16 @@ PARTS = {
 }
 """Chapter -> the engine's part that it can stand for, and its name there. Others run their own ``generate``."""
 
+_SLOW = """\
+There is no GPU here: Triton's interpreter runs the kernels, some hundred times slower. First {first} tokens of one story,
+then {then} of each. --max-new-tokens asks for more."""
+
 SETTINGS: dict[str, Any] = {"block_size": 8, "num_blocks": 32, "max_num_seqs": 4}
 """A small pool, in which blocks run out, so that there is something to see."""
+
+
+_FEW = 8
+_FIRST = 2  # tokens, before more are asked for of an interpreter
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--file", metavar="PATH", help="take this file (default: the chapter's file in work/)")
     parser.add_argument("--mine", action="store_true", help="import earlier chapters from your files, where you have them")
     parser.add_argument("--prompt", action="append", metavar="TEXT", help="how a story begins; repeatable (default: four)")
-    parser.add_argument("--max-new-tokens", type=int, default=60, metavar="N", help="longest story (default: 60)")
+    parser.add_argument(
+        "--max-new-tokens", type=int, metavar="N", help=f"longest story (default: 60; {_FEW} where kernels are interpreted)"
+    )
     add_work_argument(parser)
 
 
@@ -54,16 +65,27 @@ def run(args: argparse.Namespace) -> int:
     if own := own_chapters(work, chapter, all_of_them=args.mine):
         console.print(Text(f"Earlier chapters of yours: {', '.join(map(shown, own.values()))}"), soft_wrap=True)
         OwnChapters(own).install()
+    is_interpreted = chapter.number in INTERPRETED and not torch.cuda.is_available()
+    max_new_tokens = (_FEW if is_interpreted else 60) if args.max_new_tokens is None else args.max_new_tokens
+    if is_interpreted:
+        console.print(Text(_SLOW.format(first=min(_FIRST, max_new_tokens), then=max_new_tokens)), soft_wrap=True)
     expected_by = LLM(**SETTINGS)
     tokenizer = expected_by.tokenizer
     assert tokenizer is not None
     prompts = [tokenizer.encode(text) for text in args.prompt or PROMPTS[:4]]
     if not all(prompts):
         raise CourseError("a story begins with at least one token: --prompt is empty")
-    expected = run_engine(expected_by, prompts, args.max_new_tokens)
+    expected = run_engine(expected_by, prompts, max_new_tokens)
     try:
-        record = _run(chapter, load_file(path, f"tried_{chapter.name}"), prompts, args.max_new_tokens)
-        problem = _problem(record.answers, expected.answers)
+        module = load_file(path, f"tried_{chapter.name}")
+        problem = ""
+        if is_interpreted:
+            record = _run(chapter, module, prompts[:1], min(_FIRST, max_new_tokens))
+            problem = _problem(record.answers, [expected.answers[0][:_FIRST]])
+            console.print(Text(f"{record.num_tokens} tokens in {record.seconds:.1f} s"))
+        if not problem:
+            record = _run(chapter, module, prompts, max_new_tokens)
+            problem = _problem(record.answers, expected.answers)
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # all that the learner's file can raise, sys.exit included
