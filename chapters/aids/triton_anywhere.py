@@ -38,10 +38,18 @@ def _both() -> tuple[ModuleType, ModuleType]:
     try:
         return importlib.import_module("triton"), importlib.import_module("triton.language")
     except ImportError as error:
-        raise NoTritonError(
-            f"chapter 06 needs Triton 3.6 or later ({error}): pip install 'triton>=3.6' on Linux; elsewhere there is none, "
-            "and the notebook can be read as it was run"
-        ) from error
+        raise NoTritonError(what_to_do(sys.platform, error)) from error
+
+
+def what_to_do(platform: str, error: Exception) -> str:
+    """One line for a machine on which Triton cannot be imported; ``platform`` is like ``sys.platform``."""
+    needs = f"chapter 06 needs Triton 3.6 or later ({error}): "
+    if platform == "linux":
+        return needs + "pip install 'triton>=3.6'. There are builds for x86-64; no GPU is needed"
+    return (
+        needs + "it exists for Linux on x86-64. Use a Linux container (Docker), WSL 2 or a Codespace, without a GPU, "
+        "with pip install 'triton>=3.6'; or read the notebook with its stored outputs. No other chapter needs Triton"
+    )
 
 
 def _interprets(language: Any) -> bool:

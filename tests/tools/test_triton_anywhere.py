@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from chapters.aids.triton_anywhere import what_to_do
+from chapters.course.catalog import find_chapters
 from chapters.course.failures import explain
 from chapters.course.running import PLUGINS
 from chapters.course.workspace import load_file
@@ -47,6 +49,19 @@ def test_without_triton_the_chapter_says_what_to_do() -> None:
     ran = run(NO_TRITON + "import chapters.ch06_kernels")
     last = ran.stderr.strip().splitlines()[-1]
     assert ran.returncode == 1 and "chapter 06 needs Triton 3.6 or later" in last and "pip install" in last
+
+
+def test_elsewhere_than_on_linux_the_line_says_where_triton_is() -> None:
+    for platform in ("darwin", "win32"):
+        line = what_to_do(platform, ImportError("No module named 'triton'"))
+        assert "Linux on x86-64" in line and "Docker" in line and "WSL 2" in line and "\n" not in line
+    assert "Docker" not in what_to_do("linux", ImportError("No module named 'triton'"))
+
+
+def test_no_chapter_but_06_needs_triton() -> None:
+    names = [chapter.name for chapter in find_chapters() if chapter.number != "06"]
+    ran = run(NO_TRITON + "\n".join(f"import chapters.{name}" for name in names))
+    assert ran.returncode == 0 and len(names) > 6, ran.stderr
 
 
 def test_without_triton_the_tests_skip_and_a_check_says_why(tmp_path: Path) -> None:

@@ -239,11 +239,12 @@ def _write(path: Path, text: str) -> None:
 _TEXT = """\
 # PageBrain: your part
 
-You build a serving engine for GPT-2, a chapter at a time. These chapters are yours to write:
+You build a serving engine for GPT-2, one chapter after the other. These chapters are yours to write:
 
 {table}
 
 {before}
+{triton}
 
 ## Set up
 
@@ -251,7 +252,7 @@ You build a serving engine for GPT-2, a chapter at a time. These chapters are yo
 make lab
 ```
 
-makes an environment in `.venv` (once; a few minutes) and opens the notebooks. Without `make`, on Windows say:
+makes an environment in `.venv` (once, in a few minutes) and opens the notebooks. On Windows, without `make`:
 
 ```
 python -m venv .venv
@@ -259,13 +260,14 @@ python -m venv .venv
 .venv\\Scripts\\python -m pip install --no-deps -e .
 ```
 
-The commands below are for `.venv/bin/python`; `source .venv/bin/activate` makes it plain `python`.
+Run `source .venv/bin/activate` before the commands below, on Windows `.venv\\Scripts\\activate`.
 
 ## Work
 
-1. Read `{notebook}` as it is: its outputs are stored in it. Its cells run on your file, and stop where that is not done.
-2. Open `work/{name}.py`. Each task ends in a `TodoError`; put your code in its place. Leave the imports as they are: a file
-   that imports more from `pagebrain` or `chapters` is not graded.
+1. Read `{notebook}`. Its outputs are stored in it. Its cells run on your file. Functions of tasks
+   that are not done are lent, and a line says which.
+2. Open `work/{name}.py`. In place of each task there is a `TodoError`. Replace it by your code. Keep
+   the imports as they are: a file that imports more from `pagebrain` or `chapters` is not graded.
 3. Check one task, then all of them:
 
    ```
@@ -273,18 +275,27 @@ The commands below are for `.venv/bin/python`; `source .venv/bin/activate` makes
    python -m chapters check {number}
    ```
 
-   A failure says what was got, what was expected and where, and gives a hint. `-v` shows everything that pytest says.
-4. See it at work: `python -m chapters try {number}` puts your part into the real engine where there is a place for it (a
-   block manager, attention, a scheduler), and runs your `generate` otherwise.
+   A failure says what was got, what was expected and where, and gives a hint. `-v` shows all that pytest prints.
+4. See it at work: `python -m chapters try {number}` runs the engine with your part in it (a block manager, attention or a
+   scheduler). For other chapters it runs your `generate`.
 
-`python -m chapters list` shows where you stand. `python -m chapters start {number} --force` begins a chapter again and keeps
-your file in `work/old/`. Where an earlier chapter is also yours to write, your own file of it is used.
-To bring files along from an earlier folder, and leave the new ones as they are: `cp -pn ../earlier/work/*.py work/`.
+The tasks of a chapter can be done in any order. If the tests of a task call functions of other tasks that are not done
+or not right, the check lends the right functions, and its report says so (`with 1.1 lent`). These functions come from
+`chapters/lent/`, which holds the solutions as packed text. Reading them would spoil the tasks for you.
+
+`python -m chapters list` shows the state of your tasks. `python -m chapters start {number} --force` begins a chapter
+again and keeps your file in `work/old/`. If an earlier chapter is also yours to write, your own file of it is used.
+`cp -pn ../earlier/work/*.py work/` copies your files from an earlier folder and leaves the new ones as they are.
 
 Hand in the files in `work/`. They are graded by the tests in `tests/chapters`, with other random numbers than yours.
 """
 
 
+_TRITON = """
+Chapter 06 needs Triton, which exists for Linux on x86-64. No GPU is needed. On macOS or Windows, work on it in a Linux
+container (Docker), in WSL 2 or in a Codespace, or read its notebook with the stored outputs. All other chapters run
+everywhere.
+"""
 _BEFORE = "The chapters before them are complete in `chapters/`, to read and to build on."
 
 
@@ -296,6 +307,7 @@ def student_readme(released: Sequence[Chapter]) -> str:
     return _TEXT.format(
         table="\n".join(lines),
         before="" if first.number == "00" else _BEFORE,
+        triton=_TRITON if "06" in {chapter.number for chapter in released} else "",
         notebook=first.notebook,
         name=first.name,
         task=first.tasks[0].task_id if first.tasks else first.number,
