@@ -13,7 +13,7 @@ IS_CHECK = "PAGEBRAIN_CHECK" in os.environ
 if not IS_CHECK:
     from hypothesis import settings
 
-    # In CI the examples are the same at every run: a red build must be about the change. Elsewhere hypothesis keeps exploring.
+    # In CI the examples are the same at every run: a red build must be about the change. Elsewhere hypothesis explores.
     settings.register_profile("ci", derandomize=True, deadline=None)
     settings.register_profile("local", deadline=None)
     settings.load_profile("ci" if os.environ.get("CI") else "local")

@@ -296,7 +296,7 @@ def _early_end(run: Run, task: Task, limits: Limits) -> str:
     ran = f"in the middle of {name}" if run.guilty == task.task_id else f"before this task's tests, in {name}"
     if run.status is None:
         return f"stopped {ran} after {limits.total_s:g} seconds for all tests together: does a loop never end?"
-    if run.stuck and run.guilty == task.task_id:
+    if run.stuck and (run.guilty == task.task_id or not run.loaded):
         return f"still running after {limits.test_s:g} seconds, {_GOES_ON}"
     if "+++ Timeout +++" in run.output:
         return f"stopped {ran}, which was still running after {limits.test_s:g} seconds: does a loop never end?"

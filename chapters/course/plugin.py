@@ -312,6 +312,7 @@ def pytest_runtest_makereport(
             in_lent = is_raised_by(lending.lent_name(_chapter_of(cast(Any, item).module)), error, own)
         if isinstance(error, _CannotImport):
             (kind, message, where), hint = error.told, ""
+            in_lent = judged is not None and judged.again  # as it is, the file could be imported
         if report.failed and judged is not None:
             item.config.stash[_FAILED].add((judged.path, task))
             if kind == "timeout":

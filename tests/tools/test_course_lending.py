@@ -15,7 +15,7 @@ import pytest
 
 from chapters.course.catalog import ROOT, Chapter, CourseError, Task, find_chapter, find_chapters, pack
 from chapters.course.cli import main
-from chapters.course.grading import Verdict, better, settle
+from chapters.course.grading import Verdict, better, grade_file, settle
 from chapters.course.lending import USED, lent_name
 from chapters.course.running import PLUGINS, Limits, Run, read_report
 from chapters.course.skeleton import make_skeleton, solution_regions
@@ -231,6 +231,15 @@ def test_the_verdict_says_what_was_lent(toy: Chapter) -> None:
     assert grade(toy, REFERENCE)["0.2"].lent == ()
     both = grade(toy, with_add("return a - b\n").replace("return a * b", "return a + b"))
     assert [verdict.message for verdict in both.values()] == ["add(-1, -1) must be -2", "mul(2, 3) must be 6"]
+
+
+def test_an_empty_file_is_told_what_is_missing_and_not_that_lent_code_fails(tmp_path: Path) -> None:
+    """In chapter 02, the class that is lent names in its signatures a class that is not."""
+    path = tmp_path / "ch02_block_table.py"
+    path.write_text("# nothing yet\n", encoding="utf-8")
+    chapter = find_chapter("02")
+    verdict = grade_file(chapter, chapter.tasks[:1], path).verdicts[0]
+    assert verdict.message == "the file defines no BlockManager"
 
 
 def test_a_failure_in_lent_code_is_not_what_a_learner_is_told(toy: Chapter) -> None:
