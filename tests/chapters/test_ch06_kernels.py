@@ -1,8 +1,9 @@
-"""Chapter 06: kernels that write K and V, attend to tokens, split a context, merge its parts; and what is possible at best.
+"""Chapter 06: kernels that write K and V, attend to tokens, split a context and merge its parts; and the limits of a decode.
 
-Without a GPU they run in Triton's interpreter, on shapes that are small because it is slow, and with their memory watched:
-an address outside of a kernel's tensors is a failure. What a result must be is computed in float64, all tokens in one piece.
-Slots that a query must not see hold a large value; in a test of their own they hold nan, which no weight of 0 hides.
+Without a GPU the kernels run in Triton's interpreter. It is slow, so the shapes are small. Their memory is watched: an
+address outside a kernel's tensors is a failure, and places that a masked load leaves undefined hold nan. Each kernel is also
+compiled for a GPU, which needs no GPU. Expected results are computed in float64, from all tokens at once. Slots that a query
+must not see hold a large value. In one test they hold nan, which a weight of 0 does not hide.
 """
 
 import math
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from tests.support.departures import assert_same, assert_same_tokens
+from tests.support.hints import hint
 from tests.support.kernels import kernel_device, why_no_kernels
 from tests.support.memory_guard import memory_guard as memory_guard
 from tests.support.models import POISON, hf_greedy, hf_logits, random_gpt2
@@ -29,6 +31,33 @@ TILE = 16
 ATOL = 2e-5
 FAR = 2**30
 """Numbers from block to block in a pool that is told to be large: block 2 begins where 32 bits end."""
+
+
+TYPES: dict[str, Any] = {
+    **dict.fromkeys(("key_ptr", "value_ptr", "key_pool_ptr", "value_pool_ptr", "query_ptr", "out_ptr"), "*bf16"),
+    **dict.fromkeys(("acc_ptr", "maximum_ptr", "total_ptr"), "*fp32"),
+    **dict.fromkeys(("slots_ptr", "table_ptr", "tables_ptr", "context_lens_ptr"), "*i64"),
+    **dict.fromkeys(("first", "last", "table_stride", "num_splits"), "i32"),
+    **{"scale": "fp32", "row_strides": ("i32",) * 2, "query_strides": ("i32",) * 2, "pool_strides": ("i32",) * 3},
+}
+"""The types of the kernels' arguments, as a launch on a GPU gives them."""
+
+
+def check_compiles(kernel: Any, types_of: dict[str, Any] = TYPES, **constants: Any) -> None:
+    """A GPU's compiler must take the kernel. Where kernels are compiled anyway, all other tests show that."""
+    from chapters.aids.triton_anywhere import INTERPRETED
+
+    if INTERPRETED:
+        from tests.support.compile_learners import refusal
+
+        refused = refusal(kernel, types_of, constants)
+        assert refused is None, refused
+
+
+COMPILER_HINT = (
+    "The interpreter runs your kernel as Python, and a GPU's compiler is stricter: see 'What the interpreter forgives' in the "
+    "notebook. The compiler's own words are in the message."
+)
 
 
 def random(seed: int, *shape: int) -> Tensor:
@@ -250,6 +279,11 @@ def test_a_slot_may_lie_more_than_32_bits_into_the_pool(chapter: Any, seed: int,
             assert_same(written.cpu(), new.cpu(), what=what, axes=("token", "head", "dim"), atol=0)
 
 
+@pytest.mark.task("6.1", hint=COMPILER_HINT)
+def test_the_write_kernel_compiles_for_a_gpu(chapter: Any) -> None:
+    check_compiles(chapter.write_kernel, HEAD_DIM=64, PADDED_DIM=64, BLOCK_SIZE=16)
+
+
 # Task 6.2
 
 
@@ -388,6 +422,62 @@ def test_a_block_may_lie_more_than_32_bits_into_the_pool(chapter: Any, seed: int
         check_attend(chapter.attend_tokens, scene, 0, 0, 9, pool_strides=(stride, *pools[0].stride()[1:3]))
 
 
+@pytest.mark.task(
+    "6.2",
+    hint="Token t is in the page t // BLOCK_SIZE, at place t % BLOCK_SIZE. Both work for every block size, and for a tile that "
+    "begins in the middle of a page.",
+)
+@pytest.mark.parametrize(
+    ("block_size", "ranges"),
+    [(5, ((0, 23), (16, 37))), (12, ((0, 12), (16, 40))), (24, ((16, 41), (32, 50))), (32, ((16, 32), (16, 60), (48, 63)))],
+    ids=str,
+)
+def test_a_page_may_have_any_size_and_a_range_may_begin_inside_it(
+    chapter: Any, seed: int, block_size: int, ranges: tuple[tuple[int, int], ...]
+) -> None:
+    scene = Scene(seed, [64], block_size)
+    for first, last in ranges:
+        check_attend(chapter.attend_tokens, scene, 1, first, last)
+
+
+@pytest.mark.task("6.2", hint="One load of K and one of V for each tile of TILE tokens. Keep what you need of it in variables.")
+@pytest.mark.parametrize(("first", "last"), [(0, 64), (16, 48)])
+def test_each_key_and_value_is_read_once_and_a_tile_at_a_time(
+    chapter: Any, seed: int, memory_guard: Any, first: int, last: int
+) -> None:
+    scene = Scene(seed, [64], 8)
+    check_attend(chapter.attend_tokens, scene, 1, first, last)
+    if memory_guard is None:
+        return  # compiled: the loads cannot be watched there
+    from chapters.aids.watch_kernels import watching
+
+    with watching() as watch:
+        run_attend(chapter.attend_tokens, scene, 1, first, last)
+    most, num_tiles = TILE * scene.head_dim, (last - first) // TILE
+    for name, letter in (("key_ptr", "K"), ("value_ptr", "V")):
+        loads = [access for access in watch.accesses if access.tensor == name]
+        read = sum(int(access.is_used.sum()) for access in loads) // scene.head_dim
+        with hint("The roofline counts each number of K and V once. A second pass, or tokens before `first`, cost time again."):
+            assert read == last - first, (
+                f"for tokens {first} to {last - 1}, which are {last - first}, {letter} was read for {read} tokens: each token "
+                f"of the range is to be read once, and no other token"
+            )
+        with hint("`tokens = start + tl.arange(0, TILE)`: a load takes a tile of addresses, [TILE, PADDED_DIM] of them."):
+            assert len(loads) <= num_tiles, (
+                f"{letter} of {num_tiles} tiles was read with {len(loads)} loads: a load takes TILE ({TILE}) tokens at once"
+            )
+            largest = max((access.is_used.size for access in loads), default=0)
+            assert largest <= most, f"a load of {letter} has {largest} places: TILE tokens of PADDED_DIM numbers are {most}"
+
+
+@pytest.mark.task("6.2", hint=COMPILER_HINT)
+def test_attend_tokens_compiles_for_a_gpu(chapter: Any) -> None:
+    from tests.support.kernel_parts import one_program
+
+    types_of = TYPES | {"query_ptr": "*fp32"}
+    check_compiles(one_program, types_of, HEAD_DIM=64, PADDED_DIM=64, BLOCK_SIZE=16, ATTEND=chapter.attend_tokens)
+
+
 # Task 6.3
 
 
@@ -505,7 +595,7 @@ def test_there_may_be_more_parts_than_tiles(sound: Any, seed: int, num_splits: i
 @pytest.mark.task(
     "6.3", hint="Count in tiles: divide their number by num_splits, round up, and only then go back to tokens."
 )
-@pytest.mark.parametrize(("context", "num_splits"), [(80, 2), (65, 4), (96, 4), (33, 3), (150, 5)])
+@pytest.mark.parametrize(("context", "num_splits"), [(80, 2), (64, 4), (65, 4), (96, 4), (33, 3), (150, 5)])
 def test_tiles_are_shared_out_evenly(sound: Any, seed: int, context: int, num_splits: int) -> None:
     """With keys of zero each token weighs 1; a token's value says in which tile it is. So ``acc`` counts tokens by tile."""
     scene = Scene(seed, [context], 8, 1)
@@ -526,7 +616,17 @@ def test_tiles_are_shared_out_evenly(sound: Any, seed: int, context: int, num_sp
     assert most <= fair, f"{got}: no part should have more than {fair}, since all wait for the slowest"
 
 
-@pytest.mark.task("6.3", hint="The row of a part: first all parts of a head, then the next head, then the next sequence.")
+@pytest.mark.task("6.3", hint="Convert the query to float32 first, then multiply it by scale: in 16 bits the product is rounded.")
+def test_queries_of_16_bits_are_scaled_in_float32(sound: Any, seed: int) -> None:
+    check_decode(sound, Scene(seed, [37, 20], 8, dtype=torch.float16), 2)
+
+
+@pytest.mark.task("6.3", hint=COMPILER_HINT)
+def test_the_decode_kernel_compiles_for_a_gpu(sound: Any) -> None:
+    check_compiles(sound.decode_kernel, HEAD_DIM=64, PADDED_DIM=64, BLOCK_SIZE=16)
+
+
+@pytest.mark.task("6.3", hint="Entries of the table past a sequence's own pages are not block ids. Do not follow them.")
 def test_entries_past_the_pages_are_not_followed(sound: Any, seed: int, memory_guard: Any) -> None:
     scene = Scene(seed, [9, 33, 20], 4)
     if memory_guard is not None:  # on a GPU, whoever follows one takes all that runs there down
@@ -613,6 +713,11 @@ def test_empty_parts_count_for_nothing(chapter: Any, seed: int, shifts: list[flo
 @pytest.mark.parametrize("shifts", [[900.0, 899.0], [-900.0, -902.0, 900.0], [-500.0, -501.0, -502.0]], ids=str)
 def test_maxima_of_any_size(chapter: Any, seed: int, shifts: list[float]) -> None:
     check_merge(chapter, random_parts(seed, (1, 2, len(shifts)), 16, shifts))
+
+
+@pytest.mark.task("6.4", hint=COMPILER_HINT)
+def test_the_merge_kernel_compiles_for_a_gpu(chapter: Any) -> None:
+    check_compiles(chapter.merge_kernel, HEAD_DIM=64, PADDED_DIM=64, PADDED_SPLITS=8)
 
 
 @pytest.fixture

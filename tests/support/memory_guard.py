@@ -1,8 +1,8 @@
-"""Kernels in Triton's interpreter, watched: an address that no tensor of the launch has is an error, not a crash.
+"""Kernels in Triton's interpreter, guarded: an address that is in no tensor of the launch is an error, not a crash.
 
-The interpreter follows any address. On a GPU a wrong one ends the process or, worse, goes unnoticed; here it is a failure
-that says which tensor was left, and by how much. A tensor can also be *spread*: its blocks are told to lie so far apart that
-32 bits cannot count to them, and what is read there is read from the tensor itself.
+The interpreter follows any address. On a GPU a wrong address ends the process, or the mistake stays unnoticed. Here it is a
+failure that says which tensor the kernel left, and by how much. A tensor can also be *spread*: the kernel is told that its
+blocks lie so far apart that 32 bits cannot count to them, and what is read there is read from the tensor itself.
 """
 
 from collections.abc import Iterator
@@ -31,15 +31,17 @@ class MemoryGuard:
         finally:
             self._spread.pop()
 
-    def start(self, names: list[str], values: tuple[Any, ...]) -> None:
+    def start(self, kernel: str, names: list[str], values: tuple[Any, ...]) -> None:
         """A launch begins."""
+        from chapters.aids.watch_kernels import num_bytes_of  # it needs Triton, which not every machine has
+
         self.regions = [
-            (name, value.data_ptr(), value.data_ptr() + _num_bytes(value))
+            (name, value.data_ptr(), value.data_ptr() + num_bytes_of(value))
             for name, value in zip(names, values)
             if isinstance(value, Tensor)
         ]
 
-    def place(self, addresses: Any, is_used: Any, itemsize: int, verb: str) -> Any:
+    def place(self, addresses: Any, is_used: Any, itemsize: int, verb: str, program: tuple[int, ...]) -> Any:
         """Where the numbers at ``addresses`` really are. Fails if one that is used is in no tensor of the launch."""
         addresses = addresses.copy()
         for base, num_blocks, block_bytes, far in self._spread:
@@ -68,41 +70,15 @@ class MemoryGuard:
 
 
 @pytest.fixture
-def memory_guard(monkeypatch: pytest.MonkeyPatch) -> MemoryGuard | None:
+def memory_guard() -> Iterator[MemoryGuard | None]:
     """The guard of all kernels that this test interprets; ``None`` where they are compiled."""
     from chapters.aids.triton_anywhere import INTERPRETED
 
     if not INTERPRETED:
-        return None
-    from triton.runtime import interpreter
+        yield None
+        return
+    from chapters.aids.watch_kernels import attached
 
     guard = MemoryGuard()
-    builder = interpreter.InterpreterBuilder
-    load, store, run = builder.create_masked_load, builder.create_masked_store, interpreter.InterpretedFunction.run
-
-    def guarded_load(self: Any, ptrs: Any, mask: Any, *args: Any) -> Any:
-        return load(self, _placed(guard, interpreter, ptrs, mask, "reads"), mask, *args)
-
-    def guarded_store(self: Any, ptrs: Any, value: Any, mask: Any, *args: Any) -> Any:
-        return store(self, _placed(guard, interpreter, ptrs, mask, "writes"), value, mask, *args)
-
-    def watched_run(self: Any, *args: Any, **kwargs: Any) -> Any:
-        guard.start(self.arg_names, args)
-        return run(self, *args, **kwargs)
-
-    monkeypatch.setattr(builder, "create_masked_load", guarded_load)
-    monkeypatch.setattr(builder, "create_masked_store", guarded_store)
-    monkeypatch.setattr(interpreter.InterpretedFunction, "run", watched_run)
-    return guard
-
-
-def _placed(guard: MemoryGuard, interpreter: Any, ptrs: Any, mask: Any, verb: str) -> Any:
-    itemsize = max(1, ptrs.get_element_ty().primitive_bitwidth // 8)
-    return interpreter.TensorHandle(guard.place(ptrs.data, mask.data, itemsize, verb), ptrs.dtype)
-
-
-def _num_bytes(tensor: Tensor) -> int:
-    if tensor.numel() == 0:
-        return 0
-    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    return (last + 1) * tensor.element_size()
+    with attached(guard):
+        yield guard
