@@ -20,7 +20,8 @@ CAPABILITY = 90
 
 _LOOP = re.compile(r"Loop-carried variable (\w+) has initial type (\S+) but is re-assigned to (\S+)")
 _MEANINGS = {
-    "arange's arguments must be": "the compiler has to know the size of a tile, so tl.arange takes constants (tl.constexpr) only",
+    "arange's arguments must be": "the compiler has to know the size of a tile, so tl.arange takes constants "
+    "(tl.constexpr) only",
     "power of 2": "along each axis a tile has a power of 2 of places: take a constant whose name begins with PADDED_",
     "unsupported AST node": "this is Python that a kernel cannot have (dictionaries, lists, try, raise, with)",
     "is not defined": "a kernel knows its arguments, its own variables, tl, and the module's constants of type tl.constexpr",
@@ -65,7 +66,7 @@ def _compile(kernel: Any, types_of: Mapping[str, Any], constants: Mapping[str, A
         del sys.modules[name]
     os.environ["TRITON_INTERPRET"] = "0"
     triton = importlib.import_module("triton")
-    compiler = importlib.import_module("triton.compiler.compiler")
+    compiler: Any = importlib.import_module("triton.compiler.compiler")
     errors = importlib.import_module("triton.compiler.errors")
     target = importlib.import_module("triton.backends.compiler").GPUTarget("cuda", CAPABILITY, 32)
     compiler.get_cache_key = lambda *args, **options: "kernel"  # the real one reads all of Triton, which takes a second

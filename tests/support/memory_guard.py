@@ -64,8 +64,8 @@ class MemoryGuard:
         side = "before the beginning" if address < first else "past the end"
         where = f"{far} {'number' if far == 1 else 'numbers'} {side} of {name}"
         if far > 2**28:
-            where = "far away from them (did an offset go over 32 bits, or was an entry followed that means nothing?)"
-        text = f"the kernel {verb} memory that is in none of its tensors, {where}: a GPU might not even tell you"
+            where = "far away from them (did an offset go over 32 bits, or was a table entry used that is no block id?)"
+        text = f"the kernel {verb} memory that is in none of its tensors, {where}: a GPU may not report this"
         pytest.fail(text, pytrace=False)
 
 

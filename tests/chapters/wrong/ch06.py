@@ -1235,3 +1235,1094 @@ def choose_num_splits(num_queries: int, num_tiles: int, num_wanted: int) -> int:
 
 def floor_seconds(work: Work, bytes_per_s: float, operations_per_s: float) -> float:
     return work.num_bytes / bytes_per_s + work.num_operations / operations_per_s
+
+
+# %% place_by_token
+"""Task 6.1: the place in a block is worked out from the token, not from its slot."""
+
+
+def write_kernel(
+    key_ptr,
+    value_ptr,
+    key_pool_ptr,
+    value_pool_ptr,
+    slots_ptr,
+    row_strides,
+    pool_strides,
+    HEAD_DIM: tl.constexpr,
+    PADDED_DIM: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+):
+    token, head = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
+    dims = tl.arange(0, PADDED_DIM)
+    exists = dims < HEAD_DIM
+    slot = tl.load(slots_ptr + token).to(tl.int64)
+    row = token * row_strides[0] + head * row_strides[1] + dims
+    place = slot // BLOCK_SIZE * pool_strides[0] + token % BLOCK_SIZE * pool_strides[1] + head * pool_strides[2] + dims
+    tl.store(key_pool_ptr + place, tl.load(key_ptr + row, mask=exists), mask=exists)
+    tl.store(value_pool_ptr + place, tl.load(value_ptr + row, mask=exists), mask=exists)
+
+
+# %% loads_not_masked
+"""Task 6.1: loads are not masked: places past the end of the tensor are read."""
+
+
+def write_kernel(
+    key_ptr,
+    value_ptr,
+    key_pool_ptr,
+    value_pool_ptr,
+    slots_ptr,
+    row_strides,
+    pool_strides,
+    HEAD_DIM: tl.constexpr,
+    PADDED_DIM: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+):
+    token, head = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
+    dims = tl.arange(0, PADDED_DIM)
+    exists = dims < HEAD_DIM
+    slot = tl.load(slots_ptr + token).to(tl.int64)
+    row = token * row_strides[0] + head * row_strides[1] + dims
+    place = slot // BLOCK_SIZE * pool_strides[0] + slot % BLOCK_SIZE * pool_strides[1] + head * pool_strides[2] + dims
+    tl.store(key_pool_ptr + place, tl.load(key_ptr + row), mask=exists)
+    tl.store(value_pool_ptr + place, tl.load(value_ptr + row), mask=exists)
+
+
+# %% grid_axes_swapped
+"""Task 6.1: token and head are taken from the wrong axes of the grid."""
+
+
+def write_kernel(
+    key_ptr,
+    value_ptr,
+    key_pool_ptr,
+    value_pool_ptr,
+    slots_ptr,
+    row_strides,
+    pool_strides,
+    HEAD_DIM: tl.constexpr,
+    PADDED_DIM: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+):
+    token, head = tl.program_id(1).to(tl.int64), tl.program_id(0).to(tl.int64)
+    dims = tl.arange(0, PADDED_DIM)
+    exists = dims < HEAD_DIM
+    slot = tl.load(slots_ptr + token).to(tl.int64)
+    row = token * row_strides[0] + head * row_strides[1] + dims
+    place = slot // BLOCK_SIZE * pool_strides[0] + slot % BLOCK_SIZE * pool_strides[1] + head * pool_strides[2] + dims
+    tl.store(key_pool_ptr + place, tl.load(key_ptr + row, mask=exists), mask=exists)
+    tl.store(value_pool_ptr + place, tl.load(value_ptr + row, mask=exists), mask=exists)
+
+
+# %% dictionary_in_a_kernel
+"""Task 6.1: a dictionary, which the interpreter takes and a compiler for GPUs does not."""
+
+
+def write_kernel(
+    key_ptr,
+    value_ptr,
+    key_pool_ptr,
+    value_pool_ptr,
+    slots_ptr,
+    row_strides,
+    pool_strides,
+    HEAD_DIM: tl.constexpr,
+    PADDED_DIM: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+):
+    token, head = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
+    dims = tl.arange(0, PADDED_DIM)
+    exists = dims < HEAD_DIM
+    slot = tl.load(slots_ptr + token).to(tl.int64)
+    sizes = {"block": BLOCK_SIZE}
+    row = token * row_strides[0] + head * row_strides[1] + dims
+    place = slot // sizes["block"] * pool_strides[0] + slot % BLOCK_SIZE * pool_strides[1] + head * pool_strides[2] + dims
+    tl.store(key_pool_ptr + place, tl.load(key_ptr + row, mask=exists), mask=exists)
+    tl.store(value_pool_ptr + place, tl.load(value_ptr + row, mask=exists), mask=exists)
+
+
+# %% total_begins_as_an_integer
+"""Task 6.2: total begins as the integer 0, and a GPU's compiler wants one type for the whole loop."""
+
+
+def attend_tokens(
+    query,
+    key_ptr,
+    value_ptr,
+    table_ptr,
+    first,
+    last,
+    pool_strides,
+    HEAD_DIM: tl.constexpr,
+    PADDED_DIM: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+):
+    dims = tl.arange(0, PADDED_DIM)
+    acc = tl.zeros([PADDED_DIM], dtype=tl.float32)
+    maximum = -float("inf")
+    total = 0
+    for start in range(first, last, TILE):
+        tokens = start + tl.arange(0, TILE)
+        is_seen = tokens < last
+        block_ids = tl.load(table_ptr + tokens // BLOCK_SIZE, mask=is_seen, other=0).to(tl.int64)
+        slots = block_ids * pool_strides[0] + tokens % BLOCK_SIZE * pool_strides[1]  # [TILE]
+        places = slots[:, None] + dims[None, :]
+        exists = is_seen[:, None] & (dims < HEAD_DIM)[None, :]
+        keys = tl.load(key_ptr + places, mask=exists, other=0.0).to(tl.float32)  # [TILE, PADDED_DIM]
+        values = tl.load(value_ptr + places, mask=exists, other=0.0).to(tl.float32)
+
+        scores = tl.where(is_seen, tl.sum(query[None, :] * keys, axis=1), -float("inf"))  # [TILE]
+        new_maximum = tl.maximum(maximum, tl.max(scores, axis=0))
+        shrink = tl.exp(maximum - new_maximum)
+        weights = tl.exp(scores - new_maximum)
+        acc = acc * shrink + tl.sum(weights[:, None] * values, axis=0)
+        total = total * shrink + tl.sum(weights, axis=0)
+        maximum = new_maximum
+    return acc, maximum, total
+
+
+# %% keys_without_other
+"""Task 6.2: K is loaded without a value for places that are not there, and the padding of a head is undefined."""
+
+
+def attend_tokens(
+    query,
+    key_ptr,
+    value_ptr,
+    table_ptr,
+    first,
+    last,
+    pool_strides,
+    HEAD_DIM: tl.constexpr,
+    PADDED_DIM: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+):
+    dims = tl.arange(0, PADDED_DIM)
+    acc = tl.zeros([PADDED_DIM], dtype=tl.float32)
+    maximum = -float("inf")
+    total = 0.0
+    for start in range(first, last, TILE):
+        tokens = start + tl.arange(0, TILE)
+        is_seen = tokens < last
+        block_ids = tl.load(table_ptr + tokens // BLOCK_SIZE, mask=is_seen, other=0).to(tl.int64)
+        slots = block_ids * pool_strides[0] + tokens % BLOCK_SIZE * pool_strides[1]  # [TILE]
+        places = slots[:, None] + dims[None, :]
+        exists = is_seen[:, None] & (dims < HEAD_DIM)[None, :]
+        keys = tl.load(key_ptr + places, mask=exists).to(tl.float32)  # [TILE, PADDED_DIM]
+        values = tl.load(value_ptr + places, mask=exists, other=0.0).to(tl.float32)
+
+        scores = tl.where(is_seen, tl.sum(query[None, :] * keys, axis=1), -float("inf"))  # [TILE]
+        new_maximum = tl.maximum(maximum, tl.max(scores, axis=0))
+        shrink = tl.exp(maximum - new_maximum)
+        weights = tl.exp(scores - new_maximum)
+        acc = acc * shrink + tl.sum(weights[:, None] * values, axis=0)
+        total = total * shrink + tl.sum(weights, axis=0)
+        maximum = new_maximum
+    return acc, maximum, total
+
+
+# %% values_without_other
+"""Task 6.2: V is loaded without a value for places that are not there: 0 times undefined."""
+
+
+def attend_tokens(
+    query,
+    key_ptr,
+    value_ptr,
+    table_ptr,
+    first,
+    last,
+    pool_strides,
+    HEAD_DIM: tl.constexpr,
+    PADDED_DIM: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+):
+    dims = tl.arange(0, PADDED_DIM)
+    acc = tl.zeros([PADDED_DIM], dtype=tl.float32)
+    maximum = -float("inf")
+    total = 0.0
+    for start in range(first, last, TILE):
+        tokens = start + tl.arange(0, TILE)
+        is_seen = tokens < last
+        block_ids = tl.load(table_ptr + tokens // BLOCK_SIZE, mask=is_seen, other=0).to(tl.int64)
+        slots = block_ids * pool_strides[0] + tokens % BLOCK_SIZE * pool_strides[1]  # [TILE]
+        places = slots[:, None] + dims[None, :]
+        exists = is_seen[:, None] & (dims < HEAD_DIM)[None, :]
+        keys = tl.load(key_ptr + places, mask=exists, other=0.0).to(tl.float32)  # [TILE, PADDED_DIM]
+        values = tl.load(value_ptr + places, mask=exists).to(tl.float32)
+
+        scores = tl.where(is_seen, tl.sum(query[None, :] * keys, axis=1), -float("inf"))  # [TILE]
+        new_maximum = tl.maximum(maximum, tl.max(scores, axis=0))
+        shrink = tl.exp(maximum - new_maximum)
+        weights = tl.exp(scores - new_maximum)
+        acc = acc * shrink + tl.sum(weights[:, None] * values, axis=0)
+        total = total * shrink + tl.sum(weights, axis=0)
+        maximum = new_maximum
+    return acc, maximum, total
+
+
+# %% offset_by_bit_mask
+"""Task 6.2: the place in a block is found with a bit mask, which is right for powers of two only."""
+
+
+def attend_tokens(
+    query,
+    key_ptr,
+    value_ptr,
+    table_ptr,
+    first,
+    last,
+    pool_strides,
+    HEAD_DIM: tl.constexpr,
+    PADDED_DIM: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+):
+    dims = tl.arange(0, PADDED_DIM)
+    acc = tl.zeros([PADDED_DIM], dtype=tl.float32)
+    maximum = -float("inf")
+    total = 0.0
+    for start in range(first, last, TILE):
+        tokens = start + tl.arange(0, TILE)
+        is_seen = tokens < last
+        block_ids = tl.load(table_ptr + tokens // BLOCK_SIZE, mask=is_seen, other=0).to(tl.int64)
+        slots = block_ids * pool_strides[0] + (tokens & (BLOCK_SIZE - 1)) * pool_strides[1]  # [TILE]
+        places = slots[:, None] + dims[None, :]
+        exists = is_seen[:, None] & (dims < HEAD_DIM)[None, :]
+        keys = tl.load(key_ptr + places, mask=exists, other=0.0).to(tl.float32)  # [TILE, PADDED_DIM]
+        values = tl.load(value_ptr + places, mask=exists, other=0.0).to(tl.float32)
+
+        scores = tl.where(is_seen, tl.sum(query[None, :] * keys, axis=1), -float("inf"))  # [TILE]
+        new_maximum = tl.maximum(maximum, tl.max(scores, axis=0))
+        shrink = tl.exp(maximum - new_maximum)
+        weights = tl.exp(scores - new_maximum)
+        acc = acc * shrink + tl.sum(weights[:, None] * values, axis=0)
+        total = total * shrink + tl.sum(weights, axis=0)
+        maximum = new_maximum
+    return acc, maximum, total
+
+
+# %% offset_within_the_tile
+"""Task 6.2: the place in a block is counted from the tile's first token, as if a tile began a block."""
+
+
+def attend_tokens(
+    query,
+    key_ptr,
+    value_ptr,
+    table_ptr,
+    first,
+    last,
+    pool_strides,
+    HEAD_DIM: tl.constexpr,
+    PADDED_DIM: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+):
+    dims = tl.arange(0, PADDED_DIM)
+    acc = tl.zeros([PADDED_DIM], dtype=tl.float32)
+    maximum = -float("inf")
+    total = 0.0
+    for start in range(first, last, TILE):
+        tokens = start + tl.arange(0, TILE)
+        is_seen = tokens < last
+        block_ids = tl.load(table_ptr + tokens // BLOCK_SIZE, mask=is_seen, other=0).to(tl.int64)
+        slots = block_ids * pool_strides[0] + (tokens - start) % BLOCK_SIZE * pool_strides[1]  # [TILE]
+        places = slots[:, None] + dims[None, :]
+        exists = is_seen[:, None] & (dims < HEAD_DIM)[None, :]
+        keys = tl.load(key_ptr + places, mask=exists, other=0.0).to(tl.float32)  # [TILE, PADDED_DIM]
+        values = tl.load(value_ptr + places, mask=exists, other=0.0).to(tl.float32)
+
+        scores = tl.where(is_seen, tl.sum(query[None, :] * keys, axis=1), -float("inf"))  # [TILE]
+        new_maximum = tl.maximum(maximum, tl.max(scores, axis=0))
+        shrink = tl.exp(maximum - new_maximum)
+        weights = tl.exp(scores - new_maximum)
+        acc = acc * shrink + tl.sum(weights[:, None] * values, axis=0)
+        total = total * shrink + tl.sum(weights, axis=0)
+        maximum = new_maximum
+    return acc, maximum, total
+
+
+# %% blocks_counted_from_the_tile
+"""Task 6.2: a block larger than a tile is taken to begin where the tile begins."""
+
+
+def attend_tokens(
+    query,
+    key_ptr,
+    value_ptr,
+    table_ptr,
+    first,
+    last,
+    pool_strides,
+    HEAD_DIM: tl.constexpr,
+    PADDED_DIM: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+):
+    dims = tl.arange(0, PADDED_DIM)
+    acc = tl.zeros([PADDED_DIM], dtype=tl.float32)
+    maximum = -float("inf")
+    total = 0.0
+    for start in range(first, last, TILE):
+        tokens = start + tl.arange(0, TILE)
+        is_seen = tokens < last
+        block_ids = tl.load(table_ptr + (start // BLOCK_SIZE + (tokens - start) // BLOCK_SIZE), mask=is_seen, other=0).to(
+            tl.int64
+        )
+        slots = block_ids * pool_strides[0] + tokens % BLOCK_SIZE * pool_strides[1]  # [TILE]
+        places = slots[:, None] + dims[None, :]
+        exists = is_seen[:, None] & (dims < HEAD_DIM)[None, :]
+        keys = tl.load(key_ptr + places, mask=exists, other=0.0).to(tl.float32)  # [TILE, PADDED_DIM]
+        values = tl.load(value_ptr + places, mask=exists, other=0.0).to(tl.float32)
+
+        scores = tl.where(is_seen, tl.sum(query[None, :] * keys, axis=1), -float("inf"))  # [TILE]
+        new_maximum = tl.maximum(maximum, tl.max(scores, axis=0))
+        shrink = tl.exp(maximum - new_maximum)
+        weights = tl.exp(scores - new_maximum)
+        acc = acc * shrink + tl.sum(weights[:, None] * values, axis=0)
+        total = total * shrink + tl.sum(weights, axis=0)
+        maximum = new_maximum
+    return acc, maximum, total
+
+
+# %% maximum_begins_at_zero
+"""Task 6.2: the maximum begins at 0, and is wrong where all scores are negative."""
+
+
+def attend_tokens(
+    query,
+    key_ptr,
+    value_ptr,
+    table_ptr,
+    first,
+    last,
+    pool_strides,
+    HEAD_DIM: tl.constexpr,
+    PADDED_DIM: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+):
+    dims = tl.arange(0, PADDED_DIM)
+    acc = tl.zeros([PADDED_DIM], dtype=tl.float32)
+    maximum = 0.0
+    total = 0.0
+    for start in range(first, last, TILE):
+        tokens = start + tl.arange(0, TILE)
+        is_seen = tokens < last
+        block_ids = tl.load(table_ptr + tokens // BLOCK_SIZE, mask=is_seen, other=0).to(tl.int64)
+        slots = block_ids * pool_strides[0] + tokens % BLOCK_SIZE * pool_strides[1]  # [TILE]
+        places = slots[:, None] + dims[None, :]
+        exists = is_seen[:, None] & (dims < HEAD_DIM)[None, :]
+        keys = tl.load(key_ptr + places, mask=exists, other=0.0).to(tl.float32)  # [TILE, PADDED_DIM]
+        values = tl.load(value_ptr + places, mask=exists, other=0.0).to(tl.float32)
+
+        scores = tl.where(is_seen, tl.sum(query[None, :] * keys, axis=1), -float("inf"))  # [TILE]
+        new_maximum = tl.maximum(maximum, tl.max(scores, axis=0))
+        shrink = tl.exp(maximum - new_maximum)
+        weights = tl.exp(scores - new_maximum)
+        acc = acc * shrink + tl.sum(weights[:, None] * values, axis=0)
+        total = total * shrink + tl.sum(weights, axis=0)
+        maximum = new_maximum
+    return acc, maximum, total
+
+
+# %% acc_in_the_pools_type
+"""Task 6.2: weights are converted to the type of V before they are multiplied."""
+
+
+def attend_tokens(
+    query,
+    key_ptr,
+    value_ptr,
+    table_ptr,
+    first,
+    last,
+    pool_strides,
+    HEAD_DIM: tl.constexpr,
+    PADDED_DIM: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+):
+    dims = tl.arange(0, PADDED_DIM)
+    acc = tl.zeros([PADDED_DIM], dtype=tl.float32)
+    maximum = -float("inf")
+    total = 0.0
+    for start in range(first, last, TILE):
+        tokens = start + tl.arange(0, TILE)
+        is_seen = tokens < last
+        block_ids = tl.load(table_ptr + tokens // BLOCK_SIZE, mask=is_seen, other=0).to(tl.int64)
+        slots = block_ids * pool_strides[0] + tokens % BLOCK_SIZE * pool_strides[1]  # [TILE]
+        places = slots[:, None] + dims[None, :]
+        exists = is_seen[:, None] & (dims < HEAD_DIM)[None, :]
+        keys = tl.load(key_ptr + places, mask=exists, other=0.0).to(tl.float32)  # [TILE, PADDED_DIM]
+        values = tl.load(value_ptr + places, mask=exists, other=0.0)
+
+        scores = tl.where(is_seen, tl.sum(query[None, :] * keys, axis=1), -float("inf"))  # [TILE]
+        new_maximum = tl.maximum(maximum, tl.max(scores, axis=0))
+        shrink = tl.exp(maximum - new_maximum)
+        weights = tl.exp(scores - new_maximum)
+        acc = acc * shrink + tl.sum(weights.to(values.dtype)[:, None] * values, axis=0).to(tl.float32)
+        total = total * shrink + tl.sum(weights, axis=0)
+        maximum = new_maximum
+    return acc, maximum, total
+
+
+# %% token_by_token
+"""Task 6.2: one token at a time: sixteen times as many loads as tiles."""
+
+
+def attend_tokens(
+    query,
+    key_ptr,
+    value_ptr,
+    table_ptr,
+    first,
+    last,
+    pool_strides,
+    HEAD_DIM: tl.constexpr,
+    PADDED_DIM: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+):
+    dims = tl.arange(0, PADDED_DIM)
+    acc = tl.zeros([PADDED_DIM], dtype=tl.float32)
+    maximum = -float("inf")
+    total = 0.0
+    for start in range(first, last):
+        tokens = start + tl.arange(0, TILE)
+        is_seen = tokens == start
+        block_ids = tl.load(table_ptr + tokens // BLOCK_SIZE, mask=is_seen, other=0).to(tl.int64)
+        slots = block_ids * pool_strides[0] + tokens % BLOCK_SIZE * pool_strides[1]  # [TILE]
+        places = slots[:, None] + dims[None, :]
+        exists = is_seen[:, None] & (dims < HEAD_DIM)[None, :]
+        keys = tl.load(key_ptr + places, mask=exists, other=0.0).to(tl.float32)  # [TILE, PADDED_DIM]
+        values = tl.load(value_ptr + places, mask=exists, other=0.0).to(tl.float32)
+
+        scores = tl.where(is_seen, tl.sum(query[None, :] * keys, axis=1), -float("inf"))  # [TILE]
+        new_maximum = tl.maximum(maximum, tl.max(scores, axis=0))
+        shrink = tl.exp(maximum - new_maximum)
+        weights = tl.exp(scores - new_maximum)
+        acc = acc * shrink + tl.sum(weights[:, None] * values, axis=0)
+        total = total * shrink + tl.sum(weights, axis=0)
+        maximum = new_maximum
+    return acc, maximum, total
+
+
+# %% keys_read_twice
+"""Task 6.2: the keys are read twice, a second time for the weights."""
+
+
+def attend_tokens(
+    query,
+    key_ptr,
+    value_ptr,
+    table_ptr,
+    first,
+    last,
+    pool_strides,
+    HEAD_DIM: tl.constexpr,
+    PADDED_DIM: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+):
+    dims = tl.arange(0, PADDED_DIM)
+    maximum = -float("inf")
+    for start in range(first, last, TILE):
+        tokens = start + tl.arange(0, TILE)
+        is_seen = tokens < last
+        block_ids = tl.load(table_ptr + tokens // BLOCK_SIZE, mask=is_seen, other=0).to(tl.int64)
+        places = (block_ids * pool_strides[0] + tokens % BLOCK_SIZE * pool_strides[1])[:, None] + dims[None, :]
+        exists = is_seen[:, None] & (dims < HEAD_DIM)[None, :]
+        keys = tl.load(key_ptr + places, mask=exists, other=0.0).to(tl.float32)
+        scores = tl.where(is_seen, tl.sum(query[None, :] * keys, axis=1), -float("inf"))
+        maximum = tl.maximum(maximum, tl.max(scores, axis=0))
+    acc = tl.zeros([PADDED_DIM], dtype=tl.float32)
+    total = 0.0
+    for start in range(first, last, TILE):
+        tokens = start + tl.arange(0, TILE)
+        is_seen = tokens < last
+        block_ids = tl.load(table_ptr + tokens // BLOCK_SIZE, mask=is_seen, other=0).to(tl.int64)
+        places = (block_ids * pool_strides[0] + tokens % BLOCK_SIZE * pool_strides[1])[:, None] + dims[None, :]
+        exists = is_seen[:, None] & (dims < HEAD_DIM)[None, :]
+        keys = tl.load(key_ptr + places, mask=exists, other=0.0).to(tl.float32)
+        values = tl.load(value_ptr + places, mask=exists, other=0.0).to(tl.float32)
+        scores = tl.where(is_seen, tl.sum(query[None, :] * keys, axis=1), -float("inf"))
+        weights = tl.exp(scores - maximum)
+        acc += tl.sum(weights[:, None] * values, axis=0)
+        total += tl.sum(weights, axis=0)
+    return acc, maximum, total
+
+
+# %% always_from_the_beginning
+"""Task 6.2: the walk begins at token 0 and tokens before the range are masked: each part reads all before it."""
+
+
+def attend_tokens(
+    query,
+    key_ptr,
+    value_ptr,
+    table_ptr,
+    first,
+    last,
+    pool_strides,
+    HEAD_DIM: tl.constexpr,
+    PADDED_DIM: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+):
+    dims = tl.arange(0, PADDED_DIM)
+    acc = tl.zeros([PADDED_DIM], dtype=tl.float32)
+    maximum = -1e30
+    total = 0.0
+    for start in range(0, last, TILE):
+        tokens = start + tl.arange(0, TILE)
+        is_seen = (tokens >= first) & (tokens < last)
+        block_ids = tl.load(table_ptr + tokens // BLOCK_SIZE, mask=is_seen, other=0).to(tl.int64)
+        slots = block_ids * pool_strides[0] + tokens % BLOCK_SIZE * pool_strides[1]  # [TILE]
+        places = slots[:, None] + dims[None, :]
+        exists = is_seen[:, None] & (dims < HEAD_DIM)[None, :]
+        keys = tl.load(key_ptr + places, mask=exists, other=0.0).to(tl.float32)  # [TILE, PADDED_DIM]
+        values = tl.load(value_ptr + places, mask=exists, other=0.0).to(tl.float32)
+
+        scores = tl.where(is_seen, tl.sum(query[None, :] * keys, axis=1), -float("inf"))  # [TILE]
+        new_maximum = tl.maximum(maximum, tl.max(scores, axis=0))
+        new_maximum = tl.where(new_maximum == -float("inf"), -1e30, new_maximum)
+        shrink = tl.exp(maximum - new_maximum)
+        weights = tl.exp(scores - new_maximum)
+        acc = acc * shrink + tl.sum(weights[:, None] * values, axis=0)
+        total = total * shrink + tl.sum(weights, axis=0)
+        maximum = new_maximum
+    return acc, tl.where(total > 0, maximum, -float("inf")), total
+
+
+# %% query_without_other
+"""Task 6.3: the query is loaded without a value for the padding, which is undefined."""
+
+
+def decode_kernel(
+    acc_ptr,
+    maximum_ptr,
+    total_ptr,
+    query_ptr,
+    key_pool_ptr,
+    value_pool_ptr,
+    tables_ptr,
+    context_lens_ptr,
+    scale,
+    query_strides,
+    pool_strides,
+    table_stride,
+    HEAD_DIM: tl.constexpr,
+    PADDED_DIM: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+):
+    seq, head, split = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64), tl.program_id(2)
+    num_splits = tl.num_programs(2)
+    context_len = tl.load(context_lens_ptr + seq).to(tl.int32)
+    part = tl.cdiv(tl.cdiv(context_len, TILE), num_splits) * TILE
+    first, last = split * part, tl.minimum((split + 1) * part, context_len)
+
+    dims = tl.arange(0, PADDED_DIM)
+    exists = dims < HEAD_DIM
+    query = tl.load(query_ptr + seq * query_strides[0] + head * query_strides[1] + dims, mask=exists)
+    query = query.to(tl.float32) * scale
+    key_ptr, value_ptr = key_pool_ptr + head * pool_strides[2], value_pool_ptr + head * pool_strides[2]
+    table_ptr = tables_ptr + seq * table_stride
+    acc, maximum, total = attend_tokens(
+        query, key_ptr, value_ptr, table_ptr, first, last, pool_strides, HEAD_DIM, PADDED_DIM, BLOCK_SIZE
+    )
+    row = (seq * tl.num_programs(1) + head) * num_splits + split
+    tl.store(acc_ptr + row * HEAD_DIM + dims, acc, mask=exists)
+    tl.store(maximum_ptr + row, maximum)
+    tl.store(total_ptr + row, total)
+
+
+# %% scaled_in_the_querys_type
+"""Task 6.3: the query is multiplied by scale before it is converted to float32."""
+
+
+def decode_kernel(
+    acc_ptr,
+    maximum_ptr,
+    total_ptr,
+    query_ptr,
+    key_pool_ptr,
+    value_pool_ptr,
+    tables_ptr,
+    context_lens_ptr,
+    scale,
+    query_strides,
+    pool_strides,
+    table_stride,
+    HEAD_DIM: tl.constexpr,
+    PADDED_DIM: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+):
+    seq, head, split = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64), tl.program_id(2)
+    num_splits = tl.num_programs(2)
+    context_len = tl.load(context_lens_ptr + seq).to(tl.int32)
+    part = tl.cdiv(tl.cdiv(context_len, TILE), num_splits) * TILE
+    first, last = split * part, tl.minimum((split + 1) * part, context_len)
+
+    dims = tl.arange(0, PADDED_DIM)
+    exists = dims < HEAD_DIM
+    query = tl.load(query_ptr + seq * query_strides[0] + head * query_strides[1] + dims, mask=exists, other=0.0)
+    query = (query * scale).to(tl.float32)
+    key_ptr, value_ptr = key_pool_ptr + head * pool_strides[2], value_pool_ptr + head * pool_strides[2]
+    table_ptr = tables_ptr + seq * table_stride
+    acc, maximum, total = attend_tokens(
+        query, key_ptr, value_ptr, table_ptr, first, last, pool_strides, HEAD_DIM, PADDED_DIM, BLOCK_SIZE
+    )
+    row = (seq * tl.num_programs(1) + head) * num_splits + split
+    tl.store(acc_ptr + row * HEAD_DIM + dims, acc, mask=exists)
+    tl.store(maximum_ptr + row, maximum)
+    tl.store(total_ptr + row, total)
+
+
+# %% parts_by_tokens
+"""Task 6.3: tokens are shared out, not tiles, and rounded up to a tile: parts that end early."""
+
+
+def decode_kernel(
+    acc_ptr,
+    maximum_ptr,
+    total_ptr,
+    query_ptr,
+    key_pool_ptr,
+    value_pool_ptr,
+    tables_ptr,
+    context_lens_ptr,
+    scale,
+    query_strides,
+    pool_strides,
+    table_stride,
+    HEAD_DIM: tl.constexpr,
+    PADDED_DIM: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+):
+    seq, head, split = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64), tl.program_id(2)
+    num_splits = tl.num_programs(2)
+    context_len = tl.load(context_lens_ptr + seq).to(tl.int32)
+    part = (context_len // num_splits + TILE - 1) // TILE * TILE
+    first, last = split * part, tl.minimum((split + 1) * part, context_len)
+
+    dims = tl.arange(0, PADDED_DIM)
+    exists = dims < HEAD_DIM
+    query = tl.load(query_ptr + seq * query_strides[0] + head * query_strides[1] + dims, mask=exists, other=0.0)
+    query = query.to(tl.float32) * scale
+    key_ptr, value_ptr = key_pool_ptr + head * pool_strides[2], value_pool_ptr + head * pool_strides[2]
+    table_ptr = tables_ptr + seq * table_stride
+    acc, maximum, total = attend_tokens(
+        query, key_ptr, value_ptr, table_ptr, first, last, pool_strides, HEAD_DIM, PADDED_DIM, BLOCK_SIZE
+    )
+    row = (seq * tl.num_programs(1) + head) * num_splits + split
+    tl.store(acc_ptr + row * HEAD_DIM + dims, acc, mask=exists)
+    tl.store(maximum_ptr + row, maximum)
+    tl.store(total_ptr + row, total)
+
+
+# %% part_one_tile_longer
+"""Task 6.3: each part has a tile more than its share, and the last ones are empty."""
+
+
+def decode_kernel(
+    acc_ptr,
+    maximum_ptr,
+    total_ptr,
+    query_ptr,
+    key_pool_ptr,
+    value_pool_ptr,
+    tables_ptr,
+    context_lens_ptr,
+    scale,
+    query_strides,
+    pool_strides,
+    table_stride,
+    HEAD_DIM: tl.constexpr,
+    PADDED_DIM: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+):
+    seq, head, split = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64), tl.program_id(2)
+    num_splits = tl.num_programs(2)
+    context_len = tl.load(context_lens_ptr + seq).to(tl.int32)
+    part = (context_len // TILE // num_splits + 1) * TILE
+    first, last = split * part, tl.minimum((split + 1) * part, context_len)
+
+    dims = tl.arange(0, PADDED_DIM)
+    exists = dims < HEAD_DIM
+    query = tl.load(query_ptr + seq * query_strides[0] + head * query_strides[1] + dims, mask=exists, other=0.0)
+    query = query.to(tl.float32) * scale
+    key_ptr, value_ptr = key_pool_ptr + head * pool_strides[2], value_pool_ptr + head * pool_strides[2]
+    table_ptr = tables_ptr + seq * table_stride
+    acc, maximum, total = attend_tokens(
+        query, key_ptr, value_ptr, table_ptr, first, last, pool_strides, HEAD_DIM, PADDED_DIM, BLOCK_SIZE
+    )
+    row = (seq * tl.num_programs(1) + head) * num_splits + split
+    tl.store(acc_ptr + row * HEAD_DIM + dims, acc, mask=exists)
+    tl.store(maximum_ptr + row, maximum)
+    tl.store(total_ptr + row, total)
+
+
+# %% total_row_by_query
+"""Task 6.3: maximum and total of a query are stored at one place for all its parts."""
+
+
+def decode_kernel(
+    acc_ptr,
+    maximum_ptr,
+    total_ptr,
+    query_ptr,
+    key_pool_ptr,
+    value_pool_ptr,
+    tables_ptr,
+    context_lens_ptr,
+    scale,
+    query_strides,
+    pool_strides,
+    table_stride,
+    HEAD_DIM: tl.constexpr,
+    PADDED_DIM: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+):
+    seq, head, split = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64), tl.program_id(2)
+    num_splits = tl.num_programs(2)
+    context_len = tl.load(context_lens_ptr + seq).to(tl.int32)
+    part = tl.cdiv(tl.cdiv(context_len, TILE), num_splits) * TILE
+    first, last = split * part, tl.minimum((split + 1) * part, context_len)
+
+    dims = tl.arange(0, PADDED_DIM)
+    exists = dims < HEAD_DIM
+    query = tl.load(query_ptr + seq * query_strides[0] + head * query_strides[1] + dims, mask=exists, other=0.0)
+    query = query.to(tl.float32) * scale
+    key_ptr, value_ptr = key_pool_ptr + head * pool_strides[2], value_pool_ptr + head * pool_strides[2]
+    table_ptr = tables_ptr + seq * table_stride
+    acc, maximum, total = attend_tokens(
+        query, key_ptr, value_ptr, table_ptr, first, last, pool_strides, HEAD_DIM, PADDED_DIM, BLOCK_SIZE
+    )
+    row = (seq * tl.num_programs(1) + head) * num_splits + split
+    tl.store(acc_ptr + row * HEAD_DIM + dims, acc, mask=exists)
+    tl.store(maximum_ptr + row, maximum)
+    tl.store(total_ptr + (seq * tl.num_programs(1) + head) * num_splits, total)
+
+
+# %% value_head_left_out
+"""Task 6.3: K's pointer is moved to the head, V's is not."""
+
+
+def decode_kernel(
+    acc_ptr,
+    maximum_ptr,
+    total_ptr,
+    query_ptr,
+    key_pool_ptr,
+    value_pool_ptr,
+    tables_ptr,
+    context_lens_ptr,
+    scale,
+    query_strides,
+    pool_strides,
+    table_stride,
+    HEAD_DIM: tl.constexpr,
+    PADDED_DIM: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+):
+    seq, head, split = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64), tl.program_id(2)
+    num_splits = tl.num_programs(2)
+    context_len = tl.load(context_lens_ptr + seq).to(tl.int32)
+    part = tl.cdiv(tl.cdiv(context_len, TILE), num_splits) * TILE
+    first, last = split * part, tl.minimum((split + 1) * part, context_len)
+
+    dims = tl.arange(0, PADDED_DIM)
+    exists = dims < HEAD_DIM
+    query = tl.load(query_ptr + seq * query_strides[0] + head * query_strides[1] + dims, mask=exists, other=0.0)
+    query = query.to(tl.float32) * scale
+    key_ptr, value_ptr = key_pool_ptr + head * pool_strides[2], value_pool_ptr
+    table_ptr = tables_ptr + seq * table_stride
+    acc, maximum, total = attend_tokens(
+        query, key_ptr, value_ptr, table_ptr, first, last, pool_strides, HEAD_DIM, PADDED_DIM, BLOCK_SIZE
+    )
+    row = (seq * tl.num_programs(1) + head) * num_splits + split
+    tl.store(acc_ptr + row * HEAD_DIM + dims, acc, mask=exists)
+    tl.store(maximum_ptr + row, maximum)
+    tl.store(total_ptr + row, total)
+
+
+# %% acc_divided
+"""Task 6.3: each part divides its sum by its total already."""
+
+
+def decode_kernel(
+    acc_ptr,
+    maximum_ptr,
+    total_ptr,
+    query_ptr,
+    key_pool_ptr,
+    value_pool_ptr,
+    tables_ptr,
+    context_lens_ptr,
+    scale,
+    query_strides,
+    pool_strides,
+    table_stride,
+    HEAD_DIM: tl.constexpr,
+    PADDED_DIM: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+):
+    seq, head, split = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64), tl.program_id(2)
+    num_splits = tl.num_programs(2)
+    context_len = tl.load(context_lens_ptr + seq).to(tl.int32)
+    part = tl.cdiv(tl.cdiv(context_len, TILE), num_splits) * TILE
+    first, last = split * part, tl.minimum((split + 1) * part, context_len)
+
+    dims = tl.arange(0, PADDED_DIM)
+    exists = dims < HEAD_DIM
+    query = tl.load(query_ptr + seq * query_strides[0] + head * query_strides[1] + dims, mask=exists, other=0.0)
+    query = query.to(tl.float32) * scale
+    key_ptr, value_ptr = key_pool_ptr + head * pool_strides[2], value_pool_ptr + head * pool_strides[2]
+    table_ptr = tables_ptr + seq * table_stride
+    acc, maximum, total = attend_tokens(
+        query, key_ptr, value_ptr, table_ptr, first, last, pool_strides, HEAD_DIM, PADDED_DIM, BLOCK_SIZE
+    )
+    row = (seq * tl.num_programs(1) + head) * num_splits + split
+    tl.store(acc_ptr + row * HEAD_DIM + dims, acc / total, mask=exists)
+    tl.store(maximum_ptr + row, maximum)
+    tl.store(total_ptr + row, total)
+
+
+# %% acc_rows_padded
+"""Task 6.3: rows of acc are taken to be PADDED_DIM apart."""
+
+
+def decode_kernel(
+    acc_ptr,
+    maximum_ptr,
+    total_ptr,
+    query_ptr,
+    key_pool_ptr,
+    value_pool_ptr,
+    tables_ptr,
+    context_lens_ptr,
+    scale,
+    query_strides,
+    pool_strides,
+    table_stride,
+    HEAD_DIM: tl.constexpr,
+    PADDED_DIM: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+):
+    seq, head, split = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64), tl.program_id(2)
+    num_splits = tl.num_programs(2)
+    context_len = tl.load(context_lens_ptr + seq).to(tl.int32)
+    part = tl.cdiv(tl.cdiv(context_len, TILE), num_splits) * TILE
+    first, last = split * part, tl.minimum((split + 1) * part, context_len)
+
+    dims = tl.arange(0, PADDED_DIM)
+    exists = dims < HEAD_DIM
+    query = tl.load(query_ptr + seq * query_strides[0] + head * query_strides[1] + dims, mask=exists, other=0.0)
+    query = query.to(tl.float32) * scale
+    key_ptr, value_ptr = key_pool_ptr + head * pool_strides[2], value_pool_ptr + head * pool_strides[2]
+    table_ptr = tables_ptr + seq * table_stride
+    acc, maximum, total = attend_tokens(
+        query, key_ptr, value_ptr, table_ptr, first, last, pool_strides, HEAD_DIM, PADDED_DIM, BLOCK_SIZE
+    )
+    row = (seq * tl.num_programs(1) + head) * num_splits + split
+    tl.store(acc_ptr + row * PADDED_DIM + dims, acc, mask=exists)
+    tl.store(maximum_ptr + row, maximum)
+    tl.store(total_ptr + row, total)
+
+
+# %% total_without_weight
+"""Task 6.4: the totals are added without their weights."""
+
+
+def merge_kernel(
+    out_ptr,
+    acc_ptr,
+    maximum_ptr,
+    total_ptr,
+    num_splits,
+    HEAD_DIM: tl.constexpr,
+    PADDED_DIM: tl.constexpr,
+    PADDED_SPLITS: tl.constexpr,
+):
+    query = tl.program_id(0).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
+    dims, splits = tl.arange(0, PADDED_DIM), tl.arange(0, PADDED_SPLITS)
+    is_dim, is_split = dims < HEAD_DIM, splits < num_splits
+    rows = query * num_splits + splits  # [PADDED_SPLITS]
+    maxima = tl.load(maximum_ptr + rows, mask=is_split, other=-float("inf"))
+    weights = tl.exp(maxima - tl.max(maxima, axis=0))  # 0 for an empty part
+    totals = tl.load(total_ptr + rows, mask=is_split, other=0.0)
+    exists = is_split[:, None] & is_dim[None, :]
+    accs = tl.load(acc_ptr + rows[:, None] * HEAD_DIM + dims[None, :], mask=exists, other=0.0)
+    out = tl.sum(weights[:, None] * accs, axis=0) / tl.sum(totals, axis=0)
+    tl.store(out_ptr + query * HEAD_DIM + dims, out, mask=is_dim)
+
+
+# %% accs_without_other
+"""Task 6.4: the accs are loaded without a value for the padding: 0 times undefined."""
+
+
+def merge_kernel(
+    out_ptr,
+    acc_ptr,
+    maximum_ptr,
+    total_ptr,
+    num_splits,
+    HEAD_DIM: tl.constexpr,
+    PADDED_DIM: tl.constexpr,
+    PADDED_SPLITS: tl.constexpr,
+):
+    query = tl.program_id(0).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
+    dims, splits = tl.arange(0, PADDED_DIM), tl.arange(0, PADDED_SPLITS)
+    is_dim, is_split = dims < HEAD_DIM, splits < num_splits
+    rows = query * num_splits + splits  # [PADDED_SPLITS]
+    maxima = tl.load(maximum_ptr + rows, mask=is_split, other=-float("inf"))
+    weights = tl.exp(maxima - tl.max(maxima, axis=0))  # 0 for an empty part
+    totals = tl.load(total_ptr + rows, mask=is_split, other=0.0)
+    exists = is_split[:, None] & is_dim[None, :]
+    accs = tl.load(acc_ptr + rows[:, None] * HEAD_DIM + dims[None, :], mask=exists)
+    out = tl.sum(weights[:, None] * accs, axis=0) / tl.sum(weights * totals, axis=0)
+    tl.store(out_ptr + query * HEAD_DIM + dims, out, mask=is_dim)
+
+
+# %% totals_without_other
+"""Task 6.4: the totals are loaded without a value for the padding."""
+
+
+def merge_kernel(
+    out_ptr,
+    acc_ptr,
+    maximum_ptr,
+    total_ptr,
+    num_splits,
+    HEAD_DIM: tl.constexpr,
+    PADDED_DIM: tl.constexpr,
+    PADDED_SPLITS: tl.constexpr,
+):
+    query = tl.program_id(0).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
+    dims, splits = tl.arange(0, PADDED_DIM), tl.arange(0, PADDED_SPLITS)
+    is_dim, is_split = dims < HEAD_DIM, splits < num_splits
+    rows = query * num_splits + splits  # [PADDED_SPLITS]
+    maxima = tl.load(maximum_ptr + rows, mask=is_split, other=-float("inf"))
+    weights = tl.exp(maxima - tl.max(maxima, axis=0))  # 0 for an empty part
+    totals = tl.load(total_ptr + rows, mask=is_split)
+    exists = is_split[:, None] & is_dim[None, :]
+    accs = tl.load(acc_ptr + rows[:, None] * HEAD_DIM + dims[None, :], mask=exists, other=0.0)
+    out = tl.sum(weights[:, None] * accs, axis=0) / tl.sum(weights * totals, axis=0)
+    tl.store(out_ptr + query * HEAD_DIM + dims, out, mask=is_dim)
+
+
+# %% rows_by_padded_splits
+"""Task 6.4: rows of a query are taken to be PADDED_SPLITS apart."""
+
+
+def merge_kernel(
+    out_ptr,
+    acc_ptr,
+    maximum_ptr,
+    total_ptr,
+    num_splits,
+    HEAD_DIM: tl.constexpr,
+    PADDED_DIM: tl.constexpr,
+    PADDED_SPLITS: tl.constexpr,
+):
+    query = tl.program_id(0).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
+    dims, splits = tl.arange(0, PADDED_DIM), tl.arange(0, PADDED_SPLITS)
+    is_dim, is_split = dims < HEAD_DIM, splits < num_splits
+    rows = query * PADDED_SPLITS + splits  # [PADDED_SPLITS]
+    maxima = tl.load(maximum_ptr + rows, mask=is_split, other=-float("inf"))
+    weights = tl.exp(maxima - tl.max(maxima, axis=0))  # 0 for an empty part
+    totals = tl.load(total_ptr + rows, mask=is_split, other=0.0)
+    exists = is_split[:, None] & is_dim[None, :]
+    accs = tl.load(acc_ptr + rows[:, None] * HEAD_DIM + dims[None, :], mask=exists, other=0.0)
+    out = tl.sum(weights[:, None] * accs, axis=0) / tl.sum(weights * totals, axis=0)
+    tl.store(out_ptr + query * HEAD_DIM + dims, out, mask=is_dim)
+
+
+# %% last_part_dropped
+"""Task 6.4: the last part is left out."""
+
+
+def merge_kernel(
+    out_ptr,
+    acc_ptr,
+    maximum_ptr,
+    total_ptr,
+    num_splits,
+    HEAD_DIM: tl.constexpr,
+    PADDED_DIM: tl.constexpr,
+    PADDED_SPLITS: tl.constexpr,
+):
+    query = tl.program_id(0).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
+    dims, splits = tl.arange(0, PADDED_DIM), tl.arange(0, PADDED_SPLITS)
+    is_dim, is_split = dims < HEAD_DIM, (splits < num_splits - 1) | (splits == 0)
+    rows = query * num_splits + splits  # [PADDED_SPLITS]
+    maxima = tl.load(maximum_ptr + rows, mask=is_split, other=-float("inf"))
+    weights = tl.exp(maxima - tl.max(maxima, axis=0))  # 0 for an empty part
+    totals = tl.load(total_ptr + rows, mask=is_split, other=0.0)
+    exists = is_split[:, None] & is_dim[None, :]
+    accs = tl.load(acc_ptr + rows[:, None] * HEAD_DIM + dims[None, :], mask=exists, other=0.0)
+    out = tl.sum(weights[:, None] * accs, axis=0) / tl.sum(weights * totals, axis=0)
+    tl.store(out_ptr + query * HEAD_DIM + dims, out, mask=is_dim)
+
+
+# %% arange_of_an_argument
+"""Task 6.4: the tile is made as long as num_splits, which is known only when the kernel runs."""
+
+
+def merge_kernel(
+    out_ptr,
+    acc_ptr,
+    maximum_ptr,
+    total_ptr,
+    num_splits,
+    HEAD_DIM: tl.constexpr,
+    PADDED_DIM: tl.constexpr,
+    PADDED_SPLITS: tl.constexpr,
+):
+    query = tl.program_id(0).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
+    dims, splits = tl.arange(0, PADDED_DIM), tl.arange(0, PADDED_SPLITS) if num_splits > 1 else tl.arange(0, num_splits)
+    is_dim, is_split = dims < HEAD_DIM, splits < num_splits
+    rows = query * num_splits + splits  # [PADDED_SPLITS]
+    maxima = tl.load(maximum_ptr + rows, mask=is_split, other=-float("inf"))
+    weights = tl.exp(maxima - tl.max(maxima, axis=0))  # 0 for an empty part
+    totals = tl.load(total_ptr + rows, mask=is_split, other=0.0)
+    exists = is_split[:, None] & is_dim[None, :]
+    accs = tl.load(acc_ptr + rows[:, None] * HEAD_DIM + dims[None, :], mask=exists, other=0.0)
+    out = tl.sum(weights[:, None] * accs, axis=0) / tl.sum(weights * totals, axis=0)
+    tl.store(out_ptr + query * HEAD_DIM + dims, out, mask=is_dim)
+
+
+# %% values_not_counted
+"""Task 6.5: only K is counted, V is forgotten."""
+
+
+def decode_work(num_seqs: int, context_len: int, num_heads: int, head_dim: int, itemsize: int) -> Work:
+    numbers = num_seqs * num_heads * head_dim
+    return Work(numbers * (context_len + 2) * itemsize, 4 * numbers * context_len)
+
+
+# %% minimum_of_the_times
+"""Task 6.5: the shorter of the two times."""
+
+
+def floor_seconds(work: Work, bytes_per_s: float, operations_per_s: float) -> float:
+    return min(work.num_bytes / bytes_per_s, work.num_operations / operations_per_s)
+
+
+# %% zero_splits
+"""Task 6.5: with enough programs already, no split at all: 0."""
+
+
+def choose_num_splits(num_queries: int, num_tiles: int, num_wanted: int) -> int:
+    return min(-(-max(num_wanted - num_queries, 0) // num_queries) + (num_wanted > num_queries), num_tiles)
+
+
+# %% splits_rounded_to_a_power
+"""Task 6.5: the number of splits is rounded up to a power of two."""
+
+
+def choose_num_splits(num_queries: int, num_tiles: int, num_wanted: int) -> int:
+    return min(1 << (-(-num_wanted // num_queries) - 1).bit_length(), num_tiles)
+
+
+# %% float_splits
+"""Task 6.5: the division is a float's: the number of splits is no int."""
+
+
+def choose_num_splits(num_queries: int, num_tiles: int, num_wanted: int) -> int:
+    return min(-(-num_wanted / num_queries) // 1, num_tiles)

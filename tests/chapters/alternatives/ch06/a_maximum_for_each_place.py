@@ -1,4 +1,4 @@
-"""Task 6.2: two walks over the tokens, the first for the maximum alone; and hidden slots are read, then hidden."""
+"""Task 6.2: the running maximum stays a tile, one for each place, until the end; hidden slots are read, then hidden."""
 
 
 def attend_tokens(
@@ -14,28 +14,27 @@ def attend_tokens(
     BLOCK_SIZE: tl.constexpr,
 ):
     dims = tl.arange(0, PADDED_DIM)
-    maximum = -float("inf")
+    acc = tl.zeros([TILE, PADDED_DIM], dtype=tl.float32)  # a row for each place of a tile, put together at the end
+    maxima = tl.full([TILE], -1e38, dtype=tl.float32)
+    totals = tl.zeros([TILE], dtype=tl.float32)
     for tile in range(first, last, TILE):
         tokens = tile + tl.arange(0, TILE)
-        # Whoever is past the end looks at the last token again, which is there, and is hidden afterwards.
-        instead = tl.minimum(tokens, last - 1)
-        blocks = tl.load(table_ptr + instead // BLOCK_SIZE).to(tl.int64)
-        offsets = blocks * pool_strides[0] + instead % BLOCK_SIZE * pool_strides[1]
-        keys = tl.load(key_ptr + offsets[:, None] + dims, mask=dims[None, :] < HEAD_DIM, other=0.0).to(tl.float32)
-        maximum = tl.maximum(maximum, tl.max(tl.sum(keys * query, axis=1), axis=0))
-    acc = tl.zeros([PADDED_DIM], dtype=tl.float32)
-    total = 0.0
-    for tile in range(first, last, TILE):
-        tokens = tile + tl.arange(0, TILE)
-        instead = tl.minimum(tokens, last - 1)
+        instead = tl.minimum(tokens, last - 1)  # past the end the last token is read again, and hidden afterwards
         blocks = tl.load(table_ptr + instead // BLOCK_SIZE).to(tl.int64)
         offsets = blocks * pool_strides[0] + instead % BLOCK_SIZE * pool_strides[1]
         keys = tl.load(key_ptr + offsets[:, None] + dims, mask=dims[None, :] < HEAD_DIM, other=0.0).to(tl.float32)
         values = tl.load(value_ptr + offsets[:, None] + dims, mask=dims[None, :] < HEAD_DIM, other=0.0).to(tl.float32)
-        weights = tl.exp(tl.sum(keys * query, axis=1) - maximum) * (tokens < last)
-        total += tl.sum(weights, axis=0)
-        acc += tl.sum(weights[:, None] * values, axis=0)
-    return acc, maximum, total
+        scores = tl.where(tokens < last, tl.sum(keys * query, axis=1), -1e38)
+        larger = tl.maximum(maxima, scores)
+        weights = tl.exp(scores - larger) * (tokens < last)
+        shrink = tl.exp(maxima - larger)
+        acc = acc * shrink[:, None] + weights[:, None] * values
+        totals = totals * shrink + weights
+        maxima = larger
+    maximum = tl.max(maxima, axis=0)
+    shares = tl.exp(maxima - maximum)
+    total = tl.sum(totals * shares, axis=0)
+    return tl.sum(acc * shares[:, None], axis=0), tl.where(total > 0, maximum, -float("inf")), total
 
 
 def merge_kernel(
