@@ -1,34 +1,38 @@
 r"""Chapter 06: attention as kernels, the programs that a GPU runs.
 
-Chapter 03 reads pages where they lie, in principle. In PyTorch each page is still an operation of its own, started from
-Python, and what it picks out of the pool is copied. A kernel does all of it at once: it is a program of which a GPU runs
-thousands of copies side by side, each with a number by which it finds its share of the work. Triton is Python for kernels.
-A program there works on whole tiles of numbers, and the compiler spreads a tile over the threads of the GPU.
+Chapter 03 attends to pages where they lie. But in PyTorch each page is an operation of its own, started from Python, and
+what the operation picks from the pool is copied. A kernel does the whole work in one operation. It is a program of which a
+GPU runs thousands of copies side by side. Each copy has a number, and finds its share of the work by that number. Triton
+is a form of Python for kernels. A program in Triton computes with tiles, which are small arrays, and the compiler spreads a
+tile over the threads of the GPU.
 
-In a decode, each sequence and head has one query, and a program for each is the obvious cut. It walks over the block table,
-a tile of tokens at a time, with the three numbers of chapter 03 in registers. For a full batch that is enough. One long
-sequence alone would leave most of the GPU idle; so a context is split, each program attends to a part, and since the three
-numbers of two parts can be put together as those of two pages can, a second kernel merges them:
+In a decode, each sequence and head has one query, and each query gets a program. The program walks over the block table, a
+tile of tokens at a time, and keeps the three numbers of chapter 03. That is enough for a full batch. For a single long
+sequence it would leave most of the GPU idle. So a context is split into parts, and a program attends to one part. The three
+numbers of the parts are put together as those of pages are, by a second kernel:
 
     m = max_i m_i,    out = sum_i exp(m_i - m) acc_i / sum_i exp(m_i - m) l_i
 
-(Dao, Haziza, Massa and Sizov, "Flash-Decoding for long-context inference", 2023). How fast this can be at best is known
-before it is written: K and V have to be read once, and memory has a speed (the roofline of Williams, Waterman and Patterson,
-2009).
+(Dao, Haziza, Massa and Sizov, "Flash-Decoding for long-context inference", 2023). The highest possible speed of a kernel is
+known before the kernel is written, because K and V have to be read once, and memory has a known speed (the roofline of
+Williams, Waterman and Patterson, 2009).
 
 What changes from chapter 03: attention and the writing of K and V are kernels. Without a GPU they run in Triton's
-interpreter, which shows whether their numbers are right, and is slow. Sums are kept in float32, whatever the model's dtype.
+interpreter. The interpreter is slow, and shows whether the numbers are right. Sums are kept in float32, whatever the model's
+dtype. Triton exists for Linux on x86-64.
 
-Tasks (35 points, about 7 hours):
+A word used below: ``TILE`` is a constant, 16. It is the number of tokens that a program reads with one load.
+
+Tasks (38 points, about 5.5 hours):
 
 - 6.1 (5 points) ``write_kernel``: K and V of new tokens to their slots.
 - 6.2 (10 points) ``attend_tokens``: one query over a range of tokens, tile by tile through the block table.
 - 6.3 (8 points) ``decode_kernel``: a program for each sequence, head and part of the context.
 - 6.4 (6 points) ``merge_kernel``: the parts put together.
-- 6.5 (6 points) ``decode_work``, ``floor_seconds`` and ``choose_num_splits``: what is possible, and how to get near.
+- 6.5 (6 points) ``decode_work``, ``floor_seconds`` and ``choose_num_splits``: what is possible, and how many parts to use.
+- 6.6 (3 points) ``answer_6_6``: at which point of the roofline your kernels are, measured and explained.
 
 Know first: chapter 03; how a tensor's strides lead to an address.
-In the engine: :mod:`pagebrain.kernels.decode` and its neighbours. In vLLM: ``vllm/attention/ops``.
 From pagebrain: ``model_config.attention_scale`` and the ``Observer`` of ``pagebrain.engine.trace``.
 """
 
@@ -64,14 +68,14 @@ def write_kernel(
 ):
     """Task 6.1: copy one head's K and V of one token to the token's slot. The grid is ``(num_tokens, num_heads)``.
 
-    A ``..._ptr`` is the address of a tensor's first number. Strides count numbers, and those of a head lie side by side.
+    A ``..._ptr`` is the address of a tensor's first number. Strides count numbers. The numbers of a head lie side by side.
 
     Args:
         key_ptr, value_ptr: ``[num_tokens, num_heads, HEAD_DIM]``; ``row_strides`` are those of token and head.
         key_pool_ptr, value_pool_ptr: ``[num_blocks, BLOCK_SIZE, num_heads, HEAD_DIM]``; ``pool_strides`` are those of block,
             slot in a block, and head. Offsets into a pool need 64 bits.
         slots_ptr: ``[num_tokens]``, int32 or int64.
-        PADDED_DIM: a power of 2 from ``HEAD_DIM`` up, since tiles have no other sizes.
+        PADDED_DIM: a power of 2 that is not less than ``HEAD_DIM``, because tiles have no other sizes.
     """
     # BEGIN SOLUTION 6.1
     token, head = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
@@ -100,15 +104,19 @@ def attend_tokens(
 ):
     """Task 6.2: one head's query over tokens ``first .. last - 1`` of its sequence, ``TILE`` of them at a time.
 
+    Both are part of the task: one load of K and one of V for each ``TILE`` tokens, and no token's K or V is read twice.
+
     Args:
         query: ``[PADDED_DIM]`` in float32, scaled already; zeros from ``HEAD_DIM`` on.
         key_ptr, value_ptr: the head's first number in slot 0 of block 0. ``pool_strides`` are as in ``write_kernel``. Slots
             that hold no token of the sequence hold anything, even nan.
-        table_ptr: the sequence's block table, int32 or int64. Entries past the page of token ``last - 1`` are not even read.
-        first, last: ``first`` is a multiple of ``TILE``. The range may be empty; then ``first`` may be larger than ``last``.
+        table_ptr: the sequence's block table, int32 or int64. Entries past the page of token ``last - 1`` must not be read.
+        first, last: ``first`` is a multiple of ``TILE``, which may lie in the middle of a page: ``BLOCK_SIZE`` is any number
+            from 1 up. The range may be empty; then ``first`` may be larger than ``last``.
 
     Returns:
-        ``acc`` ``[PADDED_DIM]``, ``maximum`` and ``total`` as in chapter 03, in float32; of no tokens 0, minus infinity, 0.
+        ``acc`` ``[PADDED_DIM]``, ``maximum`` and ``total`` as in chapter 03, in float32. For an empty range they are 0,
+        minus infinity and 0.
     """
     # BEGIN SOLUTION 6.2
     dims = tl.arange(0, PADDED_DIM)
@@ -157,16 +165,16 @@ def decode_kernel(
     """Task 6.3: one head's query over a part of its context. The grid is ``(num_seqs, num_heads, num_splits)``.
 
     Parts begin at multiples of ``TILE``. The tiles are shared out evenly: no part has more than ``num_tiles / num_splits``
-    of them, rounded up. So some parts may be empty; they write what ``attend_tokens`` returns for no tokens.
+    tiles, rounded up. So some parts may be empty. An empty part writes what ``attend_tokens`` returns for an empty range.
 
     Args:
-        acc_ptr: ``[num_seqs, num_heads, num_splits, HEAD_DIM]``, float32, contiguous; not yet divided by anything.
+        acc_ptr: ``[num_seqs, num_heads, num_splits, HEAD_DIM]``, float32, contiguous. It is not divided by ``total``.
         maximum_ptr, total_ptr: ``[num_seqs, num_heads, num_splits]``, float32, contiguous.
         query_ptr: ``[num_seqs, num_heads, HEAD_DIM]``; ``query_strides`` are those of sequence and head.
         key_pool_ptr, value_pool_ptr, pool_strides: as in ``write_kernel``.
         tables_ptr: ``[num_seqs, max_blocks]``; ``table_stride`` is that of the sequence.
         context_lens_ptr: ``[num_seqs]``, int32 or int64, at least 1 each.
-        scale: factor on the scores.
+        scale: factor on the scores. The product of query and scale is computed in float32.
     """
     # BEGIN SOLUTION 6.3
     seq, head, split = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64), tl.program_id(2)
@@ -206,8 +214,8 @@ def merge_kernel(
 
     Args:
         out_ptr: ``[num_seqs, num_heads, HEAD_DIM]``, contiguous.
-        acc_ptr, maximum_ptr, total_ptr, num_splits: what ``decode_kernel`` wrote. Some parts may be empty, but not all.
-        PADDED_SPLITS: a power of 2 from ``num_splits`` up.
+        acc_ptr, maximum_ptr, total_ptr, num_splits: as ``decode_kernel`` wrote them. Parts may be empty, but not all of a
+        query. PADDED_SPLITS: a power of 2 that is not less than ``num_splits``.
     """
     # BEGIN SOLUTION 6.4
     query = tl.program_id(0).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
@@ -225,7 +233,7 @@ def merge_kernel(
 
 
 class Work(NamedTuple):
-    """What has to be done at the least, however a kernel is written."""
+    """The work that remains however a kernel is written."""
 
     num_bytes: int
     num_operations: int
@@ -237,10 +245,10 @@ class Work(NamedTuple):
 
 
 def decode_work(num_seqs: int, context_len: int, num_heads: int, head_dim: int, itemsize: int) -> Work:
-    """Task 6.5: what attention has to do for one query of each of ``num_seqs`` sequences of ``context_len`` tokens.
+    """Task 6.5: the work of attention for one query of each of ``num_seqs`` sequences of ``context_len`` tokens.
 
-    K and V of every token and the queries are read once, the results are written. Of the operations, count those of the two
-    sums of products, each multiplication and each addition as one. ``itemsize`` is the bytes of a number.
+    Bytes: K and V of every token and the queries are read once, and the results are written once. ``itemsize`` is the
+    bytes of a number. Operations: those of the two sums of products; a multiplication is one, and an addition is one.
     """
     # BEGIN SOLUTION 6.5
     numbers = num_seqs * num_heads * head_dim
@@ -249,26 +257,49 @@ def decode_work(num_seqs: int, context_len: int, num_heads: int, head_dim: int, 
 
 
 def floor_seconds(work: Work, bytes_per_s: float, operations_per_s: float) -> float:
-    """Task 6.5: the least time that a machine needs for ``work``, if it moves and computes at the same time."""
+    """Task 6.5: the shortest time that a machine can need for ``work``, if it moves bytes and computes at the same time."""
     # BEGIN SOLUTION 6.5
     return max(work.num_bytes / bytes_per_s, work.num_operations / operations_per_s)
     # END SOLUTION
 
 
 def choose_num_splits(num_queries: int, num_tiles: int, num_wanted: int) -> int:
-    """Task 6.5: into how many parts each context is cut, when each part of each query is a program.
+    """Task 6.5: the number of parts into which each context is cut. Each part of each query is a program.
 
-    As few as give ``num_wanted`` programs or more; but never more than ``num_tiles``, the tiles of the longest context.
+    It is the smallest number that gives ``num_wanted`` programs or more, because each further part is a result that has to
+    be written and read again. But it is never more than ``num_tiles``, the tiles of the longest context.
     """
     # BEGIN SOLUTION 6.5
     return min(-(-num_wanted // num_queries), num_tiles)
     # END SOLUTION
 
 
-def num_wanted_programs(device: torch.device) -> int:
-    """How many programs keep a device busy: on a GPU two dozen, of one warp each, for each of its multiprocessors.
+def answer_6_6() -> tuple[float, str]:
+    """Task 6.6: at which point of the roofline are your decode kernels, and what holds them back there?
 
-    The interpreter runs one after the other; a few are enough there to see that splitting is right.
+    The number: the arithmetic intensity, operations divided by bytes, of ``paged_decode`` for one sequence of 96 tokens
+    with 2 heads of 64 numbers in float16, in blocks of 16, cut into 6 parts. Operations are those of ``decode_work``.
+    Bytes are all that ``decode_kernel`` and ``merge_kernel`` read and write. The notebook counts them for one part with
+    ``watching``; do the same for 6 parts. The text, one to four sentences, goes to your instructor: on which side of the
+    ridge is this point, what would the intensity be if only the bytes of ``decode_work`` were moved, and where do the
+    other bytes come from?
+    """
+    # BEGIN SOLUTION 6.6
+    text = (
+        "The point is far to the left of the ridge, so memory bandwidth limits these kernels and arithmetic "
+        "does not. With the "
+        "bytes of decode_work alone the intensity would be 0.99. The other bytes are the partial results, which "
+        "are written and "
+        "read again for each part, the query, which each part reads, and the block table, which each head reads."
+    )
+    return 49152 / 58912, text
+    # END SOLUTION
+
+
+def num_wanted_programs(device: torch.device) -> int:
+    """How many programs keep a device busy: on a GPU 24, of one warp each, for each of its multiprocessors.
+
+    The interpreter runs programs one after the other, so a few of them are enough to test splitting.
     """
     return 24 * torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 8
 
@@ -294,7 +325,7 @@ def paged_decode(
     check_alike(key_pool, value_pool)
     num_seqs, num_heads, head_dim = query.shape
     if num_splits is None:
-        num_tiles = triton.cdiv(block_tables.shape[1] * key_pool.shape[1], TILE.value)  # lengths are the GPU's to know
+        num_tiles = triton.cdiv(block_tables.shape[1] * key_pool.shape[1], TILE.value)  # the host does not know the lengths
         num_splits = choose_num_splits(num_seqs * num_heads, num_tiles, num_wanted_programs(query.device))
     accs = query.new_empty((num_seqs, num_heads, num_splits, head_dim), dtype=torch.float32)
     maxima, totals = query.new_empty((2, num_seqs, num_heads, num_splits), dtype=torch.float32)
@@ -318,8 +349,8 @@ def paged_attention(
 ) -> Tensor:
     """Causal attention for a batch of sequences, with chapter 03's arguments. A head's numbers lie side by side.
 
-    Sequences with one query go to the decode kernels, the others to the prefill kernel. To tell them apart the host waits
-    for the GPU here; the engine's kernels look for themselves.
+    Sequences with one query go to the decode kernels, the others to the prefill kernel. To tell them apart, the host waits
+    for the GPU here. The engine's kernels read the lengths themselves.
     """
     out = query.new_empty(query.shape)
     query_lens = query_starts.diff()
@@ -364,3 +395,7 @@ def generate(
     return ch02_block_table.generate(
         model, prompts, max_new_tokens, on_logits, block_size=block_size, make_attend=attend_by_kernels, on_step=on_step
     )
+
+
+# When your tasks are done, compare them with the engine's kernels: pagebrain.kernels.decode and its neighbours.
+# In vLLM: vllm/attention/ops.

@@ -957,3 +957,39 @@ def test_as_few_splits_as_give_enough_programs(chapter: Any, seed: int) -> None:
         said = f"{num_queries} {'query' if num_queries == 1 else 'queries'}, {counted(num_tiles, 'tile')}"
         said += f", {counted(num_wanted, 'program')} wanted"
         assert type(got) is int and got == expected, f"choose_num_splits for {said}: got {got!r}, expected {expected}"
+
+
+# Task 6.6
+
+
+@pytest.mark.task("6.6", hint="Count with `watching`, as the notebook does for one part, and divide operations by bytes.")
+def test_the_intensity_of_six_parts(chapter: Any, record_property: Any) -> None:
+    number, text = chapter.answer_6_6()
+    assert isinstance(text, str) and len(text.split()) >= 8, (
+        f"the text should be a sentence of 8 words at least, got {text!r}"
+    )
+    record_property("answer", text)
+    context, heads, head_dim, parts = 96, 2, 64, 6
+    operations = 4 * context * heads * head_dim
+    least = 2 * (context + 1) * heads * head_dim * 2
+    again = parts * heads * (2 * 4 * (head_dim + 2) + 8)  # acc, maximum, total: written and read; and the context's length
+    moved = least + again + (parts - 1) * heads * head_dim * 2 + context * heads * 8  # more queries; the table's entries
+    expected = operations / moved
+    ways = {
+        "Those are the bytes of decode_work alone, or of one part. Count what the kernels really moved, with 6 parts.": (
+            least,
+            moved - again * (parts - 1) / parts - (parts - 1) * heads * head_dim * 2,
+        ),
+        "That looks like bytes for each operation. The intensity is operations divided by bytes.": (operations**2 / moved,),
+        "Count multiplications and additions, as decode_work does: 4 * context * heads * head_dim.": (2 * moved,),
+    }
+    told = "The number is too small: which bytes did you count twice?" if number < expected else ""
+    told = told or "The number is too large: partial results are written and read again, and each part reads its query."
+    for way, bytes_taken in ways.items():
+        if any(math.isclose(number, operations / taken, rel_tol=0.02) for taken in bytes_taken):
+            told = way
+    with hint(told):
+        assert math.isclose(number, expected, rel_tol=0.06), (
+            f"the intensity with 6 parts: got {number:.4g} operations for each byte, expected about "
+            f"{expected:.2f} (within 6 %)"
+        )

@@ -2326,3 +2326,27 @@ def choose_num_splits(num_queries: int, num_tiles: int, num_wanted: int) -> int:
 
 def choose_num_splits(num_queries: int, num_tiles: int, num_wanted: int) -> int:
     return min(-(-num_wanted / num_queries) // 1, num_tiles)
+
+
+# %% intensity_of_the_least_bytes
+"""Task 6.6: the intensity of decode_work, without the partial results."""
+
+
+def answer_6_6() -> tuple[float, str]:
+    return 49152 / 49664, "It is memory that holds the kernels back, since the point is left of the ridge."
+
+
+# %% bytes_for_each_operation
+"""Task 6.6: the fraction is upside down."""
+
+
+def answer_6_6() -> tuple[float, str]:
+    return 58912 / 49152, "It is memory that holds the kernels back, since the point is left of the ridge."
+
+
+# %% a_word_for_a_text
+"""Task 6.6: the number is right, and the text says nothing."""
+
+
+def answer_6_6() -> tuple[float, str]:
+    return 0.834, "memory"
