@@ -1,29 +1,30 @@
-"""Chapter 07: where the CPU's time goes, and how to get it back.
+"""Chapter 07: where the CPU's time goes, and how to save it.
 
-A decode step is a few hundred kernels of a few microseconds each. The GPU is through with one before Python has launched the
-next, so what sets the pace is the CPU, which also plans, makes tensors, and waits in between. Four habits change that:
+A decode step consists of a few hundred kernels of a few microseconds each. The GPU finishes a kernel before Python has
+launched the next. So the CPU sets the pace: it launches, and in between it plans, makes tensors and waits. Four habits
+change that:
 
-- state lives on the GPU in *batch rows*: each running sequence has a fixed place there, and only what changed travels;
-- one *CUDA graph* for each size of batch, the *bucket*, holds all launches of a decode step, from embedding to sampled
-  token. It is captured once, over buffers that never move, and replayed with one call;
-- a batch smaller than its bucket is padded by a *dummy sequence* with a block of its own, so that no kernel has to ask;
-- step N+1 is *launched ahead*, while step N is *in flight* (launched, and not read yet): its input, the sampled token, is in
-  its batch row already.
+- the state of sequences lies on the GPU in *batch rows*. Each running sequence has a fixed row, and only changes travel;
+- a *CUDA graph* is a recording of launches, which one call launches again. There is one for each size of batch, the
+  *bucket*. It holds all launches of a decode step, from embedding to sampled token, and works on buffers that never move;
+- a batch that is smaller than its bucket is padded with a *dummy sequence*, which has a block of its own. So kernels treat
+  all rows alike;
+- step N+1 is *launched ahead*, while step N is *in flight* (launched, and not read yet). Its input, the sampled token, is in
+  the batch row already.
 
-What changes from chapter 04: who computes, and when results are looked at. Prompts are computed as before, beside the graph.
+What changes from chapter 04: how a step is computed, and when its results are read. Prompts are computed as before, beside
+the graph.
 
-Tasks (35 points, about 7 hours):
+Tasks (38 points, about 7 hours):
 
-- 7.1 (8 points) ``BatchRows.update`` and ``release``: a row for each sequence at work; only what changed travels.
+- 7.1 (8 points) ``BatchRows.update`` and ``release``: a row for each sequence at work; only changes travel.
 - 7.2 (6 points) ``bucket_for`` and ``BatchRows.activate``: the rows that a step computes, padded to a bucket.
-- 7.3 (8 points) ``decode_step``: from batch row to batch row, and nothing is read by the host.
+- 7.3 (8 points) ``decode_step``: from batch row to batch row, and the host reads nothing.
 - 7.4 (7 points) ``Engine.step`` and ``apply``: launch first, read later, discard what is past the end.
 - 7.5 (6 points) ``LateRetirement.collect`` and ``Scheduler.make_room``: blocks that come back late; needs 7.4.
+- 7.6 (3 points) ``answer_7_6``: which gap in the timeline the host makes, measured and explained.
 
-Know first: chapter 04; that a GPU works through what was launched in order, while the CPU goes on.
-In the engine: :mod:`pagebrain.worker.batch_rows`, :mod:`pagebrain.worker.graphs`, :mod:`pagebrain.worker.cuda_executor`,
-:meth:`pagebrain.cache.CacheManager.collect` and :meth:`pagebrain.engine.engine.Engine.step`. In vLLM:
-``vllm/v1/worker/gpu_model_runner.py``, ``vllm/compilation/cuda_graph.py`` and ``AsyncScheduler``.
+Know first: chapter 04; that a GPU works in the order in which work was launched, while the CPU goes on.
 From pagebrain: ``PageBrainConfig``, ``model_config.attention_scale``, the data classes of ``pagebrain.engine.sequence`` and
 the records of ``pagebrain.engine.trace``.
 """
@@ -55,7 +56,10 @@ TOKEN, CONTEXT, BLOCKS = 0, 1, 2
 
 
 def bucket_for(num_rows: int, buckets: Sequence[int]) -> int:
-    """Task 7.2: the smallest of ``buckets``, in whatever order they come, that holds ``num_rows``; else ``ValueError``."""
+    """Task 7.2: the smallest of ``buckets``, any numbers in any order, that is not less than ``num_rows``.
+
+    Raises ``ValueError`` if there is none.
+    """
     # BEGIN SOLUTION 7.2
     fitting = [bucket for bucket in buckets if bucket >= num_rows]
     if not fitting:
@@ -65,7 +69,7 @@ def bucket_for(num_rows: int, buckets: Sequence[int]) -> int:
 
 
 class BatchRows:
-    """What the GPU keeps about each sequence at work: a row of numbers, in the same place for as long as it runs.
+    """What the GPU holds about each sequence at work: a row of numbers, in the same place for as long as the sequence runs.
 
     Attributes:
         state: int64 ``[dummy_row + 1, 2 + max_blocks]``. Views of its columns are ``token_ids``, the next token to compute;
@@ -73,14 +77,14 @@ class BatchRows:
             be any block. The last row, ``dummy_row``, is the dummy sequence's.
         active_rows: int64 ``[max_num_seqs]``; the first of them are the rows that a step computes. Like ``state``, this is
             written to and never bound to another tensor: a graph knows addresses, not names.
-        free: rows that nobody holds.
-        row_of, num_sent: sequence id -> its row, and how many blocks of its table are there.
+        free: rows that belong to no sequence.
+        row_of, num_sent: sequence id -> its row, and how many blocks of its table are in the row.
     """
 
     def __init__(self, config: PageBrainConfig, dummy_block: int) -> None:
         assert config.max_model_len is not None
         self.device = torch.device(config.device)
-        # Twice the seats: one that ended keeps its row until the last step with it was read, while another takes its seat.
+        # Twice the seats: a sequence that ended keeps its row until its last step is read, while another has its seat.
         self.dummy_row = 2 * config.max_num_seqs
         self.free = list(range(self.dummy_row))
         self.row_of: dict[int, int] = {}
@@ -101,9 +105,10 @@ class BatchRows:
     def update(self, group: SequenceGroup, cache: PagedCache) -> list[int]:
         """Task 7.1: ``send``, in one call, what a step needs and the GPU does not know. Returns the row of each entry.
 
-        A sequence without a row takes one that is free, and all about it travels: the token at ``entry.start``, which is
-        also how many tokens are cached before it, and its block table. Of whoever has a row, only blocks travel that the
-        table has grown by: the steps themselves keep token and context length up to date.
+        A sequence without a row takes a free one, and everything about the sequence travels: the token at ``entry.start``,
+        the context length (``entry.start`` tokens are cached before it) and the whole block table. If a sequence has a
+        row, only the blocks travel that are new in its table, because the steps themselves keep token and context length
+        up to date. All changes go through ``send``, and nothing is read back from the GPU: the host would wait for it.
         """
         # BEGIN SOLUTION 7.1
         changes = []
@@ -121,7 +126,7 @@ class BatchRows:
         # END SOLUTION
 
     def release(self, seq_id: int) -> None:
-        """Task 7.1: take a sequence's row back; one that has none is left alone. If it comes again, it is a new one."""
+        """Task 7.1: take a sequence's row back, if it has one. If the sequence comes again, it is treated as a new one."""
         # BEGIN SOLUTION 7.1
         if seq_id in self.row_of:
             self.free.append(self.row_of.pop(seq_id))
@@ -129,10 +134,10 @@ class BatchRows:
         # END SOLUTION
 
     def activate(self, rows: Sequence[int], bucket: int) -> None:
-        """Task 7.2: name ``rows`` in the first ``bucket`` entries of ``active_rows``, ``dummy_row`` in those left over.
+        """Task 7.2: write ``rows``, and then ``dummy_row`` as padding, into the first ``bucket`` entries of ``active_rows``.
 
-        All of them travel in one ``upload``. On a GPU each number on its own would be a launch, and a plain ``torch.tensor``
-        a copy for which the host waits. (No test sees that on a CPU.)
+        All of them travel in one ``upload``. On a GPU each number written alone would be a launch, and a plain
+        ``torch.tensor`` a copy for which the host waits.
         """
         # BEGIN SOLUTION 7.2
         padded = [*rows, *[self.dummy_row] * (bucket - len(rows))]
@@ -144,12 +149,13 @@ class BatchRows:
 def decode_step(model: GPT2LMHeadModel, cache: PagedCache, rows: BatchRows, logits: Tensor, sampled: Tensor) -> None:
     """Task 7.3: compute one token of each of the first ``len(sampled)`` active rows.
 
-    ``rows.token_ids`` says which token, ``context_lens`` its position. K and V go to its slot, the scores into ``logits``
-    ``[bucket, vocab_size]``, the best next token into ``sampled`` ``[bucket]`` and into the row, and the row's context grows
-    by one. That of the dummy sequence does not: it stays at position 0, and in its block, however often it is computed.
+    ``rows.token_ids`` has the token, and ``context_lens`` its position. K and V go to the token's slot, the scores into
+    ``logits`` ``[bucket, vocab_size]``, and the best next token into ``sampled`` ``[bucket]`` and into the row. The row's
+    context grows by one, except the dummy sequence's: after each step it is 0, so the dummy stays in its block.
 
-    This runs in Python once, to be captured. So what differs from step to step is read from ``rows`` on the GPU, results go
-    into tensors that were there before, no shape depends on a value, and no value comes to the host (``item``, ``if``).
+    Python runs this function once, to capture it. So everything that differs from step to step is read from ``rows`` on the
+    GPU, results go into tensors that were there before, no shape depends on a value, and no value comes to the host
+    (``item``, ``tolist``, ``if``). The model runs once, and the pools are not copied.
     """
     # BEGIN SOLUTION 7.3
     active = rows.active_rows[: len(sampled)]  # [bucket]
@@ -157,8 +163,8 @@ def decode_step(model: GPT2LMHeadModel, cache: PagedCache, rows: BatchRows, logi
     blocks = tables.gather(1, positions[:, None] // cache.block_size)[:, 0]
     slots = blocks * cache.block_size + positions % cache.block_size
     attend = attend_rows(model, cache, tables, slots, positions)
-    everyone = torch.arange(len(sampled), device=rows.device)
-    logits.copy_(forward(model, rows.token_ids[active], positions, attend, everyone))
+    all_rows = torch.arange(len(sampled), device=rows.device)
+    logits.copy_(forward(model, rows.token_ids[active], positions, attend, all_rows))
     sampled.copy_(logits.argmax(dim=-1))
     rows.token_ids[active] = sampled
     rows.context_lens[active] = positions + 1
@@ -169,8 +175,8 @@ def decode_step(model: GPT2LMHeadModel, cache: PagedCache, rows: BatchRows, logi
 def attend_rows(model: GPT2LMHeadModel, cache: PagedCache, tables: Tensor, slots: Tensor, positions: Tensor) -> Attend:
     """Attention of one query a row, ``[num_rows]`` of them, with shapes that no length changes.
 
-    Chapter 03's loop ends with the longest context, which the host has to read for it. So here the whole table is gathered,
-    and what lies past a row's position is masked. (A kernel need not: each of its programs reads on the GPU where to end.)
+    Chapter 03's loop ends at the longest context, and the host has to read that. So here the whole table is gathered, and
+    what lies past a row's position is masked. (A kernel does not need this: each program reads on the GPU where to end.)
     """
 
     def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -209,14 +215,14 @@ class Executor:
         self.steps: dict[int, Callable[[], None]] = {}  # bucket -> the step of that many rows
         pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
         for bucket in sorted({seats, *(2**power for power in range(seats.bit_length()))}, reverse=True):
-            # Captured now, when all active rows are the dummy's: nobody has to wait for it, and nobody is written over.
+            # Captured now, when all active rows are the dummy's: the capture writes into no sequence's blocks.
             step = partial(decode_step, model, cache, self.rows, self.logits[:bucket], self.sampled[:bucket])
             self.steps[bucket] = capture(step, device, pool) if use_graphs else step
 
     def launch(self, group: SequenceGroup) -> InFlight:
-        """Start a step whose blocks are there. Nothing here waits for the GPU, unless there are prompts in the step."""
+        """Start a step whose blocks are allocated. It does not wait for the GPU, unless the step has prompts."""
         rows = dict(zip(group, self.rows.update(group, self.cache)))
-        # A prompt's chunk of one token with more to come is no decode: what follows is the prompt's, not what is sampled.
+        # A prompt's chunk of one token with more to come is no decode: the next token is the prompt's, not a sampled one.
         decodes = [entry for entry in group if entry.num_tokens == 1 and entry.samples]
         chunks = [entry for entry in group if entry.num_tokens > 1 or not entry.samples]
         if decodes:
@@ -233,7 +239,7 @@ class Executor:
             self.rows.send([(rows[e], TOKEN, e.seq.token_ids[e.context_len]) for e in chunks if not e.samples])
             self.rows.token_ids[upload([rows[entry] for entry in ends], self.rows.device)] = scores.argmax(dim=-1)
             logits, sampled = torch.cat([logits, scores]), torch.cat([sampled, scores.argmax(dim=-1)])
-        # Copies, because the buffers are the next step's too, and that may be launched before this one is read.
+        # Copies, because the next step uses the same buffers, and it may be launched before this one is read.
         return InFlight(group, decodes + ends, Download(sampled), logits.clone() if self.keep_logits else None)
 
     def prefill(self, chunks: Sequence[ScheduledSequence]) -> Tensor:
@@ -262,9 +268,10 @@ class LateRetirement:
         self.collect()
 
     def collect(self) -> None:
-        """Task 7.5: free blocks and row of each pending sequence that is in no step in flight, which then is not pending.
+        """Task 7.5: free blocks and row of each pending sequence that is in no step in flight; it is not pending any more.
 
-        ``seq.num_unread_steps`` counts the steps with it that were launched and not read. Called after each step was read.
+        ``seq.num_unread_steps`` counts the steps with the sequence that were launched and not read. The engine calls
+        ``collect`` after it has read a step.
         """
         # BEGIN SOLUTION 7.5
         for seq in [seq for seq in self.pending.values() if seq.num_unread_steps == 0]:
@@ -275,7 +282,8 @@ class LateRetirement:
 
 
 class Scheduler(ch04_scheduler.Scheduler):
-    """Chapter 04's, for blocks that come late. It decides from counts alone, so it can plan before tokens are read."""
+    """Chapter 04's scheduler, for blocks that come late. It decides from counts alone, so it plans before "
+    "tokens are read."""
 
     supports = frozenset({"async_scheduling"})
 
@@ -284,10 +292,11 @@ class Scheduler(ch04_scheduler.Scheduler):
         self.retirement = retirement
 
     def make_room(self, seq: data.Sequence, num_tokens: int) -> bool:
-        """Task 7.5: see to it that ``seq`` can grow to ``num_tokens`` tokens. Returns whether it can now.
+        """Task 7.5: make room, so that ``seq`` can grow to ``num_tokens`` tokens. Returns whether it can grow now.
 
-        As in chapter 04, but a victim's blocks may come late. While any are on their way back (``retirement.num_blocks``),
-        nobody is preempted: the answer is no, ``seq`` keeps what it has, and asks again in the next step.
+        As in chapter 04, but a victim's blocks may come late. While blocks are on their way back
+        (``retirement.num_blocks``), no sequence is preempted: the answer is ``False``, ``seq`` keeps its blocks, and it
+        asks again in the next step.
         """
         # BEGIN SOLUTION 7.5
         while not self.cache_manager.can_grow(seq.seq_id, num_tokens):
@@ -335,8 +344,9 @@ class Engine(ch04_scheduler.Engine):
     def step(self) -> SequenceGroup | None:
         """Task 7.4: plan a step and ``launch`` it; then, if more than ``depth`` are in flight, ``read`` the oldest.
 
-        When nothing can be planned, the oldest is read all the same, for what it brings may change that. Returns what was
-        read, an empty group if nothing was, and ``None`` if nothing was planned and nothing is in flight: all is done.
+        When nothing can be planned, the oldest is read all the same, because its tokens may change that. Returns what
+        ``read`` returned, an empty group if nothing was read, and ``None`` if nothing was planned and nothing was in
+        flight: then all requests are done.
         """
         # BEGIN SOLUTION 7.4
         if (group := self.scheduler.schedule()) is not None:
@@ -359,7 +369,7 @@ class Engine(ch04_scheduler.Engine):
             entry.seq.num_unread_tokens += entry.samples
 
     def read(self, step: InFlight) -> SequenceGroup:
-        """Wait for a step's tokens and give them out. Returns the group without those who had ended before."""
+        """Wait for a step's tokens and give them out. Returns the group without sequences that had ended before."""
         kept = self.apply(step, step.tokens.wait())
         self.retirement.collect()
         if step.trace is not None:
@@ -371,12 +381,12 @@ class Engine(ch04_scheduler.Engine):
         return kept
 
     def apply(self, step: InFlight, tokens: list[int]) -> SequenceGroup:
-        """Task 7.4: ``give`` each sequence what a step brought. Returns the group without those who had ended before.
+        """Task 7.4: ``give`` each sequence its token of a step. Returns the group without sequences that had ended before.
 
-        ``tokens``, and ``step.logits`` if there are any, are those of ``step.sampling``, in its order. Who ended while the
-        step was in flight gets nothing, since the token is past the end; who was preempted meanwhile gets the token and
-        keeps it. For all of the group the step is not unread any more: take back what :meth:`launch` counted. Chunks that
-        sample nothing stay in the group that is returned, and so does its ``preempted``.
+        ``tokens``, and ``step.logits`` if there are any, are those of ``step.sampling``, in its order. A sequence that ended
+        while the step was in flight gets nothing, because the token is past its end. A sequence that was preempted meanwhile
+        gets the token and keeps it. For every entry of the group, take back what :meth:`launch` counted: the step is read
+        now. Chunks that sample nothing stay in the group that is returned. The group keeps its ``preempted``.
         """
         # BEGIN SOLUTION 7.4
         for entry in step.group:
@@ -398,7 +408,7 @@ class Engine(ch04_scheduler.Engine):
             self.finish(seq)
 
     def finish(self, seq: data.Sequence) -> None:
-        """End a sequence, because it is done or because nobody wants it any more; its blocks come back late."""
+        """End a sequence, because it is done or was aborted. Its blocks come back late."""
         self.scheduler.finish(seq)
         self.retirement.retire(seq)
         seq.status = SequenceStatus.FINISHED
@@ -426,3 +436,31 @@ def generate(
     while engine.step() is not None:
         pass
     return [seq.output_token_ids for seq in sequences]
+
+
+def answer_7_6() -> tuple[float, str]:
+    """Task 7.6: how long is the gap that the host makes between two steps, and which work of the host fills it?
+
+    The number, in microseconds: in ``docs/performance/timeline.json``, take the run of batch 1 whose ``way`` is ``graph``
+    (a graph, and nothing launched ahead). For each step start but the first, take the time from the end of the last kernel
+    that began before it to the begin of the first kernel after it. The number is the median of these gaps. Their data is in
+    ``run["timeline"]``: ``step_starts_us``, and ``gpu``, a list of ``[begin, end]`` in microseconds.
+
+    The text, one to four sentences, goes to your instructor: what does the host do in this gap (``host`` in the timeline has
+    its parts), and why does the run ``ahead`` not have it?
+    """
+    # BEGIN SOLUTION 7.6
+    text = (
+        "In the gap the host copies and reads the sampled tokens, gives them out, schedules the next step, "
+        "prepares it and starts "
+        "to launch the graph; the GPU has nothing to do until the first kernel arrives. Launched ahead, the "
+        "next graph is in the "
+        "GPU's queue before the last step ends, so the same work of the host happens while the GPU computes."
+    )
+    return 497.1, text
+    # END SOLUTION
+
+
+# When your tasks are done, compare them with the engine: pagebrain.worker.batch_rows, pagebrain.worker.graphs,
+# pagebrain.worker.cuda_executor, CacheManager.collect in pagebrain.cache and Engine.step in pagebrain.engine.engine.
+# In vLLM: vllm/v1/worker/gpu_model_runner.py, vllm/compilation/cuda_graph.py and AsyncScheduler.

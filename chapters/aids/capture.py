@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -28,8 +29,25 @@ _FORBIDDEN = {
 _INDEXING = (_aten.index.Tensor, _aten.index_put_.default, _aten.index_put.default)
 
 
+_WAITING = frozenset(
+    {"tolist", "item", "numpy", "cpu", "__array__", "__bool__", "__int__", "__float__", "__index__", "__contains__"}
+)
+
+
 class CaptureError(RuntimeError):
     """A step cannot be captured: in the middle of it the host would have to wait for the GPU, or to send it something."""
+
+
+class NoWaiting(TorchFunctionMode):  # type: ignore[no-untyped-call]
+    """In a ``with`` block, raises ``CaptureError`` where a tensor's values are wanted in Python: ``tolist``, "
+    "``item``, ``if``."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Called by torch for each of its functions and for each method of a tensor."""
+        name = getattr(func, "__name__", "")
+        if name in _WAITING:
+            raise CaptureError(f"the host would wait for the GPU here: the values of a tensor are read ({name})")
+        return func(*args, **(kwargs or {}))
 
 
 class Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -77,7 +95,7 @@ def capture(step: Callable[[], None], device: torch.device, pool: Any = None) ->
     """
     if device.type != "cuda":
         recording = Recording()
-        with recording:
+        with NoWaiting(), recording:
             step()
         return recording.replay
     side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

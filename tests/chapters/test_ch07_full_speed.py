@@ -2,11 +2,15 @@
 
 What a GPU would do is done here on the CPU: a captured step is a recording, and replaying it reads and writes the memory
 that it was recorded over. So a buffer that was bound anew, a value read too early and a padding row that writes into
-somebody's block are found out without a GPU.
+another sequence's block are found without a GPU.
 """
 
+import json
+import math
 import random
-from collections.abc import Iterable
+import statistics
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import zip_longest
 from types import SimpleNamespace
 from typing import Any
@@ -14,13 +18,17 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from chapters import ch02_block_table, ch04_scheduler
-from chapters.aids.capture import CaptureError, capture
+from chapters.aids.capture import CaptureError, NoWaiting, Recording, capture
+from chapters.course.catalog import ROOT
 from pagebrain import PageBrainConfig, SamplingParams
 from pagebrain.engine.sequence import Request, ScheduledSequence, Sequence, SequenceGroup, SequenceStatus
 from tests.support.departures import assert_same, assert_same_tokens
 from tests.support.hashing import next_token
+from tests.support.hints import hint
 from tests.support.models import POISON, hf_cache, hf_greedy, hf_logits, poison, random_gpt2
 
 CHAPTER = "07"
@@ -34,6 +42,24 @@ def make_sequence(number: int, num_tokens: int, max_new_tokens: int = 20, first:
     prompt = tuple(1000 * number + first + place for place in range(num_tokens))
     request = Request(str(number), None, prompt, SamplingParams(temperature=0), number, number, 0.0)
     return Sequence(number, request, 0, num_tokens + max_new_tokens)
+
+
+WAITING_HINT = (
+    "On a GPU, tolist, item, int(), bool() and `if` of a tensor make the host wait until all that was launched "
+    "is done. The host "
+    "knows what it needs without looking: the group, row_of, num_sent and the block tables."
+)
+
+
+@contextmanager
+def without_waiting(what: str) -> Iterator[None]:
+    """``what`` may not read a tensor's values in the block."""
+    with hint(WAITING_HINT):
+        try:
+            with NoWaiting():
+                yield
+        except CaptureError as error:
+            raise AssertionError(f"{what}: {error}") from error
 
 
 # Task 7.1 -----------------------------------------------------------------------------------------------------------------
@@ -62,11 +88,12 @@ class Place:
 
         self.rows.send = watched
         self.story: list[str] = []
+        self.ahead = 0
 
     def entry(self, seq: Sequence, count: int) -> ScheduledSequence:
-        """A part of the step, with blocks for it."""
+        """A part of the step, with blocks for it and for ``self.ahead`` tokens more."""
         start = seq.num_scheduled
-        self.cache.grow(seq.seq_id, start + count)
+        self.cache.grow(seq.seq_id, start + count + self.ahead)
         return ScheduledSequence(seq, start, count, samples=start + count == seq.num_tokens)
 
     def update(self, *parts: tuple[Sequence, int]) -> list[int]:
@@ -74,7 +101,17 @@ class Place:
         group = SequenceGroup(tuple(self.entry(seq, count) for seq, count in parts))
         self.sent.clear()
         self.story.append("update for " + ", ".join(f"{e.seq.seq_id} from {e.start} to {e.context_len}" for e in group))
-        got = self.rows.update(group, self.cache)
+        expected = self.state.clone()
+        with without_waiting("update"):
+            got = self.rows.update(group, self.cache)
+        for row, column, number in (change for changes in self.sent for change in changes):
+            expected[row, column] = number
+        with hint(
+            "Collect (row, column, number) in a list, and give the list to self.send: all of it travels in one piece."
+        ):
+            assert torch.equal(self.state, expected), (
+                f"update wrote into `state` past `send`: each number would be a launch of its own. {self.told}"
+            )
         assert len(self.sent) <= 1, (
             f"update called send {len(self.sent)} times: each is a copy of its own, so collect the changes. {self.told}"
         )
@@ -91,7 +128,8 @@ class Place:
         self.story.append(f"release({seq_id})")
         alone = "" if seq_id in self.rows.row_of else f" Sequence {seq_id} has no row, and one that has none is left alone."
         try:
-            self.rows.release(seq_id)
+            with without_waiting("release"):
+                self.rows.release(seq_id)
         except LookupError as error:
             if not alone:
                 raise
@@ -127,7 +165,7 @@ def test_all_about_a_new_sequence_travels(chapter: Any, seed: int) -> None:
         place.check_row(row, seq, seq.token_ids[start], start)
 
 
-@pytest.mark.task("7.1", hint="A row is taken from free, and is nobody else's. Return the rows in the order of the group.")
+@pytest.mark.task("7.1", hint="A row is removed from free when it is taken. Return the rows in the order of the group.")
 def test_every_sequence_has_a_row_of_its_own(chapter: Any, seed: int) -> None:
     place = Place(chapter)
     seqs = [make_sequence(number, 5) for number in (9, 2, 30, 4)]
@@ -189,6 +227,41 @@ def test_only_the_blocks_that_a_table_has_grown_by_travel(chapter: Any, count: i
     lives.check({(lives.rows[1], 2 + page): table[page] for page in range(2, len(table))})
 
 
+@pytest.mark.task(
+    "7.1", hint="A table may have more blocks than this step uses. All of them travel, and num_sent counts them."
+)
+@pytest.mark.parametrize("ahead", [3, 9])
+def test_blocks_that_came_early_travel_once(chapter: Any, ahead: int) -> None:
+    place = Place(chapter)
+    place.ahead = ahead
+    seq = make_sequence(1, 6)
+    (row,) = place.update((seq, 6))
+    place.check_row(row, seq, seq.token_ids[0], 0)
+    seq.num_scheduled, place.ahead = 6, 0
+    seq.token_ids.append(7)
+    place.update((seq, 1))
+    assert not place.sent, f"the table has not grown, but update sent {place.sent[0]} again. {place.told}"
+
+
+@pytest.mark.task(
+    "7.1", hint="The same sequences may have other rows than before. Nothing that update returned may be kept."
+)
+def test_a_group_of_the_same_sequences_is_looked_at_anew(chapter: Any, seed: int) -> None:
+    place = Place(chapter, seats=2)
+    seqs = [make_sequence(number, 4) for number in (1, 2)]
+    place.update(*((seq, 4) for seq in seqs))
+    for seq_id in random.Random(seed).sample((1, 2), 2):
+        place.release(seq_id)
+    other = make_sequence(3, 4)
+    place.update((other, 4))
+    place.update(*((seq, 4) for seq in reversed(seqs)))
+    got = place.update(*((seq, 4) for seq in seqs))
+    rows = [place.rows.row_of[seq.seq_id] for seq in seqs]
+    assert got == rows, f"row_of says {rows}, but update returned {got}, as if it had kept an earlier answer. {place.told}"
+    for row, seq in zip(got, seqs, strict=True):
+        place.check_row(row, seq, seq.token_ids[0], 0)
+
+
 @pytest.mark.task("7.1", hint="The row goes back to free. Forget all about the sequence, num_sent too.")
 def test_a_row_comes_back_and_serves_another(chapter: Any) -> None:
     place = Place(chapter, seats=1)  # two rows
@@ -203,14 +276,16 @@ def test_a_row_comes_back_and_serves_another(chapter: Any) -> None:
     place.check_row(place.rows.row_of[2], other, other.token_ids[0], 0)
 
 
-@pytest.mark.task("7.1", hint="Whoever comes again after a release is as new: it may have other blocks, and all travels.")
+@pytest.mark.task(
+    "7.1", hint="A sequence that comes again after a release is as new: it may have other blocks, and everything travels."
+)
 def test_a_sequence_that_comes_again_is_new(chapter: Any) -> None:
     place = Place(chapter)
     seq = make_sequence(1, 10)
     place.update((seq, 10))
     place.release(1)
     place.cache.free(1)
-    place.cache.grow(99, 8)  # somebody else has its old blocks now
+    place.cache.grow(99, 8)  # another sequence has its old blocks now
     (row,) = place.update((seq, 10))
     place.check_row(row, seq, seq.token_ids[0], 0)
 
@@ -276,6 +351,19 @@ def test_the_smallest_bucket_that_is_large_enough(chapter: Any, seed: int) -> No
         assert got == expected, f"bucket_for({num_rows}, {buckets}) should be {expected} but is {got}"
 
 
+@pytest.mark.task("7.2", hint="Buckets are any numbers, in any order. Choose among those that you are given.")
+def test_buckets_may_be_any_numbers(chapter: Any, seed: int) -> None:
+    choose = random.Random(seed)
+    for _ in range(40):
+        buckets = choose.sample(range(1, 60), choose.randint(1, 6))
+        num_rows = choose.randint(1, max(buckets))
+        expected = sorted(bucket for bucket in buckets if bucket >= num_rows)[0]
+        given = list(buckets)
+        got = chapter.bucket_for(num_rows, buckets)
+        assert got == expected, f"bucket_for({num_rows}, {given}) should be {expected} but is {got}"
+        assert buckets == given, f"the list that bucket_for was given is {buckets} now: it is the caller's"
+
+
 @pytest.mark.task("7.2", hint="If no bucket is large enough, rows would be left out of the step: raise ValueError.")
 def test_more_rows_than_any_bucket_holds_are_refused(chapter: Any) -> None:
     for buckets in ([1, 2, 4], [4, 1]):
@@ -288,7 +376,7 @@ class Watcher:
 
     def __init__(self, chapter: Any, seats: int = 8) -> None:
         self.rows = Place(chapter, seats).rows
-        self.seen = {bucket: torch.zeros(bucket, dtype=torch.int64) for bucket in (1, 2, 4, 8)}
+        self.seen = {bucket: torch.zeros(bucket, dtype=torch.int64) for bucket in (1, 2, 3, 4, 6, 8)}
         active = self.rows.active_rows
         self.replay = {
             bucket: capture(lambda out=out: out.copy_(active[: len(out)]), CPU)  # type: ignore[misc]
@@ -300,7 +388,8 @@ class Watcher:
         names = list(names)
         given = list(names)
         self.story += f"activate({names}, {bucket}); "
-        self.rows.activate(names, bucket)
+        with without_waiting("activate"):
+            self.rows.activate(names, bucket)
         assert names == given, f"the list that activate was given is {names} now: it is the caller's"
         self.replay[bucket]()
         expected = given + [self.rows.dummy_row] * (bucket - len(given))
@@ -323,7 +412,9 @@ def test_a_captured_step_sees_the_rows_that_were_named(chapter: Any) -> None:
     watcher.activate([4], 1)
 
 
-@pytest.mark.task("7.2", hint="What is left of the bucket is the dummy's. Whose row stands there from the last step?")
+@pytest.mark.task(
+    "7.2", hint="The entries past the rows are dummy_row. Without padding, rows of an earlier step would stand there."
+)
 def test_the_rest_of_the_bucket_is_the_dummys(chapter: Any) -> None:
     watcher = Watcher(chapter)
     watcher.activate([3, 0, 7, 5], 4)
@@ -331,15 +422,67 @@ def test_the_rest_of_the_bucket_is_the_dummys(chapter: Any) -> None:
     watcher.activate([2, 6, 1, 9, 12], 8)
     watcher.activate([5], 4)
     watcher.activate([], 2)
+    watcher.activate([11, 10, 9, 8, 7, 6], 6)
+    watcher.activate([11, 10], 2)
+    watcher.activate([11, 10], 6)  # the same rows in a larger bucket
 
 
 @pytest.mark.task("7.2", hint="The order of rows is the order in which tokens come back: keep it.")
 def test_any_rows_in_any_order(chapter: Any, seed: int) -> None:
     choose, watcher = random.Random(seed), Watcher(chapter)
     for _ in range(40):
-        bucket = choose.choice([1, 2, 4, 8])
+        bucket = choose.choice([1, 2, 3, 4, 6, 8])
         watcher.story = ""
         watcher.activate(choose.sample(range(16), choose.randint(bucket // 2, bucket)), bucket)
+
+
+class Writes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts what is launched to change a tensor's memory, and numbers that come from the host past ``upload``."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.memory, self.count, self.is_uploading = tensor.untyped_storage().data_ptr(), 0, False
+        self.from_host: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Called by torch for each operation."""
+        if func is torch.ops.aten.lift_fresh.default and not self.is_uploading:
+            self.from_host.append(str(func))
+        is_own = args and isinstance(args[0], Tensor) and args[0].untyped_storage().data_ptr() == self.memory
+        self.count += bool(is_own and func._schema.is_mutable)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.task(
+    "7.2",
+    hint="Make one list of the rows and the padding, upload it in one piece, and copy that into active_rows[:bucket].",
+)
+def test_all_names_travel_in_one_upload(chapter: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = Place(chapter, 8).rows
+    uploads: list[list[int]] = []
+    upload = chapter.upload
+    for names, bucket in (([3, 0, 7, 5, 2], 8), ([4, 1], 2), ([6], 6)):
+        uploads.clear()
+        writes = Writes(rows.active_rows)
+
+        def counted(numbers: Any, device: Any, writes: Writes = writes) -> Tensor:
+            uploads.append(list(numbers))
+            writes.is_uploading = True
+            try:
+                return upload(numbers, device)
+            finally:
+                writes.is_uploading = False
+
+        monkeypatch.setattr(chapter, "upload", counted)
+        with writes:
+            rows.activate(names, bucket)
+        said = f"activate({names}, {bucket})"
+        with hint("A plain torch.tensor, or tensor[i] = number, is a copy for which the host waits on a GPU. Use `upload`."):
+            assert not writes.from_host, f"{said} brought numbers to the device without `upload`"
+        assert len(uploads) == 1, f"{said} called `upload` {len(uploads)} times: all rows travel in one"
+        assert writes.count <= 2, (
+            f"{said} changed active_rows with {writes.count} operations, each of which is a launch: one copy is enough"
+        )
 
 
 # Task 7.3 -----------------------------------------------------------------------------------------------------------------
@@ -418,7 +561,7 @@ class Texts:
         for name, tensor, unwritten in (("logits", self.logits, POISON), ("sampled", self.sampled, -1)):
             assert name not in names or not (tensor[: len(numbers)] == unwritten).all(), (
                 f"{what}: nothing was written into the tensor `{name}` that decode_step was given. If you bound the name to "
-                f"a new tensor (`{name} = ...`), nobody else sees that one: use `{name}.copy_`"
+                f"a new tensor (`{name} = ...`), the caller does not see that one: use `{name}.copy_`"
             )
         for place, number in enumerate(numbers):
             text, row = self.texts[number], self.row_of[number]
@@ -466,7 +609,7 @@ class Texts:
             if block_id in (table := self.cache.block_table(number)):
                 position = table.index(block_id) * self.config.block_size + place[2]
                 return f"token {position} of text {number}, which has {len(self.texts[number])} tokens"
-        return "nobody's block"
+        return "a block that no text holds"
 
 
 @pytest.mark.task(
@@ -550,7 +693,7 @@ def test_a_captured_step_does_what_the_rows_say_when_it_is_replayed(chapter: Any
 
 
 @pytest.mark.task(
-    "7.3", hint="A table's entries past a text's blocks may be anybody's blocks, and what is in them is masked."
+    "7.3", hint="A table's entries past a text's blocks may be blocks of other sequences. What is in them is masked."
 )
 def test_a_captured_step_sees_blocks_that_came_later(chapter: Any, seed: int) -> None:
     texts = Texts(chapter, seed, (3, 7))
@@ -570,19 +713,46 @@ def test_a_captured_step_sees_blocks_that_came_later(chapter: Any, seed: int) ->
     texts.check_cache("after eight replays")
 
 
+@pytest.mark.task("7.3", hint="One call of forward computes the scores. The best token is their argmax; nothing runs twice.")
+def test_a_step_runs_the_model_once_and_copies_no_pool(chapter: Any, seed: int) -> None:
+    texts = Texts(chapter, seed, (3, 7))
+    numbers = texts.activate([1, 0], 2)
+    with Recording() as recording:
+        texts.step(2)
+    texts.check(numbers, "one step")
+    norms = sum(func is torch.ops.aten.native_layer_norm.default for func, *_ in recording.operations)
+    layers = texts.model.config.n_layer
+    assert norms <= 2 * layers + 1, (
+        f"one step of {layers} layers computed {norms} layer norms, one run of the model {2 * layers + 1}: it ran twice"
+    )
+    pool = texts.cache.key_pools[0].numel()
+    for func, args, kwargs, result in recording.operations:
+        known = {leaf.data_ptr() for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor) and leaf.data_ptr() not in known]
+        with hint("Gather the pages of the active rows' tables, as attend_rows does. The pool is too large to be copied."):
+            assert all(func.is_view or tensor.numel() < pool for tensor in made), (
+                f"{func} made a tensor of {max(tensor.numel() for tensor in made)} numbers in a step of two "
+                f"rows: that is as "
+                f"large as the K pool of a whole layer ({pool})"
+            )
+
+
 # Task 7.4 -----------------------------------------------------------------------------------------------------------------
 
 
 class Launches:
     """In the executor's place: a sequence's next token is a hash of all before it, known when the step is launched.
 
-    Like a GPU it does not tell before somebody waits. ``log`` has what was launched and waited for, in order.
+    As on a GPU, the tokens are known only after a wait. ``log`` has what was launched and waited for, in order.
     """
 
     def __init__(self, model: Any, config: PageBrainConfig, cache: Any, use_graphs: bool, keep_logits: bool) -> None:
-        cache.block_manager.allocate(1)
-        self.keep_logits = keep_logits
-        self.rows = SimpleNamespace(release=lambda seq_id: None)
+        (dummy_block,) = cache.block_manager.allocate(1)
+        self.model, self.cache, self.keep_logits = model, cache, keep_logits
+        self.rows = self.rows_class(config, dummy_block)
+        self.rows.release = lambda seq_id: None
+        self.active: list[int] = []
+        self.steps: dict[int, Any] = {}
         self.log: list[tuple[str, int]] = []
         self.groups: list[SequenceGroup] = []
         self.texts: dict[int, list[int]] = {}
@@ -610,20 +780,23 @@ class Launches:
         scores = torch.tensor([[float(token)] for token in tokens]) if self.keep_logits else None
 
         def wait() -> list[int]:
-            self.log.append(("wait", number))
-            self.in_flight.remove(number)
+            if number in self.in_flight:  # a second wait is over at once
+                self.log.append(("wait", number))
+                self.in_flight.remove(number)
             return list(tokens)
 
         return self.in_flight_class(group, sampling, SimpleNamespace(wait=wait), scores)
 
     in_flight_class: Any = None
+    rows_class: Any = None
 
 
 class Loop:
     """An engine of the chapter's, whose executor is :class:`Launches` and whose blocks come back as they should."""
 
     def __init__(self, chapter: Any, monkeypatch: pytest.MonkeyPatch, async_scheduling: bool, **limits: int) -> None:
-        monkeypatch.setattr(chapter, "Executor", type("Executor", (Launches,), {"in_flight_class": chapter.InFlight}))
+        classes = {"in_flight_class": chapter.InFlight, "rows_class": chapter.BatchRows}
+        monkeypatch.setattr(chapter, "Executor", type("Executor", (Launches,), classes))
         monkeypatch.setattr(chapter.LateRetirement, "collect", collect)
         monkeypatch.setattr(chapter.Scheduler, "make_room", make_room)
         self.model = random_gpt2(seed=5)
@@ -670,6 +843,13 @@ class Loop:
                     f"{got}: it is the step's group without those who had ended before, {sorted(had_ended)}. Chunks that "
                     f"sample nothing and preempted sequences belong to it. {self.log}"
                 )
+                lost = [[seq.seq_id for seq in each.preempted] for each in (self.executor.groups[number], group)]
+                with hint("SequenceGroup(entries, preempted): the group that is returned keeps `preempted` of step.group."):
+                    assert lost[0] == lost[1], (
+                        f"`preempted` of the group that was returned should be {lost[0]}, as in step {number}'s "
+                        f"group, but is "
+                        f"{lost[1]}. {self.log}"
+                    )
         raise AssertionError(f"step did not return None in {steps} calls. {self.log}")
 
     @property
@@ -686,10 +866,10 @@ class Loop:
             f"SequenceGroup(()). {self.log}"
         )
         flying = self.executor.in_flight
-        assert not flying, f"{said} nobody has waited for steps {flying}: if nothing can be planned, read. {self.log}"
+        assert not flying, f"{said} steps {flying} were not waited for: if nothing can be planned, read. {self.log}"
 
     def check_given(self, number: int, had_ended: set[int], lengths: dict[int, int]) -> None:
-        """Right after a step was read: everybody in it has one token more, or none."""
+        """Right after a step was read: each sequence in it has one token more, or none."""
         waiting = [seq.seq_id for seq in self.engine.scheduler.waiting]
         for entry in self.executor.groups[number]:
             seq_id, now = entry.seq.seq_id, len(entry.seq.token_ids)
@@ -721,10 +901,12 @@ class Loop:
                 ("num_unread_steps", seq.num_unread_steps, len(own)),
                 ("num_unread_tokens", seq.num_unread_tokens, sum(entry.samples for entry in own)),
             ):
-                assert got == must, (
-                    f"`{name}` of sequence {seq.seq_id} should be {must} but is {got}: launch adds to it and apply takes it "
-                    f"back, once for each entry of step.group. {self.log}"
-                )
+                with hint("For each entry of step.group: num_unread_steps -= 1, and num_unread_tokens -= entry.samples."):
+                    assert got == must, (
+                        f"`{name}` of sequence {seq.seq_id} should be {must} but is {got}: launch adds to it "
+                        f"and apply takes "
+                        f"it back, once for each entry of step.group. {self.log}"
+                    )
 
     def expected(self, seq: Sequence) -> list[int]:
         """What a correct loop gives."""
@@ -740,8 +922,9 @@ class Loop:
             what = f"the answer of sequence {seq.seq_id}"
             assert_same_tokens(seq.output_token_ids, self.expected(seq), what=what)
             assert seq.is_finished, f"sequence {seq.seq_id} has all its tokens, but is not finished"
-            scores = f"the scores that on_logits got of sequence {seq.seq_id}, each known by its token,"
-            assert_same_tokens(self.scores.get(seq.seq_id, []), self.expected(seq), what=scores)
+            scores = f"the list of scores that on_logits got of sequence {seq.seq_id}, each known by its token,"
+            with hint("step.logits[i] belongs to step.sampling[i]. Pass it to `give` with tokens[i]."):
+                assert_same_tokens(self.scores.get(seq.seq_id, []), self.expected(seq), what=scores)
             entries = [entry for group in self.returned if group is not None for entry in group if entry.seq is seq]
             times, tokens = sum(entry.samples for entry in entries), len(seq.output_token_ids)
             assert times == tokens, (
@@ -881,7 +1064,9 @@ def hashed(prompt: list[int], count: int) -> list[int]:
 
 
 @pytest.mark.task(
-    "7.4", hint="Past the end: gives nothing. Ask whether it had ended before you give; counts go down all the same."
+    "7.4",
+    hint="A token past the end is discarded: ask whether the sequence has ended before you give. Counts go down "
+    "all the same.",
 )
 @pytest.mark.parametrize("async_scheduling", [False, True], ids=["depth 0", "depth 1"])
 def test_a_token_past_the_end_is_discarded(
@@ -898,7 +1083,9 @@ def test_a_token_past_the_end_is_discarded(
 
 
 @pytest.mark.task(
-    "7.4", hint="Returned is who had not ended before: ask that before you give out anything. Chunks belong to it."
+    "7.4",
+    hint="The group that is returned has the entries whose sequence had not ended: ask before you give out "
+    "tokens. Chunks belong to it.",
 )
 @pytest.mark.parametrize("async_scheduling", [False, True], ids=["depth 0", "depth 1"])
 def test_returned_are_those_who_got_something(
@@ -919,7 +1106,7 @@ def test_who_was_preempted_in_flight_keeps_the_token(
         loop.add([number + 1] * (3 + number), 12)
     loop.run()
     loop.check_answers()
-    assert sum(seq.num_preemptions for seq in loop.seqs) > 0, "blocks ran out, but nobody was preempted"
+    assert sum(seq.num_preemptions for seq in loop.seqs) > 0, "blocks ran out, but no sequence was preempted"
 
 
 @pytest.mark.task(
@@ -928,14 +1115,14 @@ def test_who_was_preempted_in_flight_keeps_the_token(
     "and return what read returned.",
 )
 @pytest.mark.parametrize("async_scheduling", [False, True], ids=["depth 0", "depth 1"])
-def test_the_last_step_is_read_and_whoever_waits_is_served(
+def test_the_last_step_is_read_and_waiting_requests_are_served(
     chapter: Any, monkeypatch: pytest.MonkeyPatch, async_scheduling: bool
 ) -> None:
     loop = Loop(chapter, monkeypatch, async_scheduling, max_num_seqs=1)
     for number in range(3):
         loop.add([number, 5, 6], 2)
     loop.run()
-    assert not loop.executor.in_flight, f"step returned None, but nobody waited for steps {loop.executor.in_flight}"
+    assert not loop.executor.in_flight, f"step returned None, but these steps were not waited for: {loop.executor.in_flight}"
     loop.check_answers()
     assert loop.engine.step() is None
     loop.add([9, 9], 3)  # and it can go on
@@ -963,12 +1150,14 @@ class Late:
     def __init__(self, chapter: Any, held: list[int], in_flight: Iterable[int] = (), free_blocks: int = 0) -> None:
         shape: dict[str, Any] = {"num_layers": 1, "num_heads": 1, "head_dim": 1, "dtype": "float64", "device": "cpu"}
         num_blocks = max(1, sum(held) + free_blocks)
-        self.config = PageBrainConfig(
-            block_size=4, num_blocks=num_blocks, max_num_seqs=8, max_num_batched_tokens=64, **shape
-        )
+        limits: dict[str, Any] = {"max_num_seqs": 8, "max_num_batched_tokens": 64}
+        limits["max_model_len"] = min(64, 4 * num_blocks)
+        self.config = PageBrainConfig(block_size=4, num_blocks=num_blocks, **limits, **shape)
         self.cache = ch02_block_table.PagedCache(ch02_block_table.BlockManager(self.config), self.config)
         self.released: list[int] = []
-        self.retirement = chapter.LateRetirement(self.cache, SimpleNamespace(release=self.released.append))
+        self.rows = chapter.BatchRows(self.config, 0)
+        self.rows.release = self.released.append
+        self.retirement = chapter.LateRetirement(self.cache, self.rows)
         self.scheduler = chapter.Scheduler(self.config, self.cache, self.retirement)
         self.seqs = [make_sequence(number, 4 * count + 1) for number, count in enumerate(held)]
         for seq, count in zip(self.seqs, held, strict=True):
@@ -992,7 +1181,7 @@ class Late:
         self.retirement.collect()
 
     def check(self, pending: list[int], gone: list[int]) -> None:
-        """Who still holds blocks and row, and who does not."""
+        """Which sequences still hold blocks and row, and which do not."""
         for seq in self.seqs:
             number = seq.seq_id
             holds = len(self.cache.block_table(number)) > 0
@@ -1008,7 +1197,9 @@ class Late:
 
 
 @pytest.mark.task(
-    "7.5", hint="num_unread_steps is 0 for whoever is in no step in flight: free its blocks and release its row."
+    "7.5",
+    hint="A sequence in no step in flight has num_unread_steps 0: free its blocks, release its row, and take it "
+    "out of pending.",
 )
 def test_who_is_in_no_step_in_flight_gives_all_back_at_once(chapter: Any) -> None:
     late = Late(chapter, [2, 3, 1])
@@ -1046,7 +1237,9 @@ def test_steps_count_and_not_tokens(chapter: Any) -> None:
     late.check(pending=[], gone=[0, 1])
 
 
-@pytest.mark.task("7.5", hint="All of pending are looked at, in any order; take the ones to free out first, then free them.")
+@pytest.mark.task(
+    "7.5", hint="Look at all of pending. A dictionary may not change while it is looped over: make a list first, then free."
+)
 def test_any_of_the_pending_can_be_free_first(chapter: Any, seed: int) -> None:
     choose = random.Random(seed)
     for _ in range(20):
@@ -1063,21 +1256,26 @@ def test_any_of_the_pending_can_be_free_first(chapter: Any, seed: int) -> None:
 
 
 class Coming:
-    """A retirement that works: blocks of whoever is in flight come later."""
+    """A retirement that works, with all that ``LateRetirement`` declares: blocks of a sequence in flight come later."""
 
     def __init__(self, late: Late) -> None:
-        self.late = late
+        self.cache = late.cache
+        self.rows = late.rows
         self.pending: dict[int, Sequence] = {}
 
     @property
     def num_blocks(self) -> int:
-        return sum(len(self.late.cache.block_table(number)) for number in self.pending)
+        return sum(len(self.cache.block_table(number)) for number in self.pending)
 
     def retire(self, seq: Sequence) -> None:
-        if seq.num_unread_steps:
-            self.pending[seq.seq_id] = seq
-        else:
-            self.late.cache.free(seq.seq_id)
+        self.pending[seq.seq_id] = seq
+        self.collect()
+
+    def collect(self) -> None:
+        for seq_id in [number for number, seq in self.pending.items() if not seq.num_unread_steps]:
+            del self.pending[seq_id]
+            self.cache.free(seq_id)
+            self.rows.release(seq_id)
 
 
 class Crowd(Late):
@@ -1127,7 +1325,7 @@ class Crowd(Late):
                 assert seq.seq_id in self.coming.pending, f"{seq.seq_id} was preempted but not retired. {self.story}"
 
 
-@pytest.mark.task("7.5", hint="Ask the cache first. Who has room needs nobody's blocks, those on their way back included.")
+@pytest.mark.task("7.5", hint="Ask the cache first (can_grow). If there is room, blocks on their way back do not matter.")
 def test_who_has_room_gets_it_whatever_is_coming(chapter: Any) -> None:
     Crowd(chapter, [2, 2, 1], free_blocks=1).check_room(0, True, [])
     Crowd(chapter, [2, 2, 1], free_blocks=1, pending=[1]).check_room(0, True, [])
@@ -1151,7 +1349,9 @@ def test_at_depth_0_it_is_what_chapter_04_does(chapter: Any) -> None:
     Crowd(chapter, [2, 2, 1]).check_room(1, False, [1, 2], count=4)
 
 
-@pytest.mark.task("7.5", hint="A victim that is in flight gives its blocks late. Then they are coming: preempt nobody else.")
+@pytest.mark.task(
+    "7.5", hint="A victim that is in flight gives its blocks late. Then they are coming: preempt no other sequence."
+)
 def test_one_victim_in_flight_is_enough_for_now(chapter: Any) -> None:
     Crowd(chapter, [2, 2, 1], in_flight=[0, 1, 2]).check_room(0, False, [2])
     Crowd(chapter, [2, 2, 1], in_flight=[0, 1, 2]).check_room(1, False, [2], count=3)
@@ -1160,7 +1360,7 @@ def test_one_victim_in_flight_is_enough_for_now(chapter: Any) -> None:
 
 
 @pytest.mark.task(
-    "7.5", hint="Play it on paper: who has room, what is coming, who is the latest, and is the latest in flight?"
+    "7.5", hint="Play it on paper: is there room, are blocks coming, which sequence is the latest, and is it in flight?"
 )
 def test_room_is_made_or_waited_for_in_any_situation(chapter: Any, seed: int) -> None:
     choose = random.Random(seed)
@@ -1227,7 +1427,7 @@ def test_the_engine_gives_what_hugging_face_gives(
         assert_same(torch.stack(logits[number]), theirs, what=what, axes=("output token", "score"))
     assert engine.cache.num_free_blocks == 14, f"{14 - engine.cache.num_free_blocks} blocks are still held at the end"
     assert len(engine.executor.rows.free) == 8, f"{8 - len(engine.executor.rows.free)} batch rows are still held at the end"
-    assert sum(seq.num_preemptions for seq in seqs) > 0, "blocks ran out, but nobody was preempted"
+    assert sum(seq.num_preemptions for seq in seqs) > 0, "blocks ran out, but no sequence was preempted"
     assert any({row.phase for row in trace.rows} == {"prefill", "decode"} for trace in engine.history)
     assert most == int(async_scheduling), (
         f"{most} steps were in flight between two calls of step, expected {int(async_scheduling)}"
@@ -1264,4 +1464,43 @@ def test_random_loads_are_served_exactly(chapter: Any, seed: int) -> None:
             assert_same_tokens(seq.output_token_ids, hf_greedy(model, prompt, count, end), what=what)
         num_preempted += sum(seq.num_preemptions for seq in seqs)
         assert engine.cache.num_free_blocks == 20 // block_size, f"load {load}: blocks are still held at the end"
-    assert num_preempted > 0, "blocks ran out in these loads, but nobody was preempted"
+    assert num_preempted > 0, "blocks ran out in these loads, but no sequence was preempted"
+
+
+# Task 7.6 -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.task(
+    "7.6", hint="A gap goes from the end of a step's last kernel to the beginning of the next step's first one."
+)
+def test_the_gap_that_the_host_makes(chapter: Any, record_property: Any) -> None:
+    number, text = chapter.answer_7_6()
+    assert isinstance(text, str) and len(text.split()) >= 8, (
+        f"the text should be a sentence of 8 words at least, got {text!r}"
+    )
+    record_property("answer", text)
+    report = json.loads((ROOT / "docs/performance/timeline.json").read_text(encoding="utf-8"))
+    gaps: dict[str, list[float]] = {}
+    for run in report["runs"]:
+        if run["batch"] == 1:
+            kernels, starts = run["timeline"]["gpu"], run["timeline"]["step_starts_us"][1:]
+            around = [
+                (max(e for b, e in kernels if b < at), min((b for b, _ in kernels if b >= at), default=0)) for at in starts
+            ]
+            gaps[run["way"]] = [after - before for before, after in around if after]
+    expected = statistics.median(gaps["graph"])
+    told = "The number is too small." if number < expected else "The number is too large."
+    told += (
+        " For each step start but the first: the first kernel that begins after it, minus the end of the last one before it."
+    )
+    if math.isclose(number * 1000, expected, rel_tol=0.15):
+        told = "That looks like milliseconds. The unit is microseconds."
+    elif math.isclose(number, statistics.median(gaps["eager"]), rel_tol=0.1):
+        told = "That is the gap of the eager steps. Take the run whose way is 'graph'."
+    elif math.isclose(number, max(gaps["graph"]), rel_tol=0.02):
+        told = "That is the longest of these gaps. Take their median: a single one may be an accident."
+    with hint(told):
+        assert math.isclose(number, expected, rel_tol=0.1), (
+            f"the median gap between two steps of the run ('graph', batch 1): got {number:.6g} us, expected "
+            f"about {expected:.0f}"
+        )

@@ -1289,32 +1289,6 @@ def write_kernel(
     tl.store(value_pool_ptr + place, tl.load(value_ptr + row), mask=exists)
 
 
-# %% grid_axes_swapped
-"""Task 6.1: token and head are taken from the wrong axes of the grid."""
-
-
-def write_kernel(
-    key_ptr,
-    value_ptr,
-    key_pool_ptr,
-    value_pool_ptr,
-    slots_ptr,
-    row_strides,
-    pool_strides,
-    HEAD_DIM: tl.constexpr,
-    PADDED_DIM: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr,
-):
-    token, head = tl.program_id(1).to(tl.int64), tl.program_id(0).to(tl.int64)
-    dims = tl.arange(0, PADDED_DIM)
-    exists = dims < HEAD_DIM
-    slot = tl.load(slots_ptr + token).to(tl.int64)
-    row = token * row_strides[0] + head * row_strides[1] + dims
-    place = slot // BLOCK_SIZE * pool_strides[0] + slot % BLOCK_SIZE * pool_strides[1] + head * pool_strides[2] + dims
-    tl.store(key_pool_ptr + place, tl.load(key_ptr + row, mask=exists), mask=exists)
-    tl.store(value_pool_ptr + place, tl.load(value_ptr + row, mask=exists), mask=exists)
-
-
 # %% dictionary_in_a_kernel
 """Task 6.1: a dictionary, which the interpreter takes and a compiler for GPUs does not."""
 
@@ -2250,33 +2224,6 @@ def merge_kernel(
     query = tl.program_id(0).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
     dims, splits = tl.arange(0, PADDED_DIM), tl.arange(0, PADDED_SPLITS)
     is_dim, is_split = dims < HEAD_DIM, (splits < num_splits - 1) | (splits == 0)
-    rows = query * num_splits + splits  # [PADDED_SPLITS]
-    maxima = tl.load(maximum_ptr + rows, mask=is_split, other=-float("inf"))
-    weights = tl.exp(maxima - tl.max(maxima, axis=0))  # 0 for an empty part
-    totals = tl.load(total_ptr + rows, mask=is_split, other=0.0)
-    exists = is_split[:, None] & is_dim[None, :]
-    accs = tl.load(acc_ptr + rows[:, None] * HEAD_DIM + dims[None, :], mask=exists, other=0.0)
-    out = tl.sum(weights[:, None] * accs, axis=0) / tl.sum(weights * totals, axis=0)
-    tl.store(out_ptr + query * HEAD_DIM + dims, out, mask=is_dim)
-
-
-# %% arange_of_an_argument
-"""Task 6.4: the tile is made as long as num_splits, which is known only when the kernel runs."""
-
-
-def merge_kernel(
-    out_ptr,
-    acc_ptr,
-    maximum_ptr,
-    total_ptr,
-    num_splits,
-    HEAD_DIM: tl.constexpr,
-    PADDED_DIM: tl.constexpr,
-    PADDED_SPLITS: tl.constexpr,
-):
-    query = tl.program_id(0).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
-    dims, splits = tl.arange(0, PADDED_DIM), tl.arange(0, PADDED_SPLITS) if num_splits > 1 else tl.arange(0, num_splits)
-    is_dim, is_split = dims < HEAD_DIM, splits < num_splits
     rows = query * num_splits + splits  # [PADDED_SPLITS]
     maxima = tl.load(maximum_ptr + rows, mask=is_split, other=-float("inf"))
     weights = tl.exp(maxima - tl.max(maxima, axis=0))  # 0 for an empty part

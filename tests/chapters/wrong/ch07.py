@@ -942,3 +942,560 @@ class Scheduler:
             if victim is seq:
                 return False
         return True
+
+
+# %% compares_with_the_gpu
+"""Task 7.1: what the GPU has is read back and compared, for which the host waits."""
+
+
+class BatchRows:
+    def update(self, group: SequenceGroup, cache: PagedCache) -> list[int]:
+        changes = []
+        for entry in group:
+            seq_id = entry.seq.seq_id
+            if seq_id not in self.row_of:
+                row = self.row_of[seq_id] = self.free.pop()
+                self.num_sent[seq_id] = 0
+                changes += [(row, TOKEN, entry.seq.token_ids[entry.start]), (row, CONTEXT, entry.start)]
+            table, row = cache.block_table(seq_id), self.row_of[seq_id]
+            changes += [
+                (row, BLOCKS + page, table[page])
+                for page in range(len(table))
+                if page >= self.num_sent[seq_id] or int(self.state[row, BLOCKS + page]) != table[page] and False
+            ]
+            self.num_sent[seq_id] = len(table)
+        self.send(changes)
+        return [self.row_of[entry.seq.seq_id] for entry in group]
+
+
+# %% reads_the_row_back
+"""Task 7.1: the row's blocks are read back with tolist, for which the host waits."""
+
+
+class BatchRows:
+    def update(self, group: SequenceGroup, cache: PagedCache) -> list[int]:
+        changes = []
+        known = self.state.tolist()
+        for entry in group:
+            seq_id = entry.seq.seq_id
+            if seq_id not in self.row_of:
+                row = self.row_of[seq_id] = self.free.pop()
+                self.num_sent[seq_id] = 0
+                changes += [(row, TOKEN, entry.seq.token_ids[entry.start]), (row, CONTEXT, entry.start)]
+            table, row = cache.block_table(seq_id), self.row_of[seq_id]
+            changes += [(row, BLOCKS + page, table[page]) for page in range(self.num_sent[seq_id], len(table)) if known]
+            self.num_sent[seq_id] = len(table)
+        self.send(changes)
+        return [self.row_of[entry.seq.seq_id] for entry in group]
+
+
+# %% plan_kept_between_calls
+"""Task 7.1: the rows of a group are kept, and used again for a group of the same sequences."""
+
+
+class BatchRows:
+    def update(self, group: SequenceGroup, cache: PagedCache) -> list[int]:
+        kept = self.__dict__.setdefault("kept", {})
+        key = tuple(entry.seq.seq_id for entry in group)
+        if (
+            key in kept
+            and all(s in self.row_of for s in key)
+            and all(self.num_sent[s] == len(cache.block_table(s)) for s in key)
+        ):
+            return kept[key]
+        changes = []
+        for entry in group:
+            seq_id = entry.seq.seq_id
+            if seq_id not in self.row_of:
+                row = self.row_of[seq_id] = self.free.pop()
+                self.num_sent[seq_id] = 0
+                changes += [(row, TOKEN, entry.seq.token_ids[entry.start]), (row, CONTEXT, entry.start)]
+            table, row = cache.block_table(seq_id), self.row_of[seq_id]
+            changes += [(row, BLOCKS + page, table[page]) for page in range(self.num_sent[seq_id], len(table))]
+            self.num_sent[seq_id] = len(table)
+        self.send(changes)
+        kept[key] = [self.row_of[entry.seq.seq_id] for entry in group]
+        return kept[key]
+
+
+# %% num_sent_counts_tokens
+"""Task 7.1: num_sent is counted from the tokens, and a block that came early travels twice."""
+
+
+class BatchRows:
+    def update(self, group: SequenceGroup, cache: PagedCache) -> list[int]:
+        changes = []
+        for entry in group:
+            seq_id = entry.seq.seq_id
+            if seq_id not in self.row_of:
+                row = self.row_of[seq_id] = self.free.pop()
+                self.num_sent[seq_id] = 0
+                changes += [(row, TOKEN, entry.seq.token_ids[entry.start]), (row, CONTEXT, entry.start)]
+            table, row = cache.block_table(seq_id), self.row_of[seq_id]
+            changes += [(row, BLOCKS + page, table[page]) for page in range(self.num_sent[seq_id], len(table))]
+            self.num_sent[seq_id] = -(-entry.context_len // cache.block_size)
+        self.send(changes)
+        return [self.row_of[entry.seq.seq_id] for entry in group]
+
+
+# %% table_of_the_step_only
+"""Task 7.1: blocks past this step's tokens are left out and counted as sent."""
+
+
+class BatchRows:
+    def update(self, group: SequenceGroup, cache: PagedCache) -> list[int]:
+        changes = []
+        for entry in group:
+            seq_id = entry.seq.seq_id
+            if seq_id not in self.row_of:
+                row = self.row_of[seq_id] = self.free.pop()
+                self.num_sent[seq_id] = 0
+                changes += [(row, TOKEN, entry.seq.token_ids[entry.start]), (row, CONTEXT, entry.start)]
+            table, row = cache.block_table(seq_id), self.row_of[seq_id]
+            changes += [
+                (row, BLOCKS + page, table[page])
+                for page in range(self.num_sent[seq_id], min(len(table), -(-entry.context_len // cache.block_size)))
+            ]
+            self.num_sent[seq_id] = len(table)
+        self.send(changes)
+        return [self.row_of[entry.seq.seq_id] for entry in group]
+
+
+# %% written_not_sent
+"""Task 7.1: numbers are written into state one by one, and send is never called."""
+
+
+class BatchRows:
+    def update(self, group: SequenceGroup, cache: PagedCache) -> list[int]:
+        changes = []
+        for entry in group:
+            seq_id = entry.seq.seq_id
+            if seq_id not in self.row_of:
+                row = self.row_of[seq_id] = self.free.pop()
+                self.num_sent[seq_id] = 0
+                changes += [(row, TOKEN, entry.seq.token_ids[entry.start]), (row, CONTEXT, entry.start)]
+            table, row = cache.block_table(seq_id), self.row_of[seq_id]
+            changes += [(row, BLOCKS + page, table[page]) for page in range(self.num_sent[seq_id], len(table))]
+            self.num_sent[seq_id] = len(table)
+        for row, column, number in changes:
+            self.state[row, column] = number
+        return [self.row_of[entry.seq.seq_id] for entry in group]
+
+
+# %% row_kept_in_free
+"""Task 7.1: a row is taken from free without being removed."""
+
+
+class BatchRows:
+    def update(self, group: SequenceGroup, cache: PagedCache) -> list[int]:
+        changes = []
+        for entry in group:
+            seq_id = entry.seq.seq_id
+            if seq_id not in self.row_of:
+                row = self.row_of[seq_id] = self.free[-1 - len(self.row_of)]
+                self.num_sent[seq_id] = 0
+                changes += [(row, TOKEN, entry.seq.token_ids[entry.start]), (row, CONTEXT, entry.start)]
+            table, row = cache.block_table(seq_id), self.row_of[seq_id]
+            changes += [(row, BLOCKS + page, table[page]) for page in range(self.num_sent[seq_id], len(table))]
+            self.num_sent[seq_id] = len(table)
+        self.send(changes)
+        return [self.row_of[entry.seq.seq_id] for entry in group]
+
+
+# %% next_power_of_two
+"""Task 7.2: buckets are taken to be the powers of two."""
+
+
+def bucket_for(num_rows: int, buckets: Sequence[int]) -> int:
+    fitting = [bucket for bucket in buckets if bucket >= num_rows]
+    if not fitting:
+        raise ValueError(f"{num_rows} rows fit into none of the buckets {list(buckets)}")
+    return min(max(fitting), 1 << (num_rows - 1).bit_length())
+
+
+# %% sent_number_by_number
+"""Task 7.2: each row is written on its own: a launch for each."""
+
+
+class BatchRows:
+    def activate(self, rows: Sequence[int], bucket: int) -> None:
+        for place in range(bucket):
+            self.active_rows[place] = rows[place] if place < len(rows) else self.dummy_row
+
+
+# %% sent_with_a_plain_tensor
+"""Task 7.2: a plain torch.tensor travels, for which the host waits."""
+
+
+class BatchRows:
+    def activate(self, rows: Sequence[int], bucket: int) -> None:
+        padded = [*rows, *[self.dummy_row] * (bucket - len(rows))]
+        self.active_rows[:bucket].copy_(torch.tensor(padded, device=self.device))
+
+
+# %% looks_before_it_writes
+"""Task 7.2: what is there is compared first, and the host waits for the answer."""
+
+
+class BatchRows:
+    def activate(self, rows: Sequence[int], bucket: int) -> None:
+        padded = [*rows, *[self.dummy_row] * (bucket - len(rows))]
+        if self.active_rows[:bucket].tolist() != padded:
+            self.active_rows[:bucket].copy_(upload(padded, self.device))
+
+
+# %% last_call_remembered
+"""Task 7.2: the last call is remembered, and a call with the same rows writes nothing, in another bucket either."""
+
+
+class BatchRows:
+    def activate(self, rows: Sequence[int], bucket: int) -> None:
+        if list(rows) == getattr(self, "last", None):
+            return
+        self.last = list(rows)
+        padded = [*rows, *[self.dummy_row] * (bucket - len(rows))]
+        self.active_rows[:bucket].copy_(upload(padded, self.device))
+
+
+# %% whole_pool_copied
+"""Task 7.3: the whole pool is copied in each step before attention reads it."""
+
+
+def decode_step(model: GPT2LMHeadModel, cache: PagedCache, rows: BatchRows, logits: Tensor, sampled: Tensor) -> None:
+    active = rows.active_rows[: len(sampled)]  # [bucket]
+    positions, tables = rows.context_lens[active], rows.block_tables[active]  # [bucket], [bucket, max_blocks]
+    blocks = tables.gather(1, positions[:, None] // cache.block_size)[:, 0]
+    slots = blocks * cache.block_size + positions % cache.block_size
+    keys = cache.key_pools.clone()
+    attend = attend_rows(model, cache, tables, slots, positions)
+    all_rows = torch.arange(len(sampled), device=rows.device)
+    logits.copy_(forward(model, rows.token_ids[active], positions, attend, all_rows))
+    sampled.copy_(logits.argmax(dim=-1))
+    rows.token_ids[active] = sampled
+    rows.context_lens[active] = positions + 1
+    rows.context_lens[rows.dummy_row :].zero_()
+    del keys
+
+
+# %% model_run_twice
+"""Task 7.3: the model runs twice, for the scores and for the token."""
+
+
+def decode_step(model: GPT2LMHeadModel, cache: PagedCache, rows: BatchRows, logits: Tensor, sampled: Tensor) -> None:
+    active = rows.active_rows[: len(sampled)]  # [bucket]
+    positions, tables = rows.context_lens[active], rows.block_tables[active]  # [bucket], [bucket, max_blocks]
+    blocks = tables.gather(1, positions[:, None] // cache.block_size)[:, 0]
+    slots = blocks * cache.block_size + positions % cache.block_size
+    attend = attend_rows(model, cache, tables, slots, positions)
+    all_rows = torch.arange(len(sampled), device=rows.device)
+    logits.copy_(forward(model, rows.token_ids[active], positions, attend, all_rows))
+    again = forward(model, rows.token_ids[active], positions, attend, all_rows)
+    sampled.copy_(again.argmax(dim=-1))
+    rows.token_ids[active] = sampled
+    rows.context_lens[active] = positions + 1
+    rows.context_lens[rows.dummy_row :].zero_()
+
+
+# %% first_rows_get_the_tokens
+"""Task 7.3: the tokens go to the first rows, not to the active ones."""
+
+
+def decode_step(model: GPT2LMHeadModel, cache: PagedCache, rows: BatchRows, logits: Tensor, sampled: Tensor) -> None:
+    active = rows.active_rows[: len(sampled)]  # [bucket]
+    positions, tables = rows.context_lens[active], rows.block_tables[active]  # [bucket], [bucket, max_blocks]
+    blocks = tables.gather(1, positions[:, None] // cache.block_size)[:, 0]
+    slots = blocks * cache.block_size + positions % cache.block_size
+    attend = attend_rows(model, cache, tables, slots, positions)
+    all_rows = torch.arange(len(sampled), device=rows.device)
+    logits.copy_(forward(model, rows.token_ids[active], positions, attend, all_rows))
+    sampled.copy_(logits.argmax(dim=-1))
+    rows.token_ids[: len(sampled)] = sampled
+    rows.context_lens[active] = positions + 1
+    rows.context_lens[rows.dummy_row :].zero_()
+
+
+# %% dummy_put_back_before
+"""Task 7.3: the dummy's context is put back before the step and not after it."""
+
+
+def decode_step(model: GPT2LMHeadModel, cache: PagedCache, rows: BatchRows, logits: Tensor, sampled: Tensor) -> None:
+    rows.context_lens[rows.dummy_row :].zero_()
+    active = rows.active_rows[: len(sampled)]  # [bucket]
+    positions, tables = rows.context_lens[active], rows.block_tables[active]  # [bucket], [bucket, max_blocks]
+    blocks = tables.gather(1, positions[:, None] // cache.block_size)[:, 0]
+    slots = blocks * cache.block_size + positions % cache.block_size
+    attend = attend_rows(model, cache, tables, slots, positions)
+    all_rows = torch.arange(len(sampled), device=rows.device)
+    logits.copy_(forward(model, rows.token_ids[active], positions, attend, all_rows))
+    sampled.copy_(logits.argmax(dim=-1))
+    rows.token_ids[active] = sampled
+    rows.context_lens[active] = positions + 1
+    pass
+
+
+# %% preempted_dropped
+"""Task 7.4: the group that is returned has lost its preempted sequences."""
+
+
+class Engine:
+    def apply(self, step: InFlight, tokens: list[int]) -> SequenceGroup:
+        for entry in step.group:
+            entry.seq.num_unread_steps -= 1
+            entry.seq.num_unread_tokens -= entry.samples
+        kept = tuple(entry for entry in step.group if not entry.seq.is_finished)
+        for index, entry in enumerate(step.sampling):
+            if not entry.seq.is_finished:
+                self.give(entry.seq, tokens[index], None if step.logits is None else step.logits[index])
+        return SequenceGroup(kept)
+
+
+# %% waits_before_it_launches
+"""Task 7.4: the oldest step's tokens are waited for before the next is launched."""
+
+
+class Engine:
+    def step(self) -> SequenceGroup | None:
+        if self.in_flight:
+            self.in_flight[0].tokens.wait()
+        if (group := self.scheduler.schedule()) is not None:
+            self.launch(group)
+        if self.in_flight and (group is None or len(self.in_flight) > self.depth):
+            return self.read(self.in_flight.popleft())
+        return None if group is None else SequenceGroup(())
+
+
+# %% counts_set_to_zero
+"""Task 7.4: counts are set to 0 instead of being taken back."""
+
+
+class Engine:
+    def apply(self, step: InFlight, tokens: list[int]) -> SequenceGroup:
+        for entry in step.group:
+            entry.seq.num_unread_steps = 0
+            entry.seq.num_unread_tokens = 0
+        kept = tuple(entry for entry in step.group if not entry.seq.is_finished)
+        for index, entry in enumerate(step.sampling):
+            if not entry.seq.is_finished:
+                self.give(entry.seq, tokens[index], None if step.logits is None else step.logits[index])
+        return SequenceGroup(kept, step.group.preempted)
+
+
+# %% counts_of_the_sampling_only
+"""Task 7.4: counts of ended sequences are left as they are."""
+
+
+class Engine:
+    def apply(self, step: InFlight, tokens: list[int]) -> SequenceGroup:
+        for entry in step.group:
+            if entry.seq.is_finished:
+                continue
+            entry.seq.num_unread_steps -= 1
+            entry.seq.num_unread_tokens -= entry.samples
+        kept = tuple(entry for entry in step.group if not entry.seq.is_finished)
+        for index, entry in enumerate(step.sampling):
+            if not entry.seq.is_finished:
+                self.give(entry.seq, tokens[index], None if step.logits is None else step.logits[index])
+        return SequenceGroup(kept, step.group.preempted)
+
+
+# %% the_newest_is_read
+"""Task 7.4: the newest step is read, not the oldest."""
+
+
+class Engine:
+    def step(self) -> SequenceGroup | None:
+        if (group := self.scheduler.schedule()) is not None:
+            self.launch(group)
+        if self.in_flight and (group is None or len(self.in_flight) > self.depth):
+            return self.read(self.in_flight.pop())
+        return None if group is None else SequenceGroup(())
+
+
+# %% scores_of_the_group
+"""Task 7.4: scores are taken by the place in the group."""
+
+
+class Engine:
+    def apply(self, step: InFlight, tokens: list[int]) -> SequenceGroup:
+        for entry in step.group:
+            entry.seq.num_unread_steps -= 1
+            entry.seq.num_unread_tokens -= entry.samples
+        kept = tuple(entry for entry in step.group if not entry.seq.is_finished)
+        for index, entry in enumerate(step.sampling):
+            if not entry.seq.is_finished:
+                self.give(
+                    entry.seq,
+                    tokens[index],
+                    None
+                    if step.logits is None
+                    else step.logits[[e.seq.seq_id for e in step.group if e.samples].index(entry.seq.seq_id)],
+                )
+        return SequenceGroup(kept, step.group.preempted)
+
+
+# %% finished_only
+"""Task 7.5: only sequences that have ended are freed, preempted ones stay pending."""
+
+
+class LateRetirement:
+    def collect(self) -> None:
+        for seq in [seq for seq in self.pending.values() if seq.num_unread_steps == 0 and seq.is_finished]:
+            del self.pending[seq.seq_id]
+            self.cache.free(seq.seq_id)
+            self.rows.release(seq.seq_id)
+
+
+# %% row_released_at_once
+"""Task 7.5: the row is released at once, the blocks late."""
+
+
+class LateRetirement:
+    def collect(self) -> None:
+        for seq in self.pending.values():
+            self.rows.release(seq.seq_id)
+        for seq in [seq for seq in self.pending.values() if seq.num_unread_steps == 0]:
+            del self.pending[seq.seq_id]
+            self.cache.free(seq.seq_id)
+            self.rows.release(seq.seq_id)
+
+
+# %% requester_goes_last
+"""Task 7.5: the sequence that asks is never preempted itself, so that another may be preempted for it."""
+
+
+class Scheduler:
+    def make_room(self, seq: data.Sequence, num_tokens: int) -> bool:
+        while not self.cache_manager.can_grow(seq.seq_id, num_tokens):
+            if self.retirement.num_blocks > 0:
+                return False
+            victim = self.running.pop(-1 if self.running[-1] is not seq or len(self.running) < 2 else -2)
+            victim.preempt()
+            self.retirement.retire(victim)
+            self.preempted.append(victim)
+            self.waiting.appendleft(victim)
+            if victim is seq:
+                return False
+        return True
+
+
+# %% preempted_appended
+"""Task 7.5: a victim goes to the end of the waiting queue."""
+
+
+class Scheduler:
+    def make_room(self, seq: data.Sequence, num_tokens: int) -> bool:
+        while not self.cache_manager.can_grow(seq.seq_id, num_tokens):
+            if self.retirement.num_blocks > 0:
+                return False
+            victim = self.running.pop()
+            victim.preempt()
+            self.retirement.retire(victim)
+            self.preempted.append(victim)
+            self.waiting.append(victim)
+            if victim is seq:
+                return False
+        return True
+
+
+# %% not_noted_as_preempted
+"""Task 7.5: a victim is not noted in preempted."""
+
+
+class Scheduler:
+    def make_room(self, seq: data.Sequence, num_tokens: int) -> bool:
+        while not self.cache_manager.can_grow(seq.seq_id, num_tokens):
+            if self.retirement.num_blocks > 0:
+                return False
+            victim = self.running.pop()
+            victim.preempt()
+            self.retirement.retire(victim)
+            self.waiting.appendleft(victim)
+            if victim is seq:
+                return False
+        return True
+
+
+# %% freed_past_the_retirement
+"""Task 7.5: a victim's blocks are freed by the cache at once, past the retirement."""
+
+
+class Scheduler:
+    def make_room(self, seq: data.Sequence, num_tokens: int) -> bool:
+        while not self.cache_manager.can_grow(seq.seq_id, num_tokens):
+            if self.retirement.num_blocks > 0:
+                return False
+            victim = self.running.pop()
+            victim.preempt()
+            self.cache_manager.free(victim.seq_id)
+            self.preempted.append(victim)
+            self.waiting.appendleft(victim)
+            if victim is seq:
+                return False
+        return True
+
+
+# %% pending_counted_as_sequences
+"""Task 7.5: blocks are awaited only while more than one sequence is pending."""
+
+
+class Scheduler:
+    def make_room(self, seq: data.Sequence, num_tokens: int) -> bool:
+        while not self.cache_manager.can_grow(seq.seq_id, num_tokens):
+            if len(self.retirement.pending) > 1:
+                return False
+            victim = self.running.pop()
+            victim.preempt()
+            self.retirement.retire(victim)
+            self.preempted.append(victim)
+            self.waiting.appendleft(victim)
+            if victim is seq:
+                return False
+        return True
+
+
+# %% waits_only_for_enough
+"""Task 7.5: blocks on their way are awaited only if they are enough."""
+
+
+class Scheduler:
+    def make_room(self, seq: data.Sequence, num_tokens: int) -> bool:
+        while not self.cache_manager.can_grow(seq.seq_id, num_tokens):
+            if (
+                self.retirement.num_blocks
+                >= -(-num_tokens // self.cache_manager.block_size)
+                - len(self.cache_manager.block_table(seq.seq_id))
+                - self.cache_manager.num_free_blocks
+            ):
+                return False
+            victim = self.running.pop()
+            victim.preempt()
+            self.retirement.retire(victim)
+            self.preempted.append(victim)
+            self.waiting.appendleft(victim)
+            if victim is seq:
+                return False
+        return True
+
+
+# %% gap_of_the_eager_steps
+"""Task 7.6: the gap of the run without graphs."""
+
+
+def answer_7_6() -> tuple[float, str]:
+    return 392.4, "The host reads the tokens, schedules and launches, and the GPU has to wait for it."
+
+
+# %% gap_in_milliseconds
+"""Task 7.6: milliseconds instead of microseconds."""
+
+
+def answer_7_6() -> tuple[float, str]:
+    return 0.4971, "The host reads the tokens, schedules and launches, and the GPU has to wait for it."
+
+
+# %% longest_gap
+"""Task 7.6: the longest gap instead of the median."""
+
+
+def answer_7_6() -> tuple[float, str]:
+    return 675.7, "The host reads the tokens, schedules and launches, and the GPU has to wait for it."

@@ -27,8 +27,9 @@ class BatchRows:
         self.num_sent = {other: count for other, count in self.num_sent.items() if other != seq_id}
 
     def activate(self, rows: Sequence[int], bucket: int) -> None:
-        for place in range(bucket):
-            self.active_rows[place] = rows[place] if place < len(rows) else self.dummy_row
+        names = [self.dummy_row for _ in range(bucket)]
+        names[: len(rows)] = rows
+        self.active_rows[0:bucket] = upload(names, self.device)
 
 
 def bucket_for(num_rows: int, buckets: Sequence[int]) -> int:
@@ -75,7 +76,7 @@ class Engine:
                 self.give(entry.seq, token, row)
         for entry in step.group:
             entry.seq.num_unread_steps -= 1
-        return SequenceGroup(tuple(entry for entry in step.group if entry.seq.seq_id not in before))
+        return SequenceGroup(tuple(entry for entry in step.group if entry.seq.seq_id not in before), step.group.preempted)
 
 
 class LateRetirement:

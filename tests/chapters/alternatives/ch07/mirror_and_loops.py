@@ -33,7 +33,7 @@ class BatchRows:
 
     def activate(self, rows: Sequence[int], bucket: int) -> None:
         self.active_rows.fill_(self.dummy_row)
-        self.active_rows[: len(rows)] = torch.tensor(list(rows), dtype=torch.int64)
+        self.active_rows[: len(rows)] = upload(list(rows), self.device)
 
 
 def bucket_for(num_rows: int, buckets: Sequence[int]) -> int:
@@ -108,7 +108,7 @@ class Engine:
             if seq.seq_id in token_of:
                 token, place = token_of[seq.seq_id]
                 self.give(seq, token, step.logits[place] if step.logits is not None else None)
-        return SequenceGroup(tuple(kept))
+        return SequenceGroup(tuple(kept), step.group.preempted)
 
 
 class LateRetirement:
