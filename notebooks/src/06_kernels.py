@@ -13,20 +13,22 @@
 # %% [markdown]
 # # Chapter 06: attention as kernels
 #
-# Chapter 03 found the method: go over the pages, keep three numbers, never copy the cache. In PyTorch the method lost. Each
-# page was some operations of its own, each started from Python, and picking a page copied it after all.
+# Chapter 03 found the method: go over the pages, keep three numbers, never copy the cache. In PyTorch this method was slower than
+# chapter 02. Each page was several operations, each started from Python, and picking a page copied it.
 #
-# Here we write the program that runs *inside* one operation, a **kernel**, in Triton, which is Python for kernels. Then we ask how
-# fast it could be at all, and how near it comes.
+# In this chapter we write the program that runs *inside* one operation, a **kernel**. We write it in Triton, which is a form of Python for
+# kernels. Then we ask how fast such a kernel can be at most, and how near to that it comes.
 #
-# **You need:** chapter 03, and how a tensor's strides lead to an address (there is a reminder). No GPU: without one, Triton's
-# *interpreter* runs the kernels on the CPU, slowly. **Time:** about seven hours with the exercises.
+# **You need:** chapter 03, and how a tensor's strides lead to an address (there is a reminder). You need no GPU: without one, Triton's
+# *interpreter* runs the kernels on the CPU, slowly. You need Linux on x86-64, because Triton exists only there. On a Mac or on Windows,
+# read the page with its stored outputs, and use a Linux machine (a container or a hosted notebook is enough) for the exercises.
+# **Time:** about 5.5 hours with reading and exercises.
 #
 # *You will be able to* write a kernel that reads a paged cache, split its work when there is too little of it for a GPU, and say from
-# shapes alone how fast a kernel can be and what holds it back.
+# shapes alone how fast a kernel can be and what limits it.
 #
-# *If this chapter is left to you (a copy from a course), the cells run on your own file in `work/` and stop with a `TodoError`
-# where it is not done. Read the page with its stored outputs first; run it when `python -m chapters check 06` passes.*
+# *In a copy from a course, the cells use your own file in `work/`. Tasks that you have not done yet are lent to the notebook, so every
+# cell runs. Each exercise stands right after the idea that it needs.*
 
 # %%
 import sys
@@ -44,7 +46,9 @@ from transformers import AutoTokenizer, GPT2LMHeadModel
 from transformers.utils import logging
 
 from chapters.aids import prefill
+from chapters.aids.draw_accesses import draw_accesses
 from chapters.aids.triton_anywhere import INTERPRETED, tl, triton
+from chapters.aids.watch_kernels import watching
 from chapters.course import load_stage
 from pagebrain import LLM, SamplingParams, viz
 from pagebrain.assets import BUNDLED_MODEL
@@ -61,8 +65,8 @@ print(f"kernels are {'interpreted, on the CPU' if INTERPRETED else 'compiled for
 # %% [markdown]
 # ## The problem, measured
 #
-# We need sequences with something in their cache. This function makes them up: random K and V, in blocks handed out in random
-# order. What it returns are the arguments of `paged_attention`, one decode for each sequence.
+# We need sequences that have something in their cache. This function makes random K and V, in blocks that are handed out in random
+# order. It returns the arguments of `paged_attention`, with one query (a decode) for each sequence.
 
 
 # %%
@@ -130,16 +134,17 @@ for length in (64, 256, 960):
     print(f"{length:7d} {counted.count:>36} {sum(map(len, started.values())):>30}")
 
 # %% [markdown]
-# The same numbers, to five digits. (We use chapter 06's kernels here before you have seen them; that follows.)
-# Chapter 03 starts some sixty operations for every page, in every layer, for every token of an answer. Chapter 06 launches two kernels,
-# whatever the context. Most operations of PyTorch are a kernel launched from Python, which takes some microseconds, however little
-# it computes. So with 60 pages, chapter 03 spends its time on starting things.
+# The results agree to five digits. (Here we use chapter 06's kernels before you have seen them. They follow below.)
+#
+# Chapter 03 starts about sixty operations for every page, in every layer, for every token of an answer. Chapter 06 launches two kernels,
+# whatever the context is. Most operations of PyTorch are one kernel each, launched from Python. A launch takes some microseconds, even if
+# the kernel computes little. So with 60 pages, chapter 03 spends its time on launches.
 #
 # ## What a kernel is
 #
-# A GPU is a computer for doing the same thing very many times. One writes a program for *one* piece of the work and launches a
-# **grid** of copies. Each copy, called a **program**, asks for its place in the grid, and finds its piece by that. Here is a
-# kernel that multiplies numbers by a factor:
+# A GPU is made for doing the same thing very many times. You write a program for *one* piece of the work, and launch a
+# **grid** of copies of it. Each copy is called a **program**. A program asks for its place in the grid, and computes from that which piece
+# is its own. This kernel multiplies numbers by a factor:
 
 
 # %%
@@ -160,30 +165,36 @@ print(out.long().tolist())
 # %% [markdown]
 # Line by line:
 #
-# - `[3,]` is the grid: three programs. `tl.program_id(0)` is 0 in the first, 1 in the second, 2 in the third.
-# - `out_ptr` and `x_ptr` are **addresses**. A tensor that is handed to a kernel arrives as the address of its first number, and
-#   nothing else: no shape, no strides. What the kernel has to know about these, it must be told.
-# - `places` is a **tile**, eight numbers in one variable. All of Triton works on tiles. Along each axis they have a power of 2
-#   of places, known when the kernel is compiled (`tl.constexpr`).
-# - `tl.load` takes a tile of addresses and reads all of them. 20 is no multiple of 8, so the third tile has places that do
-#   not exist. The **mask** says which do. The others are not touched, and what the tile holds there afterwards is undefined,
-#   unless one says it: `tl.load(x_ptr + places, mask=exists, other=0.0)`. Here it does not matter, since the store has the same mask.
+# - `[3,]` is the grid: three programs. `tl.program_id(0)` is 0 in the first program, 1 in the second, 2 in the third.
+# - `out_ptr` and `x_ptr` are **addresses**. A tensor that is given to a kernel arrives as the address of its first number, and
+#   nothing else: no shape, no strides. A kernel knows about these only what it is told.
+# - `places` is a **tile**: eight numbers in one variable. In Triton everything is computed with tiles. `TILE` is the usual name for the number of
+#   places of a tile. Along each axis it is a power of 2, and it is known when the kernel is compiled (`tl.constexpr`).
+# - `tl.load` takes a tile of addresses and reads all of them. 20 is not a multiple of 8, so the third tile has places that do
+#   not exist. The **mask** says which places exist. The others are not read, and what the tile holds there is *undefined*,
+#   unless you give a value: `tl.load(x_ptr + places, mask=exists, other=0.0)`. Here it does not matter, because the store has the same mask.
 #
-# On the GPU, a program runs on one of its *multiprocessors*: an H200 has 132 of them, and each holds dozens of programs. The
-# threads of a program come in groups of 32, called **warps**. A warp executes one instruction for its 32 threads at a
-# time. When a warp waits for memory, which takes the time of several hundred instructions, another one computes. How
-# the places of a tile are shared out among threads is the compiler's business. That is what Triton takes off our hands.
+# On the GPU, a program runs on one of its *multiprocessors*. An H200 has 132 of them, and each holds dozens of programs. The
+# threads of a program form groups of 32, called **warps**. A warp executes one instruction for its 32 threads at a
+# time. A load from memory takes the time of several hundred instructions. While one warp waits for it, another warp computes. The compiler decides
+# which thread gets which places of a tile. You do not have to.
 #
-# In the interpreter the grid is a Python loop: program after program, each tile a numpy array. It shows whether a kernel computes
-# the right numbers. It does not show whether a GPU's compiler takes it. What the interpreter forgives and a GPU does not:
+# In the interpreter the grid is a Python loop: one program after another, and each tile is a numpy array. So it shows whether a kernel computes
+# the right numbers. It does not show whether a GPU's compiler accepts the kernel.
 #
-# - bounds of `tl.arange` that are known only when the kernel runs (a loop's `range` may have such bounds);
-# - a variable that changes its type in a loop: one that begins as the integer `0` and becomes a number with a fraction (begin with `0.0`);
-# - Python's own things, such as `print` of a tile without a text before it, dictionaries or `try`;
-# - programs that rely on running one after the other: on the GPU they run side by side.
+# ### What the interpreter forgives
 #
-# > **Predict.** Now `x` is the first 20 of 24 numbers that lie side by side, and the four after it are a neighbour's: sevens. A kernel without a
-# > mask multiplies `x` by 10 in its place. What becomes of the sevens?
+# - **Sizes of tiles.** The arguments of `tl.arange` have to be known when the kernel is compiled. (The arguments of a loop's `range` need not.)
+# - **A variable that changes its type in a loop.** If it begins as the integer `0` and becomes a number with a fraction, the compiler refuses it. Begin
+#   with `0.0`.
+# - **Undefined places.** The interpreter puts 0 where a masked load has no `other`. A GPU puts anything there. `check` puts `nan` there.
+# - **Python's own things**, such as dictionaries, `try`, or `print` of a tile without a text before it.
+# - **Order.** A kernel may not rely on programs running one after another. On the GPU they run side by side.
+#
+# `python -m chapters check 06` also compiles your kernels for a GPU (this needs no GPU), and says which line the compiler refuses and why.
+#
+# > **Predict.** Now `x` is the first 20 of 24 numbers that lie side by side. The four numbers after it belong to another tensor: sevens. A kernel without a
+# > mask multiplies `x` by 10 in its place. What happens to the sevens?
 
 
 # %%
@@ -203,21 +214,139 @@ print("its neighbour in memory:", neighbour.long().tolist())
 # %% [markdown]
 # <details><summary><b>If you said that they stay sevens, because x has only 20 numbers</b></summary>
 #
-# The kernel does not know that. It computes addresses, and whatever lies there is read, multiplied and written back.
+# The kernel does not know that. It computes addresses. What lies there is read, multiplied and written back.
 # </details>
 #
 # <details><summary><b>If you said that there would be an error</b></summary>
 #
-# Sometimes. If the memory belongs to somebody else of the same process, as most of a GPU's memory does while PyTorch
-# holds it, nothing is noticed and somebody's numbers are wrong. In an engine that somebody is another user's sequence.
-# If it belongs to nobody, the GPU stops with "illegal memory access", and *everything* that the process had there is lost.
-# The exercises' tests watch each address in the interpreter, and say by how much you missed.
+# Sometimes there is one. If the memory belongs to another tensor of the same process, there is no error, and the other tensor has wrong numbers. (PyTorch
+# holds most of a GPU's memory, so this is the usual case. In an engine the other tensor holds another user's sequence.)
+# If the memory belongs to no tensor, the GPU stops with "illegal memory access", and *everything* that the process had on the GPU is lost.
+# The exercises' tests watch each address in the interpreter, and say how far away a wrong one is.
+# </details>
+#
+# ## Warm-up: four small puzzles
+#
+# Each puzzle is one idea of the exercises below, and needs a change in one line, the one marked `# change this line`. Run the cell again after your
+# change. There are no points. The picture shows each load and store, as the watched interpreter saw them: a filled box is a number that is read or
+# written, a cross is a place that the mask leaves out, and each program has its own colour.
+
+
+# %%
+def puzzle(kernel, grid, expected, drawn, **constants):
+    """Run a kernel whose first tensor is its result; say whether the result is right, and draw what was read and written."""
+    out = torch.zeros(len(expected), device=DEVICE)
+    inputs = {name: torch.as_tensor(value).to(DEVICE) for name, value in drawn.items()}
+    if not INTERPRETED:  # compiled kernels cannot be watched
+        kernel[grid](out, *inputs.values(), **constants)
+    else:
+        with watching() as watch:
+            kernel[grid](out, *inputs.values(), **constants)
+        viz.show(draw_accesses(watch, {"out_ptr": out} | inputs))
+    right = torch.allclose(out.cpu(), torch.tensor(expected))
+    said = (
+        "right"
+        if right
+        else f"not yet: got {[round(n, 2) for n in out.tolist()]}, expected {expected}"
+    )
+    print(f"{kernel.__name__}: {said}")
+
+
+# %% [markdown]
+# **Puzzle 1: a masked load.** `x` has 12 numbers, but only the first 10 are ours. Each program adds up four of them. The last two numbers (sevens)
+# must not be read.
+
+
+# %%
+@triton.jit
+def add_up(out_ptr, x_ptr, TILE: tl.constexpr):
+    places = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    exists = places < 12  # change this line: only the first 10 numbers are ours
+    numbers = tl.load(x_ptr + places, mask=exists, other=0.0)
+    tl.store(out_ptr + tl.program_id(0), tl.sum(numbers, axis=0))
+
+
+x = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 7.0, 7.0]
+puzzle(add_up, (3,), [10.0, 26.0, 19.0], {"x_ptr": x}, TILE=4)
+
+# %% [markdown]
+# <details><summary><b>Solution</b></summary>
+#
+# `exists = places < 10`. The two places are not read now. `other=0.0` says what the tile holds there, and 0 does not change a sum.
+# </details>
+#
+# **Puzzle 2: a maximum that a loop carries.** One program goes over eight numbers, four at a time, and keeps the largest.
+
+
+# %%
+@triton.jit
+def largest_of(out_ptr, x_ptr, TILE: tl.constexpr):
+    largest = -float("inf")
+    for start in range(0, 8, TILE):
+        numbers = tl.load(x_ptr + start + tl.arange(0, TILE))
+        largest = tl.max(numbers, axis=0)  # change this line: earlier tiles count, too
+    tl.store(out_ptr, largest)
+
+
+puzzle(largest_of, (1,), [9.0], {"x_ptr": [1.0, 9.0, 2.0, 3.0, 4.0, 5.0, 6.0, 0.0]}, TILE=4)
+
+# %% [markdown]
+# <details><summary><b>Solution</b></summary>
+#
+# `largest = tl.maximum(largest, tl.max(numbers, axis=0))`. `tl.max` reduces a tile to one number, `tl.maximum` compares two values.
+# </details>
+#
+# **Puzzle 3: a sum over one axis.** Three keys of four numbers lie side by side. The score of a key is the sum of its numbers, each multiplied by the number of
+# the query at the same place. A tile has four rows, because 4 is a power of 2; the mask leaves the fourth row out.
+
+
+# %%
+@triton.jit
+def scores_of(out_ptr, query_ptr, keys_ptr, ROWS: tl.constexpr, DIM: tl.constexpr):
+    rows, dims = tl.arange(0, ROWS), tl.arange(0, DIM)
+    exists = rows < 3
+    query = tl.load(query_ptr + dims)  # [DIM]
+    places = rows[:, None] * DIM + dims[None, :]  # [ROWS, DIM]
+    keys = tl.load(keys_ptr + places, mask=exists[:, None], other=0.0)
+    scores = tl.sum(keys, axis=1)  # change this line: the query is missing
+    tl.store(out_ptr + rows, scores, mask=exists)
+
+
+drawn = {"query_ptr": [1.0, 0.0, 2.0, 0.0], "keys_ptr": [float(n) for n in range(12)]}
+puzzle(scores_of, (1,), [4.0, 16.0, 28.0], drawn, ROWS=4, DIM=4)
+
+# %% [markdown]
+# <details><summary><b>Solution</b></summary>
+#
+# `scores = tl.sum(query[None, :] * keys, axis=1)`. `query[None, :]` has the shape `[1, DIM]`, so the same query meets each row. Axis 1 is that of the dims; one
+# number for each row is left.
+# </details>
+#
+# **Puzzle 4: following a table.** Six numbers lie in pages of two, and the pages lie in any order: the table says that page 0 of the sequence is page 2 of the
+# pool, page 1 is page 0, and page 2 is page 1. Read the numbers in the order of the sequence.
+
+
+# %%
+@triton.jit
+def in_order(out_ptr, table_ptr, pool_ptr, TILE: tl.constexpr):
+    tokens = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    slots = tokens  # change this line: the page is tokens // 2, the place in it tokens % 2
+    tl.store(out_ptr + tokens, tl.load(pool_ptr + slots))
+
+
+drawn = {"table_ptr": [2, 0, 1], "pool_ptr": [30.0, 40.0, 50.0, 60.0, 10.0, 20.0]}
+puzzle(in_order, (3,), [10.0, 20.0, 30.0, 40.0, 50.0, 60.0], drawn, TILE=2)
+
+# %% [markdown]
+# <details><summary><b>Solution</b></summary>
+#
+# `slots = tl.load(table_ptr + tokens // 2) * 2 + tokens % 2`. The load takes a tile of addresses, so each token looks up its own page.
 # </details>
 #
 # ## From a slot to an address
 #
 # The pool is `[num_blocks, block_size, num_heads, head_dim]`. Where is the first number of head 1, in slot 1 of block 2? That depends
-# on the **strides**: how many numbers further the next block, slot or head is. Chapter 02 laid a token's heads side by side. The
+# on the **strides**: how many numbers further the next block, slot or head begins. Chapter 02 laid a token's heads side by side. The
 # engine lays a head's slots side by side. The same formula serves both.
 
 # %% tags=["nbval-check-output"]
@@ -231,9 +360,9 @@ for name, pool in {
     print(f"{name}: strides {pool.stride()}, so 2*{block} + 1*{slot} + 1*{head} = {offset}")
 
 # %% [markdown]
-# A kernel that swaps two strides is right in neither of the two, or, worse, in one.
+# If a kernel swaps two strides, its results are wrong in both layouts, or in one of them only. The second case is worse, because tests with the other layout pass.
 #
-# One more trap. Kernels compute with 32-bit integers where nothing else is said, and these end at 2,147,483,647. Pools do not:
+# One more trap. Kernels compute with 32-bit integers unless you say otherwise, and the largest of these is 2,147,483,647. Offsets into a pool can be larger:
 
 # %% tags=["nbval-check-output"]
 block_stride = 16 * 12 * 64  # numbers of K in a block of GPT-2 small, one layer
@@ -245,14 +374,46 @@ print(f"block {largest + 1:,} begins, in 32 bits, at {(block_id * block_stride).
 print(f"and in 64 bits at {(block_id.long() * block_stride).item():,}")
 
 # %% [markdown]
-# A negative offset: memory *before* the pool. All tests on small pools pass, and a large machine fails, weeks later. So the rule is: **make
-# a block id 64 bits wide before you multiply it.** Now you have what exercise 6.1 asks for.
+# The offset is negative: an address *before* the pool. All tests on small pools pass, and a large machine fails weeks later. So the rule is: **make
+# a block id 64 bits wide before you multiply it.**
 #
+# ### What you need of Triton
+#
+# This is all that the exercises use:
+#
+# - `tl.program_id`, `tl.num_programs`, `tl.arange`, `tl.zeros`, `tl.full`, `tl.where`, `tl.maximum`, `tl.minimum`, `tl.max`, `tl.sum`, `tl.exp`
+#   and `tl.cdiv` (division, rounded up). They are as in numpy where numpy has them, with an `axis` where numpy has one.
+# - `tl.load(addresses, mask=..., other=...)` and `tl.store(addresses, numbers, mask=...)`. An address is a pointer plus an offset. A
+#   pointer cannot be indexed.
+# - `x.to(tl.int64)`, `x.to(tl.float32)`; `x[:, None]` and `x[None, :]`, which give a tile one more axis; `&` between masks.
+# - `for start in range(first, last, TILE)`, whose bounds may be known only when the kernel runs; `-float("inf")`.
+# - An argument that is a tuple is indexed with a constant: `pool_strides[0]`.
+# - One jitted function calls another as in Python, and may get several results: `acc, maximum, total = attend_tokens(...)`.
+# - In the exercises `TILE` is not an argument. It is a constant of the module, 16: the number of tokens that a program reads with one load.
+#
+# A kernel has no `raise`, no lists and no dictionaries. In the interpreter you may put `print("scores", scores)` into a kernel to see a tile; take it out
+# before you run `check`.
+#
+# `python -m chapters start 06` writes `work/ch06_kernels.py` with its gaps, unless it is there already.
+# `python -m chapters check 06` checks all tasks, `check 6.1` only one.
+#
+# ### Exercise 6.1: K and V to their slots (5 points)
+#
+# One program copies one head of one token. It is the smallest kernel that has everything. Write down two offsets first: that of the
+# row that it reads, and that of the place that it writes. Which of the numbers in them may come with 32 bits?
+
+# %%
+viz.show_task(ch06.write_kernel.fn)
+
+# %% tags=["solution", "hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
+viz.show_source(ch06.write_kernel.fn)
+
+# %% [markdown]
 # ## A query walks over its pages
 #
-# One decode: one query for each sequence and head, no query needs another, and so each gets a program. What does a
-# program do? Chapter 03's loop, with two changes. It reads `TILE` tokens at a time, whatever the block size is, and it looks up
-# the block of *each* token by itself. Here is what it finds for a context of 37 tokens in three large blocks, and in ten small ones:
+# In a decode there is one query for each sequence and head. The queries do not need each other, so each gets a program. What does a
+# program do? It runs chapter 03's loop, with two changes. It reads `TILE` tokens at a time, whatever the block size is, and it looks up
+# the block of *each* token separately. This cell shows what it finds for a context of 37 tokens, in three large blocks and in ten small ones:
 
 
 # %% tags=["nbval-check-output"]
@@ -274,23 +435,36 @@ print("blocks of 4")
 walk([6, 2, 7, 0, 9, 4, 1, 8, 5, 3], 37, 4)
 
 # %% [markdown]
-# In the first case a tile is a page. In the second it takes four, in any order; the load is the same line of code, since `tl.load` takes
+# In the first case a tile is a page. In the second case it takes four pages, in any order. The load is the same line of code, because `tl.load` takes
 # a tile of *any* addresses.
 #
 # The last tile is cut short, and its mask is needed three times: for the table (the entry past the last page may lie past the table),
-# for K and V, and for the scores, which have to be $-\infty$ where there is no token. Forgetting the last is chapter 03's mistake:
-# a key that was not loaded is 0 if one says `other=0.0`, so its score is 0, and $e^{0 - m}$ is not.
+# for K and V, and for the scores, which have to be $-\infty$ where there is no token. Forgetting the last one is chapter 03's mistake:
+# with `other=0.0` a key that is not loaded is 0, so its score is 0, and $e^{0 - m}$ is not 0.
 #
-# Which of K and V needs the mask of tokens? A slot without a token may hold anything, even `nan` (a block's former owner left
-# it, or nobody ever wrote there). In K that spoils one score, and `tl.where` puts $-\infty$ in its place. In V it meets a weight
-# of 0, and $0 \cdot \mathrm{nan}$ is `nan`: nothing repairs V. So V needs the mask. K's spares reading what is thrown away.
+# Do K and V both need the mask of tokens? A slot without a token may hold anything, even `nan` (from the block's previous sequence, or because nothing was
+# ever written there). In K, `nan` spoils one score, and `tl.where` replaces this score with $-\infty$. In V, `nan` meets a weight
+# of 0, and $0 \cdot \mathrm{nan}$ is `nan`, which nothing replaces. So V needs the mask. For K the mask only saves reading numbers that are not used.
 #
-# And shapes: `query` has `[PADDED_DIM]` places, `keys` and `values` `[TILE, PADDED_DIM]`. `query[None, :] * keys` summed over axis 1
-# gives `[TILE]` scores. Is there no matrix product? There is an operation for it, `tl.dot`, for which a GPU has units of its own. They
-# take 16 rows or more, and a query is one. Fifteen sixteenths of their work would be for nothing; and as we shall see, arithmetic
-# is not what we are short of.
+# And the shapes: `query` has `[PADDED_DIM]` places, `keys` and `values` have `[TILE, PADDED_DIM]`. `query[None, :] * keys` summed over axis 1
+# gives `[TILE]` scores. Why is there no matrix product? There is an operation for it, `tl.dot`, and a GPU has special units for it. They
+# take 16 rows or more, and here the query is a single row. Fifteen sixteenths of their work would be wasted. And we shall see that arithmetic
+# is not what limits this kernel.
 #
-# Let us see the three numbers move. A kernel cannot print from a GPU in good order, but we can ask for ever longer ranges:
+# ### Exercise 6.2: tokens, tile by tile (10 points)
+#
+# This function has no program ids, because kernels call it. Start from your `add_page` of chapter 03, and write the shape of every variable
+# beside it. The first tile always has a token, so $m$ is a finite number from then on. What do you return if there is no tile at all? And
+# where are the three masks? The number of tokens at a time is part of the task: one load of K and one of V for each tile, and nothing is read twice.
+
+# %%
+viz.show_task(ch06.attend_tokens.fn)
+
+# %% tags=["solution", "hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
+viz.show_source(ch06.attend_tokens.fn)
+
+# %% [markdown]
+# Let us watch the three numbers. Each line asks for a longer range of the same context, through `decode_kernel`, which calls `attend_tokens`:
 
 # %%
 inputs = scene([70], num_heads=1)
@@ -313,16 +487,16 @@ whole = ch03.attend_one(query[0], key_pool, value_pool, tables[0].tolist(), 70, 
 print(f"chapter 03, one query over 70 tokens: {whole.flatten()[0]:31.4f}")
 
 # %% [markdown]
-# That is also a launch in full. Everything that the kernel needs to know about a tensor's layout is there as a number, and in
-# the same order as in its signature. `prefill.sizes` gives the three constants for which it is compiled.
+# This is also a complete launch. Everything that the kernel needs to know about a tensor's layout is passed as a number, in
+# the order of its signature. `prefill.sizes` gives the three constants for which the kernel is compiled.
 #
 # ## Too few programs
 #
-# GPT-2 small has 12 heads. With 256 sequences that is 3,072 programs, and all 132 multiprocessors have plenty. With one
-# sequence it is 12: nine in ten multiprocessors stand idle, while 12 of them read a context each, tile after tile, waiting for memory
+# GPT-2 small has 12 heads. With 256 sequences there are 3,072 programs, and all 132 multiprocessors have enough to do. With one
+# sequence there are 12 programs. Nine in ten multiprocessors are idle, while 12 of them read a context each, tile after tile, and wait for memory
 # between two tiles.
 #
-# The way out is to cut contexts into parts, a program for each (**split-KV**). Are attentions over parts of any use? What chapter 03 proved
+# The solution is to cut contexts into parts, with a program for each (**split-KV**). Can attention over parts be put together? What chapter 03 proved
 # about pages holds for any two sets of tokens, $A$ and $B$, each with its $m$, $\ell$ and $a$. Relative to $m = \max(m_A, m_B)$:
 #
 # $$\ell = e^{m_A - m}\,\ell_A + e^{m_B - m}\,\ell_B, \qquad a = e^{m_A - m}\,a_A + e^{m_B - m}\,a_B,
@@ -351,16 +525,16 @@ for m_b in (0.0, 2.0, 4.0, 6.0):
 #
 # <details><summary><b>If you said 2.0, the mean</b></summary>
 #
-# The mean of outputs is what a program computes that divides too early. After the division it is lost how much a part weighs. So parts
+# A program that divides too early computes the mean of the outputs. After the division it is not known any more how much a part weighs. So parts
 # leave $a$, $\ell$ and $m$, undivided, and the division comes once, at the end.
 # </details>
 #
 # <details><summary><b>If you said that it cannot be told</b></summary>
 #
-# Exactly. It depends on the scores.
+# That is right. It depends on the scores.
 # </details>
 #
-# Who reads which tokens? Parts are whole tiles, shared out evenly. To see them we use a trick: if all keys are 0, all scores
+# Which part reads which tokens? Parts are whole tiles, shared out evenly. To see them we use a trick: if all keys are 0, all scores
 # are 0, every term is $e^0 = 1$, and `total` *counts* the tokens that a part has seen.
 
 
@@ -386,12 +560,39 @@ parts = tokens_of_parts(contexts, 4)
 viz.context_parts({"ABCD"[i]: part for i, part in enumerate(parts)}, tile=16)
 
 # %% [markdown]
-# The number of parts is the same for all sequences, because the grid is. Short contexts have parts with a single tile, or with
-# none. C has six tiles, and four parts of two tiles each would be eight: the fourth gets nothing.
+# The number of parts is the same for all sequences, because all are in one grid. Short contexts have parts with a single tile, or with
+# none. C has six tiles. Its four parts could hold two tiles each, which is eight, so the fourth part gets nothing.
 #
-# How many parts should there be? As few as make enough programs: each part more is a partial result that is written
-# and read again. Two dozen programs for each multiprocessor is what we want here: each is a single warp that mostly waits for memory,
-# and it takes about so many until there are always loads under way. `choose_num_splits` makes it a number:
+# ### Exercise 6.3: a program for each part (8 points)
+#
+# First make it right for one part, `num_splits` 1: then the range is the whole context. Next come the
+# parts. Take the picture above, and work out `first` and `last` of all four parts for D with its 33 tokens. How many tiles are there, how
+# many does a part get, and where does the second part end?
+
+# %%
+viz.show_task(ch06.decode_kernel.fn)
+
+# %% tags=["solution", "hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
+viz.show_source(ch06.decode_kernel.fn)
+
+# %% [markdown]
+# ### Exercise 6.4: the merge (6 points)
+#
+# A program takes all parts of its query at once, as tiles of `[PADDED_SPLITS]` and `[PADDED_SPLITS, PADDED_DIM]`. What must a place
+# past `num_splits` hold, so that it weighs nothing? Try your formula on an empty part, by hand, before you run it.
+
+# %%
+viz.show_task(ch06.merge_kernel.fn)
+
+# %% tags=["solution", "hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
+viz.show_source(ch06.merge_kernel.fn)
+
+# %% [markdown]
+# ## How many parts
+#
+# Each further part is a partial result, which has to be written and read again. So the number of parts is the smallest that gives enough programs. We want two
+# dozen programs for each multiprocessor. Each program is a single warp, which mostly waits for memory, and with about so many there are always loads under way.
+# `choose_num_splits` (a part of exercise 6.5) computes the number:
 
 # %% tags=["nbval-check-output"]
 wanted = 24 * 132
@@ -405,8 +606,8 @@ for num_seqs in (1, 8, 64, 256, 512):
     )
 
 # %% [markdown]
-# With 8 sequences, one of the 33 parts is always empty: 64 tiles in 33 parts are 2 a part, rounded up, so 32 parts have work. An
-# empty part weighs 0 in the merge, and costs a program that ends at once.
+# With 8 sequences, one of the 33 parts is always empty: 64 tiles in 33 parts are 2 tiles for each part, rounded up, so 32 parts have work. An
+# empty part weighs 0 in the merge, and its program ends at once.
 
 # %% tags=["nbval-check-output"]
 inputs = scene([320, 150, 33])
@@ -421,12 +622,13 @@ print("grids with 5 splits:", *(f"{name} {grid}" for name, [grid] in grids.items
 # %% [markdown]
 # ## Many queries at once
 #
-# A prompt has many queries, and in causal attention they read nearly the same keys. There a matrix product is what we want: sixteen
+# A prompt has many queries, and in causal attention they read nearly the same keys. Here a matrix product is useful: sixteen
 # queries share each tile of keys, and `tl.dot` has its sixteen rows. This kernel is given, `prefill_kernel` in `chapters/aids/prefill.py`. It is
-# the loop of exercise 6.2 with one more axis, so its listing comes after that exercise.
+# the loop of exercise 6.2 with one more axis, so read it when 6.2 is done (`viz.show_source(prefill.prefill_kernel.fn)` in a cell shows it).
+# Find the mask, which is causal there, the two products, and what has become of $m$ and $\ell$.
 #
-# The mask costs nothing extra: a query at position $p$ sees tokens up to $p$, which covers later tokens of the prompt and empty
-# slots alike. And the loop stops at the last token that the newest of the sixteen sees, so most of what is hidden is not even read.
+# The mask costs nothing extra: a query at position $p$ sees tokens up to $p$. This leaves out later tokens of the prompt and empty
+# slots alike. The loop ends at the last token that the newest of the sixteen queries sees, so most of the hidden tokens are not read at all.
 #
 # ## The whole generation, compared with Hugging Face
 #
@@ -447,7 +649,7 @@ with torch.no_grad():
         print(tokenizer.decode(prompt + answer))
 
 # %% [markdown]
-# And it serves. The engine takes an attention from outside, chapter 03's, this one, or yours: `python -m chapters try 06`,
+# The engine can use this attention. It takes an attention from outside, chapter 03's, this one, or yours: `python -m chapters try 06`,
 # or on the command line `pagebrain serve --part attention=work/ch06_kernels.py:paged_attention`.
 
 # %% tags=["nbval-check-output"]
@@ -461,7 +663,7 @@ assert tokens[0] == tokens[1]
 print(tokenizer.decode(prompts[1] + list(tokens[1])))
 
 # %% [markdown]
-# How fast is it? In the interpreter that is no question to ask, but so that nobody thinks it is:
+# How fast is it? The interpreter's time says nothing about a GPU. It is slow, as this cell shows:
 
 # %%
 inputs = scene([256] * 4)
@@ -479,9 +681,8 @@ for name, attention in (
 # %% [markdown]
 # ## How fast can it be?
 #
-# Now for a GPU. Before measuring a kernel one should know what to expect. There are two things that a kernel cannot do
-# without: read its inputs and write its results, and compute. Both have a speed limit. Count for one decode step in one layer of
-# GPT-2 small, in bfloat16:
+# Before you measure a kernel on a GPU, you should know what to expect. A kernel has to do two things: read its inputs and write its results, and
+# compute. Both have a speed limit. Count for one decode step in one layer of GPT-2 small, in bfloat16:
 
 # %% tags=["nbval-check-output"]
 print("sequences  context      bytes   operations   operations for each byte")
@@ -491,11 +692,11 @@ for num_seqs, context in ((1, 512), (64, 512), (256, 512), (256, 1024)):
     print(f" {work.num_operations / 1e6:8.1f} M {work.intensity:16.3f}")
 
 # %% [markdown]
-# The last column is the **arithmetic intensity**, and it is 1, or a hair less, whatever the batch and the context. Each number of K is
-# used for one multiplication and one addition, and then never again in this step; so is each of V. A number has two bytes. (The hair is
-# the queries and the results.) Nothing that we do to the kernel will change that.
+# The last column is the **arithmetic intensity**. It is 1, or slightly less, whatever the batch and the context are. Each number of K is
+# used for one multiplication and one addition, and then never again in this step. The same is true of V. A number has two bytes. (The small difference comes
+# from the queries and the results.) No change of the kernel changes this.
 #
-# > **Predict.** An H200 reads about 4 TB a second, and its matrix units compute some 700 T operations a second. Its
+# > **Predict.** An H200 reads about 4 TB a second, and its matrix units compute about 700 T operations a second. Its
 # > ordinary units compute about 60 T. We do not use the matrix units. By what factor does that slow us down?
 
 # %% tags=["nbval-check-output"]
@@ -511,22 +712,36 @@ for name, operations_per_s in (("matrix units", 700e12), ("ordinary units", 60e1
 # %% [markdown]
 # <details><summary><b>If you said 12: 700 / 60</b></summary>
 #
-# If arithmetic were what we wait for. The numbers arrive at 4 T bytes a second, and so there are 4 T operations to do a second, one for
-# each byte. Units that could do 60 are as idle as units that could do 700.
+# That would be right if we waited for arithmetic. But the numbers arrive at 4 T bytes a second, so there are 4 T operations to do a second, one for
+# each byte. Units that could do 60 T wait just like units that could do 700 T.
 # </details>
 #
 # <details><summary><b>If you said not at all</b></summary>
 #
-# Right. Reading and computing overlap, and the longer of the two remains: the floor is the same.
+# That is right. Reading and computing overlap, and the longer of the two remains: the shortest possible time, the *floor*, is the same.
 # </details>
 #
-# To draw this: intensity to the right, operations per second upwards, both logarithmic. Memory allows (bytes per second) × (operations
-# per byte), a straight line. Arithmetic allows a fixed number, a flat line. Together they are a roof, and the corner
-# where they meet is the *ridge*: the **roofline** (Williams, Waterman and Patterson, 2009). A kernel is a point under
-# it. How far below the roof it is, is how much there is to gain; *where* under it, is what holds it back.
+# ### Exercise 6.5: what is possible (6 points)
 #
-# The engine's own kernels, measured with `pagebrain bench kernels`. On a GPU this cell measures anew, in about a minute; elsewhere it reads
-# what was recorded.
+# This is plain Python. Count for one query of one head over one token first, then multiply. For the splits, the cell under *How many parts* shows
+# the results for 12 heads and 3,168 wanted programs. Try 64 sequences by hand, where there are 768 programs without any split.
+
+# %%
+viz.show_task(ch06.decode_work, ch06.floor_seconds, ch06.choose_num_splits)
+
+# %% tags=["solution", "hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
+viz.show_source(ch06.decode_work, ch06.floor_seconds, ch06.choose_num_splits)
+
+# %% [markdown]
+# ## The roofline
+#
+# A picture of these limits has the intensity on the horizontal axis and operations per second on the vertical axis, both logarithmic. Memory
+# allows (bytes per second) × (operations per byte), which is a straight line. Arithmetic allows a fixed number, which is a flat line. Together they form a roof.
+# The corner where they meet is the *ridge*. This is the **roofline** (Williams, Waterman and Patterson, 2009). A kernel is a point under
+# the roof. Its distance from the roof is what can be gained. Its place, left or right of the ridge, says what limits it: memory or arithmetic.
+#
+# The next cells show the engine's own kernels, measured with `pagebrain bench kernels`. On a GPU the cell measures anew, in about a minute. Elsewhere it reads
+# a recording.
 
 # %%
 RECORDED = Path("../docs/performance/kernels.json")
@@ -577,17 +792,17 @@ else:
     )
 
 # %% [markdown]
-# The roof's slope is what a plain copy reached in the same run, its flat part what a large matrix product reached: both a little
-# less than what is printed on the box, and more honest. All decode points stand at an intensity of 1, far to the left of the ridge: one above
-# the other, according to how many sequences there are. The three points of a series are three contexts, of 128, 512 and 960 tokens.
+# The slope of the roof is the speed of a plain copy in the same run, and the flat part is the speed of a large matrix product. Both are a little
+# less than the data sheet says. On the left, all decode points stand at an intensity of 1, far to the left of the ridge, one above
+# the other. On the right each point has a place of its own: a column is a number of sequences, and its three points are contexts of 128, 512 and 960 tokens.
 #
-# Prefill is elsewhere. There a key is used by every query that comes after it. Both points are prompts of 512 tokens, one alone and
-# eight together, so both have the same intensity, about 128; longer prompts would stand further to the right. In the recorded run they reach 5 and 21
-# percent of the roof. These launches are short (15 and 29 microseconds, of which starting and ending is a good part), and a single prompt has too few
-# tiles to fill 132 multiprocessors: 64 queries each, that is 8 for each of 12 heads. And the kernel is a simple one: between its two products, while
-# the softmax is computed, the matrix units wait.
+# Prefill is elsewhere. There a key is used by every query that comes after it. Both points are prompts of 512 tokens, one prompt alone and
+# eight together, so both have the same intensity, about 128. Longer prompts would be further to the right. In the recorded run they reach 5 and 21
+# percent of the roof. These launches are short (15 and 29 microseconds, and starting and ending takes a good part of that). A single prompt has too few
+# tiles to fill 132 multiprocessors: 64 queries each, that is 8 tiles for each of 12 heads. And the kernel is a simple one: between its two products,
+# while the softmax is computed, the matrix units wait.
 #
-# How far are they from the floor?
+# How far are the decodes from the floor?
 
 # %%
 if report is None:
@@ -602,15 +817,15 @@ else:
         print(f" {row['seconds'] * 1e6:8.1f} us {floor / row['seconds']:12.0%}")
 
 # %% [markdown]
-# Read it from the bottom. A full batch moves so many bytes that everything else disappears beside them. (A kernel that only reads may even
-# beat a copy, which has to write as well, by a percent or two.) For a single sequence the
-# floor is below a microsecond, and no kernel is that quick: it has to be started, its first load takes most of a microsecond to come back,
-# then there is the merge. Such a step is not bound by memory's *bandwidth* but by its *latency*. Splitting helps there, and only
-# there: it lets more loads wait at the same time.
+# Read the table from the bottom. A full batch moves so many bytes that everything else is small beside them. (A kernel that only reads may even
+# be faster than a copy, which has to write as well, by a percent or two.) For a single sequence the
+# floor is below a microsecond, and no kernel is that fast: it has to be started, its first load takes most of a microsecond,
+# and then comes the merge. Such a step is not limited by memory's *bandwidth* but by its *latency*. Splitting helps there, and only
+# there, because more loads wait at the same time.
 #
-# Your own kernels are simpler than the engine's: they always merge, load one tile at a time, and look up the block of each token. What does that
-# cost? This cell times yours, or the chapter's, on the same shapes, each launch repeated from a CUDA graph, so that Python's
-# part does not count.
+# Your own kernels are simpler than the engine's: they always merge, load one tile at a time, and look up the block of each token. How much time does that
+# cost? This cell measures yours, or the chapter's, on the same shapes. Each launch is repeated from a CUDA graph, which is a recording of launches that
+# one call repeats (chapter 07), so Python's part does not count.
 
 # %%
 if DEVICE != "cuda":
@@ -631,103 +846,48 @@ else:
             )
 
 # %% [markdown]
-# (One sequence's 1.5 MB of K and V stay in the GPU's own cache from one launch to the next, so the first lines may beat memory.
-# In a model they would not: twelve layers take turns.)
+# (One sequence's 1.5 MB of K and V stay in the GPU's own cache from one launch to the next, so the first lines may be faster than memory allows.
+# In a model this would not happen, because twelve layers take turns.)
 #
-# ## Exercises
+# ## Where are your kernels?
 #
-# `python -m chapters start 06` writes `work/ch06_kernels.py` with its gaps, unless it is there already;
-# `python -m chapters check 06` checks them. Without a GPU everything runs in the interpreter, and there you may put
-# `print(...)` into a kernel to see a tile: a line for each program. Leave them out again before a GPU compiles it.
-#
-# What you need of Triton, all of it:
-#
-# - `tl.program_id`, `tl.num_programs`, `tl.arange`, `tl.zeros`, `tl.full`, `tl.where`, `tl.maximum`, `tl.minimum`, `tl.max`, `tl.sum`, `tl.exp`
-#   and `tl.cdiv`. They are numpy's where numpy has them, with an `axis` where numpy has one.
-# - `tl.load(addresses, mask=..., other=...)` and `tl.store(addresses, numbers, mask=...)`. An address is a pointer plus an offset; a
-#   pointer cannot be indexed. Without `other`, what is not loaded is undefined.
-# - `x.to(tl.int64)`, `x.to(tl.float32)`; `x[:, None]` and `x[None, :]`, which give a tile one more axis; `&` between masks.
-# - `for start in range(first, last, TILE)`, whose bounds may be known only when the kernel runs; `-float("inf")`.
-# - An argument that is a tuple is indexed with a constant: `pool_strides[0]`.
-# - One jitted function calls another as in Python, and may get several results: `acc, maximum, total = attend_tokens(...)`.
-# - `TILE` is no argument, it is a constant of the module: use it as it is.
-#
-# A kernel has no `raise`, no lists and no dictionaries.
-#
-# ### Exercise 6.1: K and V to their slots (5 points)
-#
-# One program copies one head of one token: the smallest kernel that has everything. Write down two offsets first, that of the
-# row it reads and that of the place it writes. Which of the numbers in them come as 32 bits?
+# The intensity above is that of the least possible work. What do kernels really move? In the interpreter this can be counted exactly, without a GPU: `watching()` notes
+# each load and store of each program, and `num_bytes` adds them up. Here are one sequence of 96 tokens and the kernels with one part:
 
 # %%
-viz.show_task(ch06.write_kernel.fn)
-
-# %% tags=["solution", "hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
-viz.show_source(ch06.write_kernel.fn)
+if not INTERPRETED:
+    print("skipped: compiled kernels cannot be watched; set TRITON_INTERPRET=1 first")
+else:
+    inputs = scene([96], num_heads=2, head_dim=64, block_size=16, dtype=torch.float16)
+    with watching() as watch:
+        ch06.paged_decode(*inputs[:5], inputs[-1], num_splits=1)
+    for name in ("key_pool_ptr", "value_pool_ptr", "query_ptr", "tables_ptr", "acc_ptr"):
+        print(f"{name:15s} {watch.num_bytes(name):7,d} bytes")
+    work = ch06.decode_work(1, 96, 2, 64, 2)
+    print(
+        f"all together    {watch.num_bytes():7,d} bytes; the least is {work.num_bytes:,d}"
+    )
+    print(
+        f"intensity {work.num_operations / watch.num_bytes():.3f}, at best {work.intensity:.3f}"
+    )
 
 # %% [markdown]
-# ### Exercise 6.2: tokens, tile by tile (10 points)
+# ### Exercise 6.6: measure and explain (3 points)
 #
-# No program ids here: this is a function that kernels call. Start from your `add_page` of chapter 03, and write the shape of every variable
-# beside it. The first tile always has a token, so $m$ is a number from then on. What do you return if there is no tile at all? And
-# where is each of the three masks?
+# Do the same for 6 parts, and explain the result: at which point of the roofline are your kernels, and what limits them there? The function returns the
+# number and your text. The number is checked, and the text goes to your instructor.
 
 # %%
-viz.show_task(ch06.attend_tokens.fn)
+viz.show_task(ch06.answer_6_6)
 
 # %% tags=["solution", "hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
-viz.show_source(ch06.attend_tokens.fn)
-
-# %% [markdown]
-# Read this when 6.2 is done: the kernel that is given for prompts. It is your loop with one more axis. Find the mask, which now is causal;
-# the two products; and what has become of $m$ and $\ell$.
-
-# %%
-source = viz.show_source(prefill.prefill_kernel.fn)
-source
-
-# %% [markdown]
-# ### Exercise 6.3: a program for each part (8 points)
-#
-# First make it right for one part, `num_splits` 1: the range is the whole context. (Three of the tests need no more.) Then the
-# parts. Take the picture above, and work out `first` and `last` of all four parts for D with its 33 tokens. How many tiles are there, how
-# many does a part get, and where does the second part end?
-
-# %%
-viz.show_task(ch06.decode_kernel.fn)
-
-# %% tags=["solution", "hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
-viz.show_source(ch06.decode_kernel.fn)
-
-# %% [markdown]
-# ### Exercise 6.4: the merge (6 points)
-#
-# A program takes all parts of its query at once, as tiles of `[PADDED_SPLITS]` and `[PADDED_SPLITS, PADDED_DIM]`. What must a place
-# past `num_splits` hold, so that it weighs nothing? Try your formula on an empty part, by hand, before you run it.
-
-# %%
-viz.show_task(ch06.merge_kernel.fn)
-
-# %% tags=["solution", "hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
-viz.show_source(ch06.merge_kernel.fn)
-
-# %% [markdown]
-# ### Exercise 6.5: what is possible (6 points)
-#
-# Plain Python. Count for one query of one head over one token first, then multiply. For the splits: the first cell about them says what
-# comes out for 12 heads and 3,168 wanted programs; try 64 sequences by hand, where 768 programs are there without any split.
-
-# %%
-viz.show_task(ch06.decode_work, ch06.floor_seconds, ch06.choose_num_splits)
-
-# %% tags=["solution", "hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
-viz.show_source(ch06.decode_work, ch06.floor_seconds, ch06.choose_num_splits)
+viz.show_source(ch06.answer_6_6)
 
 # %% [markdown]
 # ## What the next chapter must fix
 #
-# A step of GPT-2 small has 12 layers. Each writes K and V, attends and merges; and there are matrix products, norms and the rest of the layer
-# between. How many things does a step start from Python, if each is a launch?
+# A step of GPT-2 small has 12 layers. Each layer writes K and V, attends and merges. There are also the matrix products, the norms and the rest of the layer.
+# How many launches does a step need, if each operation is launched from Python?
 
 # %%
 with Operations() as counted, torch.no_grad():
@@ -740,5 +900,5 @@ print(
 print(f": about {counted.count // layers} a layer")
 
 # %% [markdown]
-# At some microseconds each that is longer than the whole batch's attention takes on the GPU. The kernel is near its roof; the GPU waits for
-# Python. Chapter 07 keeps the state of a batch on the GPU, records a step's launches once, and sends them off as one.
+# At some microseconds each, the launches take longer than attention takes on the GPU for the whole batch. The kernel is near the roof, and the GPU waits for
+# Python. Chapter 07 keeps the state of a batch on the GPU, records the launches of a step once, and launches all of them with one call.

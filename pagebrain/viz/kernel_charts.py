@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from pagebrain.viz.picture import Picture
@@ -26,10 +27,11 @@ from pagebrain.viz.style import (
 def roofline(
     series: Mapping[str, Sequence[tuple[float, float]]], bytes_per_s: float, operations_per_s: float, title: str = ""
 ) -> Picture:
-    """Measured kernels under the roof of a machine, on logarithmic axes.
+    """Measured kernels under the roof of a machine, on logarithmic axes; beside it, the share of the roof that each reaches.
 
     ``series`` maps a label to points ``(operations per byte, operations per second)``. Below the ridge the roof is
-    ``bytes_per_s`` times the intensity, beyond it ``operations_per_s``.
+    ``bytes_per_s`` times the intensity, beyond it ``operations_per_s``. Points of one intensity stand above one another in the
+    first panel. In the second panel each series has a column, with its points from left to right.
     """
     points = [point for group in series.values() for point in group]
     if not points:
@@ -38,7 +40,7 @@ def roofline(
     left = min([x for x, _ in points] + [1.0]) / 2
     right = max([x for x, _ in points] + [ridge]) * 3
     figure = new_figure(3.9)
-    axes = figure.subplots()
+    axes, shares_axes = figure.subplots(1, 2, width_ratios=(3, 2))
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.plot([left, ridge, right], [left * bytes_per_s, operations_per_s, operations_per_s], color=INK, linewidth=2.2)
@@ -50,7 +52,7 @@ def roofline(
     middle, arithmetic = math.sqrt(left * ridge), f"arithmetic: {operations_per_s / 1e12:,.0f} T operations/s"
     label(f"memory: {bytes_per_s / 1e12:.2f} TB/s", middle, middle * bytes_per_s, (-8, 6), ha="right")
     label(arithmetic, ridge, operations_per_s, (-8, 5), ha="right")
-    label(f"ridge: {ridge:.0f}", ridge, left * bytes_per_s, (5, 3), color=GREY, va="bottom")
+    label(f"ridge: {ridge:.0f}", ridge, left * bytes_per_s, (-5, 3), color=GREY, va="bottom", ha="right")
     handles = []
     for index, (name, group) in enumerate(series.items()):
         look: dict[str, Any] = {"marker": MARKERS[index % len(MARKERS)], "color": DARK_COLOURS[index % len(DARK_COLOURS)]}
@@ -62,8 +64,9 @@ def roofline(
     axes.set_xlabel("arithmetic intensity (operations for each byte)")
     axes.set_ylabel("operations per second")
     if title:
-        axes.set_title(title)
+        figure.suptitle(title)
     grid(axes, "both")
+    _shares_of_the_roof(shares_axes, series, bytes_per_s, operations_per_s)
     legend_below(figure, handles, columns=min(5, len(handles)))
     reached = []
     for name, group in series.items():
@@ -74,6 +77,25 @@ def roofline(
         f"Roofline: memory gives {bytes_per_s / 1e12:.2f} TB/s, arithmetic {operations_per_s / 1e12:,.0f} T operations/s, "
         f"with the ridge at {ridge:.0f} operations for each byte. {'; '.join(reached)}.",
     )
+
+
+def _shares_of_the_roof(
+    axes: Axes, series: Mapping[str, Sequence[tuple[float, float]]], bytes_per_s: float, operations_per_s: float
+) -> None:
+    """A column for each series; each of its points has a place and a number of its own."""
+    for index, group in enumerate(series.values()):
+        look: dict[str, Any] = {"marker": MARKERS[index % len(MARKERS)], "color": DARK_COLOURS[index % len(DARK_COLOURS)]}
+        for place, (x, y) in enumerate(group):
+            share = 100 * y / min(x * bytes_per_s, operations_per_s)
+            across = index + (place - (len(group) - 1) / 2) * 0.28
+            axes.plot(across, share, linestyle="", markeredgecolor=INK, markersize=6, **look)
+            axes.annotate(f"{share:.0f}", (across, share), (0, 6), textcoords="offset points", ha="center", fontsize=7.5)
+    axes.axhline(100, color=INK, linewidth=1.4)
+    axes.set_xticks([])
+    axes.set_xlim(-0.6, len(series) - 0.4)
+    axes.set_ylim(0, 118)
+    axes.set_ylabel("% of the roof above the point")
+    grid(axes)
 
 
 @styled

@@ -13,11 +13,14 @@ from pagebrain import viz  # noqa: E402
 
 def test_the_roof_breaks_at_the_ridge_and_every_point_is_drawn() -> None:
     picture = viz.roofline({"decode": [(1.0, 2e12), (1.0, 4e12)], "prefill": [(170.0, 3e14)]}, 4e12, 8e14)
-    [axes] = picture.figure.axes
+    axes, shares = picture.figure.axes
     roof, _, decode, prefill = [[*map(list, line.get_xydata())] for line in cast(Any, axes.get_lines())]
     assert [rate for _, rate in roof[1:]] == [8e14, 8e14] and roof[1][0] == 200
     assert decode == [[1.0, 2e12], [1.0, 4e12]] and prefill == [[170.0, 3e14]]
     assert "decode: 50% to 100% of the roof" in picture.alt and "ridge at 200" in picture.alt
+    marks = [line.get_xydata()[0].tolist() for line in cast(Any, shares.get_lines())[:3]]
+    assert [share for _, share in marks] == [50.0, 100.0, 44.11764705882353]
+    assert len({across for across, _ in marks}) == 3, "points of one intensity have places of their own in the second panel"
 
 
 def test_a_roof_without_points_is_refused() -> None:
