@@ -14,8 +14,8 @@ from pagebrain.viz.style import GREY, INK, new_figure, sequence_colour, styled
 def draw_accesses(watch: Watch, tensors: Mapping[str, Tensor]) -> Picture:
     """Loads and stores in order, each on a line, in the colour of its program. ``tensors``, by argument name, are drawn.
 
-    A filled box is a number that is read or written. A cross is a place of the tile that the mask leaves out. Such a place may
-    lie past the tensor's end.
+    A filled box is a number that is read or written. A cross is a place of the tile that the mask leaves out. Such a place
+    may lie past the tensor's end.
     """
     rows = [access for access in watch.accesses if access.tensor in tensors]
     programs = sorted({access.program for access in rows})

@@ -308,7 +308,7 @@ def scores_of(out_ptr, query_ptr, keys_ptr, ROWS: tl.constexpr, DIM: tl.constexp
     query = tl.load(query_ptr + dims)  # [DIM]
     places = rows[:, None] * DIM + dims[None, :]  # [ROWS, DIM]
     keys = tl.load(keys_ptr + places, mask=exists[:, None], other=0.0)
-    scores = tl.sum(keys, axis=1)  # change this line: the query is missing
+    scores = tl.sum(query[None, :] + keys, axis=1)  # change this line: products, not sums
     tl.store(out_ptr + rows, scores, mask=exists)
 
 

@@ -30,8 +30,8 @@ def roofline(
     """Measured kernels under the roof of a machine, on logarithmic axes; beside it, the share of the roof that each reaches.
 
     ``series`` maps a label to points ``(operations per byte, operations per second)``. Below the ridge the roof is
-    ``bytes_per_s`` times the intensity, beyond it ``operations_per_s``. Points of one intensity stand above one another in the
-    first panel. In the second panel each series has a column, with its points from left to right.
+    ``bytes_per_s`` times the intensity, beyond it ``operations_per_s``. Points of one intensity stand above one another in
+    the first panel. In the second panel each series has a column, with its points from left to right.
     """
     points = [point for group in series.values() for point in group]
     if not points:
