@@ -13,19 +13,20 @@
 # %% [markdown]
 # # Chapter 07: full speed
 #
-# The engine of chapter 04 decides well. On a GPU it is slow all the same, even with the kernels of chapter 06, and what is slow is not
-# the GPU. This chapter looks at where the time of a step goes, and takes Python out of its way: without a single faster
-# kernel, a step becomes several times shorter.
+# The engine of chapter 04 plans well. But on a GPU it is slow, even with the kernels of chapter 06, and the GPU is not
+# the reason. This chapter shows where the time of a step goes, and removes Python from the path of a decode step. No kernel
+# gets faster, and a step becomes several times shorter.
 #
-# **You need:** chapter 04. You need no GPU: what a GPU would do is recorded, or played on the CPU by something that has the same
-# habits. **Time:** about seven hours with the exercises.
+# **You need:** chapter 04. You need no GPU: what a GPU would do is recorded, or done on the CPU by a stand-in that follows the same
+# rules. Chapter 07 needs Linux on x86-64 only for what it shares with chapter 06 on a GPU. **Time:** about seven hours with the exercises.
 #
 # *You will be able to* say what sets the pace of a decode step, keep the state of sequences in fixed places on the GPU, write a step
 # that can be captured as a CUDA graph and replayed, pad batches without a branch, and launch a step before the last one is read,
-# with everything that follows from that.
+# with everything that follows from it.
 #
-# *If this chapter is left to you (a copy from a course), the cells run on your own file in `work/` and stop with a `TodoError`
-# where it is not done. Read the page with its stored outputs first; run it when `python -m chapters check 07` passes.*
+# *In a copy from a course, the cells use your own file in `work/`. Tasks that you have not done yet are lent to the notebook, so every
+# cell runs. Each exercise stands right after the idea that it needs. `python -m chapters start 07` writes `work/ch07_full_speed.py`
+# with its gaps, and `python -m chapters check 07` checks it. No exercise needs a GPU.*
 
 # %%
 import sys
@@ -57,12 +58,12 @@ CPU = torch.device("cpu")
 # %% [markdown]
 # ## The problem, measured
 #
-# A decode step is a list of *launches*. The CPU says "add these, then multiply those", one call for each kernel, and the GPU works
-# through the list in order. The calls do not wait for the kernels: the CPU may be far ahead. Only whoever wants to *see* a
-# number, `tokens.tolist()` say, has to wait.
+# A decode step is a list of *launches*. The CPU asks for one operation after another, with one call for each kernel, and the GPU works
+# through the list in order. The calls do not wait for the kernels, so the CPU may be far ahead. The CPU has to wait only when it needs a
+# number that the GPU computes, as in `tokens.tolist()`.
 #
-# What does that look like? Below is a decode step of GPT-2 124M for one sequence, drawn from a recording on one machine. The upper row is
-# the CPU, the lower one is the GPU. On a GPU this cell records anew, in less than a minute; elsewhere it reads what was recorded.
+# Below is a decode step of GPT-2 124M for one sequence, drawn from a recording on one machine. The upper row is
+# the CPU, the lower row is the GPU. On a GPU this cell records anew, in less than a minute. Elsewhere it reads the recording.
 
 # %%
 RECORDED = Path("../docs/performance/timeline.json")
@@ -90,16 +91,15 @@ if report is None:
 else:
     viz.show(timeline.draw(report, 1, ["eager"]))
 
-
 # %% [markdown]
-# The CPU is busy all the time, and what it does is launch. The GPU has a few microseconds of work, and waits for the next call.
+# The CPU is busy all the time with launches. The GPU has a few microseconds of work, and then waits for the next call.
 # (Each call goes through layers of Python and C++: a module's `forward`, the dispatcher, the choice of a kernel, the driver.)
 #
-# Two things about how this is drawn. The steps between the dotted lines are *longer than the title says*: the picture was recorded under the
-# profiler, which notes every call and so slows the CPU down, and the title's time was taken without it. And most kernels are thinner than a pixel
-# here, so the blue of a line is not to scale: the table says how long the GPU was busy.
+# Two remarks on the picture. First, the steps between the dotted lines are *longer than the title says*. The picture was recorded under the
+# profiler, which notes every call and so slows the CPU down. The time in the title was measured without it. Second, most kernels are thinner than a pixel
+# here, so the blue of a line is not to scale. The table says how long the GPU was busy.
 #
-# In numbers, with the length of a step without the profiler and under it:
+# In numbers, with the length of a step without the profiler and with it:
 
 
 # %%
@@ -124,8 +124,8 @@ else:
     show_runs(report, ["eager"])
 
 # %% [markdown]
-# How many launches there are does not depend on the machine, and hardly on the size of the model: it is the number of operations that the
-# code asks for. We can count them on any CPU. `Recording`, about which more below, writes down every operation that PyTorch is asked
+# The number of launches does not depend on the machine, and hardly on the size of the model. It is the number of operations that the
+# code asks for, so any CPU can count them. `Recording`, which is explained below, writes down every operation that PyTorch is asked
 # to compute. Here is a decode step of a tiny model with as many layers as GPT-2 124M:
 
 # %% tags=["nbval-check-output"]
@@ -166,39 +166,38 @@ else:
 # <details><summary><b>If you said that everything grows by a factor of 32</b></summary>
 #
 # Only the work of each kernel grows. The list of launches is nearly the same, a little longer where PyTorch splits one operation into two
-# kernels. So the CPU needs about as long for 32 sequences as for one, and each step brings 32 tokens. (Milliseconds of a CPU that others
-# use too are good for comparing ways at one batch size, not for small differences between two.)
+# kernels. So the CPU needs about as long for 32 sequences as for one, and each step brings 32 tokens. (The CPU of the recording had other
+# users, too. Its milliseconds are good for comparing ways at one batch size, not for small differences between two sizes.)
 #
-# The 32 tokens for one list of launches are why batching helps even a slow host. It also means that one user alone waits for Python almost all
+# So batching helps even a slow host, because one list of launches brings 32 tokens. It also means that a single user waits for Python almost all
 # of the time.
 # </details>
 #
 # ## Four habits
 #
-# The rest of the step is not free either. Chapter 04 makes its tensors anew at every step: token ids, positions, slots, block tables. Each
-# is a copy from the host, and a copy out of ordinary memory makes the CPU wait until it is done. Four habits remove nearly all of
-# this, and each of them makes the next one possible:
+# The rest of the step costs time, too. Chapter 04 makes its tensors anew at every step: token ids, positions, slots, block tables. Each
+# is a copy from the host, and the CPU waits for a copy out of ordinary memory until it is done. Four habits remove nearly all of
+# this. Each of them makes the next one possible:
 #
-# 1. **Batch rows.** State lives on the GPU. Each running sequence has a fixed row there, and only what changed travels.
-# 2. **A captured step.** All launches from embedding to sampled token are recorded once, as a *CUDA graph*, and replayed with one call.
-# 3. **A dummy sequence.** There is one graph for each of a few batch sizes, the *buckets*. A smaller batch is padded, and nobody has to know.
+# 1. **Batch rows.** State lies on the GPU. Each running sequence has a fixed row there, and only changes travel.
+# 2. **A captured step.** All launches from embedding to sampled token are recorded once and replayed with one call. On a GPU such a recording is a **CUDA graph**.
+# 3. **A dummy sequence.** There is one graph for each of a few batch sizes, the **buckets**. A smaller batch is padded, and the kernels treat all rows alike.
 # 4. **Launching ahead.** Step N+1 is launched before step N is read.
 #
 # ## 1. Batch rows
 #
-# What does a decode step need to know of a sequence? Its newest token, the position of it, and where its K and V lie. Of these,
-# token and position are what the *step before* produced: it may as well leave them where the next one looks for them. What only the host
-# knows is the block table, and that changes once in `block_size` steps, by one number.
+# What does a decode step need to know about a sequence? Its newest token, the position of this token, and where its K and V lie.
+# The *step before* produced the token and the position, so it can leave them in the place where the next step reads them. Only the host
+# knows the block table, and this changes once in `block_size` steps, by one number.
 
 # %%
 viz.show_source(ch07.BatchRows.__init__, ch07.BatchRows.send)
 
 # %% [markdown]
-# Two helpers of `chapters/aids/capture.py` carry numbers between host and GPU, and neither makes the host wait. `upload(numbers, device)` makes a tensor on the GPU,
-# in one copy out of pinned memory; `Download(tensor)` starts a copy to the host, and only its `wait()` waits and returns the numbers.
-
-# %% [markdown]
-# Let three texts run, and note what travels to the rows in each step. Blocks have four slots. The second number is what chapter 04 makes
+# Two helpers of `chapters/aids/capture.py` carry numbers between host and GPU, and the host waits for neither. `upload(numbers, device)` makes a tensor on the GPU,
+# in one copy out of pinned memory. `Download(tensor)` starts a copy to the host, and only its `wait()` waits and returns the numbers.
+#
+# Let three texts run, and note what travels to the rows in each step. Blocks have four slots. The second number is what chapter 04 sends
 # for the same step: token ids, positions, slots, tables, lengths.
 
 
@@ -231,8 +230,8 @@ for step in range(9):
 
 # %% [markdown]
 # Step 0 brings three new sequences: tokens, lengths, tables, and after the two prompts their new lengths. (The third prompt has one
-# token. That is a decode.) From then on nothing travels but a block now and then. Here are the rows as they lie in memory. A row is taken by whoever needs one, and is not moved when
-# others end; the last one is the dummy's, whose block is never given to anybody else.
+# token, so it is a decode.) From then on nothing travels but a block now and then. These are the rows in memory. A sequence takes a free row, and the row does not move when
+# other sequences end. The last row is the dummy's, and its block is never given to a sequence.
 
 # %% tags=["nbval-check-output"]
 rows = engine.executor.rows
@@ -244,21 +243,46 @@ for row in [*sorted(rows.row_of.values()), rows.dummy_row]:
     print(f"{row:3d}   {token:>5s}   {context:7d}   {str(blocks):20s} {holder}")
 
 # %% [markdown]
-# There are twice as many rows as seats, and you will see below why.
+# There are twice as many rows as seats. The reason follows in section 4.
 #
+# ### Exercise 7.1: batch rows (8 points)
+#
+# Write down for one sequence what travels in these steps: its prompt of 6 tokens is computed (blocks of 4), it decodes three times, it is
+# preempted, it comes back. Which numbers does the host not even know when the second decode is launched ahead?
+#
+# <details><summary><b>The answers, when you have yours</b></summary>
+#
+# *The prompt:* the token at position 0, a context length of 0, and two blocks. (After the chunk, `Executor.launch` sends the new length.) *The
+# decodes:* the tokens at positions 6 and 7 lie in the second block. With the token at position 8 a third block travels, and nothing
+# else. *Preempted:* nothing. The row is released when no step in flight uses it. *Back again:* the sequence is as new. It gets a row, its blocks
+# may be others, and everything travels. So what was sent before must be forgotten with the row.
+#
+# The host does not know the token. It is in the row.
+# </details>
+
+# %%
+viz.show_task(ch07.BatchRows.update)
+
+# %%
+viz.show_task(ch07.BatchRows.release)
+
+# %% tags=["solution", "hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
+viz.show_source(ch07.BatchRows.update, ch07.BatchRows.release)
+
+# %% [markdown]
 # ## 2. A step that can be captured
 #
-# CUDA can record what is launched on a stream, and launch all of it again with one call. Such a recording is a *CUDA graph*. It has no Python
-# in it, no dispatcher, and no choice of kernels: only kernels, and the addresses that they read and write. On a CPU we
-# let `Recording` play its part. It writes down PyTorch's operations with their tensors, and computes them again on the same
+# CUDA can record what is launched on a stream, and launch all of it again with one call. Such a recording is a *CUDA graph*. It contains no Python,
+# no dispatcher, and no choice of kernels. It contains only kernels, and the addresses that they read and write. On a CPU,
+# `Recording` is the stand-in. It writes down PyTorch's operations with their tensors, and computes them again on the same
 # memory. `capture` makes the one or the other:
 
 # %%
 viz.show_source(ch07.capture)
 
 # %% [markdown]
-# What does "the same memory" mean for whoever writes the step? Three experiments. First, a buffer that is written to, against a name
-# that is bound to something new:
+# What does "the same memory" mean for the author of a step? Three experiments show it. First, a buffer that is written to, and a name
+# that is bound to a new tensor:
 
 # %% tags=["nbval-check-output"]
 source, result = torch.tensor([1, 2, 3]), torch.zeros(3, dtype=torch.int64)
@@ -273,7 +297,7 @@ replay()
 print("bound to a new tensor:  ", result.tolist())
 
 # %% [markdown]
-# Second, a number of Python's. A recording holds the value that it had:
+# Second, a Python number. A recording holds the value that the number had:
 
 # %% tags=["nbval-check-output"]
 source, length = torch.arange(5), 2
@@ -283,8 +307,8 @@ replay()
 print("the sum of the first 5 should be 10, and is", result[:1].tolist())
 
 # %% [markdown]
-# Third, a step that looks at a result. This cannot work at all: while a step is recorded nothing has been computed, so there is
-# nothing to look at. CUDA refuses it, and so does `Recording`:
+# Third, a step that looks at a result. This cannot work: while a step is recorded nothing has been computed, so there is
+# no result yet. CUDA refuses it, and so does `Recording`:
 
 # %% tags=["nbval-check-output"]
 for name, step in {
@@ -320,30 +344,52 @@ except capture.CaptureError as error:
 # %% [markdown]
 # <details><summary><b>If you said yes, since the loop is plain Python</b></summary>
 #
-# The loop runs while it is recorded, and its number of turns becomes a part of the recording. To know it, the host has to read the longest
-# length from the GPU: `int(lengths.max())` is what is refused here. (The whole function is refused even sooner, at a `repeat_interleave`.) Even if it
-# did not (the host could count along), the recording would be right for contexts of that many pages only, and they grow.
+# The loop runs while it is recorded, and its number of turns becomes a part of the recording. To know this number, the host has to read the longest
+# length from the GPU. `int(lengths.max())` is what is refused here. (The whole function is refused even sooner, at a `repeat_interleave`.) Even if the host
+# counted along and did not read, the recording would be right only for contexts of that many pages, and contexts grow.
 # </details>
 #
 # So in a captured step every shape is fixed. This chapter gathers each row's whole table and masks what lies past its position. That
-# reads more than it needs. A kernel, as in chapter 06, reads in its own loop how far its context goes, on the GPU, and its grid is the same
-# for all lengths: the engine's graphs hold that.
+# reads more than it needs. A kernel, as in chapter 06, reads on the GPU how far its context goes, and its grid is the same
+# for all lengths. The engine's graphs contain such a kernel.
 
 # %%
 viz.show_source(ch07.attend_rows)
 
 # %% [markdown]
-# With the rows of habit 1, such a step is short to describe: take the active rows, compute, write the token back where it was taken from.
-# What differs from step to step is *in* the tensors: in `state`, and in `active_rows`, which says who takes part. That is exercise
-# 7.3.
+# With batch rows, such a step is short to describe: take the active rows, compute, and write the token back to its row.
+# Everything that differs from step to step is *in* the tensors: in `state`, and in `active_rows`, which names the rows that a step computes.
 #
-# ## 3. Buckets, and a sequence that is nobody's
+# ### Exercise 7.3: the step (8 points)
 #
-# A graph is for one number of rows. To capture one for every number up to 256 would take long and hold much memory, so there are a few, the
-# *buckets*, and a batch takes the smallest that holds it. What of the rows that are left over? They have to be *somebody's*: a row
+# (7.2 follows with buckets.) Make a list of the tensors that the step reads, and of those that it writes. For each: where is it on the GPU, and was it there
+# before the step was captured? Then take a row with a context of 9 in blocks of 4, whose table begins with 12, 3, 8. Which slot does its
+# token go to? Only then write the function. `forward` and `attend_rows` do most of the work. After each step the context of the dummy row is 0. The reason
+# follows in section 3.
+#
+# <details><summary><b>The answers, when you have yours</b></summary>
+#
+# *Read:* `active_rows`, and of the rows that it names `token_ids`, `context_lens`, `block_tables`; the weights; the pools. *Written:* a slot of the
+# pools for each layer and row, `logits`, `sampled`, and of the rows `token_ids` and `context_lens`. All of them were there before.
+# What you make in between (positions, slots, hidden states) belongs to the graph, which computes it again each time.
+#
+# Position 9 is in page 2, offset 1. The table's entry for page 2 is 8, so the slot is 8 × 4 + 1 = 33.
+# </details>
+
+# %%
+viz.show_task(ch07.decode_step)
+
+# %% tags=["solution", "hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
+viz.show_source(ch07.decode_step)
+
+# %% [markdown]
+# ## 3. Buckets, and a dummy sequence
+#
+# A graph is for one number of rows. A graph for every number up to 256 would take long to capture and need much memory. So there are a few sizes, the
+# *buckets*, and a batch takes the smallest bucket that holds it. Then some rows of the bucket are left over. The kernels compute them like the others: a row
 # index is read, a token is embedded, K and V are written to a slot. One could tell each kernel how many rows count. There is a simpler
-# way: a sequence that nobody asked for, in the last batch row, at position 0, with a block of its own. It is computed like any other, as often as
-# one likes, and no kernel has to ask.
+# way: a *dummy sequence*, in the last batch row, at position 0, with a block of its own. The left-over rows are all this row. It is computed like any other row, as often as
+# needed, and its results are not used.
 
 # %% tags=["nbval-check-output"]
 engine = ch07.Engine(tiny, config)
@@ -357,23 +403,38 @@ for names in ([3, 0, 5], [5]):
     )
 
 # %% [markdown]
-# > **Predict.** Suppose that the step adds one to the context of *every* active row, the dummy's too. All goes well for a while. When
-# > does it go wrong, and for whom?
+# > **Predict.** Suppose that the step adds one to the context of *every* active row, the dummy's too. For a while all results are right. When
+# > does it go wrong, and for which sequences?
 #
 # <details><summary><b>The answer, when you have yours</b></summary>
 #
-# For the dummy's K and V nothing goes wrong: its whole table was filled with its own block when the rows were made, so they land there on
-# every page. But its context passes the end of that table after `max_model_len` padded steps, some hundred or thousand, and with it the
-# positions that the model knows. Then `gather` or the position's embedding gets an index out of range: on the CPU an exception, on a GPU a
-# device-side assert, after which the whole process can use the GPU no more. So it goes wrong for everybody in that step, long after the mistake, and only
-# on a server that has run for a while. That is why the context of the dummy stays at 0 by a rule, and not by luck. (The chapter's tests look
+# The dummy's K and V do no harm: its whole table was filled with its own block when the rows were made, so they go to this block on
+# every page. But its context passes the end of the table after `max_model_len` padded steps, some hundred or thousand, and also the last
+# position of the model. Then `gather` or the position's embedding gets an index out of range. On the CPU that is an exception. On a GPU it is a
+# device-side assert, after which the whole process cannot use the GPU any more. So it goes wrong for all sequences of that step, long after the mistake, and only
+# on a server that has run for a while. That is why the context of the dummy is set to 0 after each step. (The chapter's tests look
 # at the dummy's context after each step, and at every slot of the cache.)
 # </details>
 #
+# ### Exercise 7.2: the active rows (6 points)
+#
+# These are two small functions. Buckets are any numbers, in any order. For `activate`, write down what `active_rows` holds after `activate([3, 0, 7, 5], 4)` and then
+# `activate([2, 6], 4)`. Which row would stand in the third place if you wrote only the names that you were given?
+
+# %%
+viz.show_task(ch07.bucket_for)
+
+# %%
+viz.show_task(ch07.BatchRows.activate)
+
+# %% tags=["solution", "hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
+viz.show_source(ch07.bucket_for, ch07.BatchRows.activate)
+
+# %% [markdown]
 # ## 4. Launching ahead
 #
 # With one graph a step, the CPU needs a fraction of the time. But it still waits: it launches, reads the tokens, and only then plans the next
-# step. Meanwhile the GPU has nothing to do. Look at the middle panel, one sequence at a time again (recorded under the profiler, like the first picture, so the
+# step. Meanwhile the GPU has nothing to do. The middle panel shows this for one sequence (recorded under the profiler, like the first picture, so the
 # steps are longer than the titles say; and in the upper panel most kernels are thinner than a pixel):
 
 # %%
@@ -383,9 +444,9 @@ else:
     viz.show(timeline.draw(report, 1))
 
 # %% [markdown]
-# A single replay takes the CPU a good part of the step, and in the lowest panel the CPU seems to do nothing else. With that one call the driver puts a few
-# hundred kernels, the nodes of the graph, into the GPU's queue, and that takes time even without Python; under the profiler each of them is noted on top. Without the
-# profiler, what the CPU does in a step takes (ms, medians):
+# A single replay takes the CPU a good part of the step, and in the lowest panel the CPU seems to do nothing else. With this one call the driver puts a few
+# hundred kernels, the nodes of the graph, into the GPU's queue. That takes time even without Python, and the profiler notes each of them in addition. Without the
+# profiler, the CPU's parts of a step are (ms, medians):
 
 
 # %%
@@ -403,13 +464,36 @@ else:
     show_host(report, list(timeline.WAYS))
 
 # %% [markdown]
-# So launched ahead, too, the CPU waits for the GPU for a good part of the step, and that is what we want: the one that is waited for sets the pace.
+# Also when it launches ahead, the CPU waits for the GPU during a good part of the step. That is what we want: the GPU sets the pace, and the CPU waits for it.
 #
-# The lowest panel shows the way out. Why must step N be read before step N+1 is launched? To give it the sampled token; but that one is
-# in the batch row already. To decide who takes part; but the scheduler decides from *counts*, and how many tokens a sequence will have after
-# step N is known when step N is launched. So the host may be one step ahead. Only the *values* come later.
+# ### Exercise 7.6: which gap does the host make? (3 points)
 #
-# The loop has one more line of state than before, the steps *in flight* (launched, and not read yet), and works at both depths:
+# The middle panel has one large gap in each step, in which the GPU is idle. Measure it in the recording, and explain it. `run["timeline"]` has the data of a
+# panel: `step_starts_us`, the kernels as `gpu`, and the CPU's parts as `host`. This is the beginning of the middle panel:
+
+# %%
+if RECORDED.is_file():
+    recorded = json.loads(RECORDED.read_text(encoding="utf-8"))
+    run = next(r for r in recorded["runs"] if r["batch"] == 1 and r["way"] == "graph")
+    print("steps start at", run["timeline"]["step_starts_us"][:4])
+    print("kernels run   ", run["timeline"]["gpu"][:3])
+    print("the CPU does  ", run["timeline"]["host"][:5])
+
+# %%
+viz.show_task(ch07.answer_7_6)
+
+# %% tags=["solution", "hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
+viz.show_source(ch07.answer_7_6)
+
+# %% [markdown]
+# ### How the gap is closed
+#
+# The lowest panel shows it. Why must step N be read before step N+1 is launched? There are two reasons, and neither holds. The next step needs the sampled token, but this token
+# is in the batch row already. The scheduler has to decide which sequences take part, but it decides from *counts*, and how many tokens a sequence will have after
+# step N is known when step N is launched. So the host can be one step ahead. Only the *values* come later.
+#
+# The loop has one more variable than before, the steps *in flight* (launched, and not read yet), and works at both depths. At depth 1 one step is in flight while
+# the next is planned. At depth 0 none is:
 
 # %% tags=["nbval-check-output"]
 for async_scheduling in (False, True):
@@ -436,20 +520,42 @@ for async_scheduling in (False, True):
     print(f"depth {engine.depth}: {', '.join(order)}")
 
 # %% [markdown]
-# ### What follows from it
+# ### Exercise 7.4: the loop (7 points)
 #
-# *A token may be past the end.* When the end-of-sequence token is read, the next step is already under way, with this sequence in it. What
-# that step samples is thrown away. (An end by `max_new_tokens` is known from counts: nothing is launched past it.)
+# Play both depths on paper for one sequence that asks for three tokens: in each call of `step`, what is planned, what is in flight, what is read, what
+# is returned? When is there nothing to plan, although the work is not finished?
 #
-# *Blocks come back late.* The step in flight still reads and writes the blocks of the sequence that has just ended. They are free when
-# that step has been read; until then the sequence is *pending*, with its blocks and its row. This is why there are more rows than
-# seats: who ended keeps a row, while another has its seat already. Would anything go wrong if they were free at once? On a single
-# stream, no: the GPU works in order, and whoever gets the block writes to it in a later step. But then "free" would no longer mean that
-# nobody touches the block. A second stream, a copy to the host's memory, or a cache of prefixes that others may read (chapter 08) relies on it.
+# `apply` needs one more thought. When the end-of-sequence token is read, the next step is already under way, with this sequence in it. *A token may be past the
+# end*: what that step samples for the sequence is thrown away. (An end by `max_new_tokens` is known from counts, so nothing is launched past it.)
 #
-# *A shortage is not always one.* If blocks run out while some are on their way back, it would be hasty to preempt anybody: wait a step.
+# <details><summary><b>The answer for depth 1, when you have yours</b></summary>
 #
-# Let us see that. Two texts; the end token ends the first in mid-sentence:
+# Call 0: step 0 is launched; one is in flight, which is not more than the depth; nothing is read, and an empty group is returned. Call 1: step 1 is launched;
+# two are in flight; step 0 is read. Call 2: step 2 is launched, step 1 is read. Call 3: from counts, the sequence will have all its tokens, so nothing is
+# planned; step 2 is read, and the sequence ends. Call 4: nothing is planned, nothing is in flight: `None`.
+# </details>
+
+# %%
+viz.show_task(ch07.Engine.step)
+
+# %%
+viz.show_task(ch07.Engine.apply)
+
+# %% tags=["solution", "hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
+viz.show_source(ch07.Engine.step, ch07.Engine.apply)
+
+# %% [markdown]
+# ### Blocks that come back late
+#
+# The step in flight still reads and writes the blocks of the sequence that has just ended. These blocks are free when
+# that step has been read. Until then the sequence is *pending*, with its blocks and its row. This is why there are more rows than
+# seats: a sequence that ended keeps its row, while another has its seat already. Would anything go wrong if the blocks were free at once? On a single
+# stream it would not: the GPU works in order, and the next sequence with the block writes to it in a later step. But then "free" would no longer mean that
+# no step uses the block. A second stream, a copy to the host's memory, or a cache of prefixes that other sequences read (chapter 08) relies on that meaning.
+#
+# *A shortage may be over soon.* If blocks run out while others are on their way back, preempting a sequence would be too early. The scheduler waits for one step.
+#
+# This cell shows it. There are two texts, and the end token ends the first in the middle of a sentence:
 
 # %% tags=["nbval-check-output"]
 stories = [tokenizer.encode("One morning Mia"), tokenizer.encode("The fox and the owl")]
@@ -474,10 +580,37 @@ assert seqs[0].output_token_ids == free_run[:6]
 # %% [markdown]
 # A is pending for exactly one call: its end was read while the next step, with A in it, was in flight.
 #
+# ### Exercise 7.5: late blocks (6 points)
+#
+# The last tests of this exercise run the whole engine.
+#
+# A, B and C run at depth 1, and the pool is full. B ended with the step that was read last. The step in flight has all three in it. A needs a block. What
+# should happen now, and what in the next step? And if B had not ended: which sequence gives its blocks, when does A get one, and which sequence must not be preempted as well?
+#
+# <details><summary><b>The answers, when you have yours</b></summary>
+#
+# B is pending, and its blocks are on their way back. A does not take part in one step, and keeps everything that it has. When the step in flight has been read, the blocks are
+# free, and A takes one.
+#
+# If B had not ended, C is preempted, because it arrived last. It is in flight, so its blocks are on their way from now on. There is no room yet, and
+# still no other sequence may be preempted: `make_room` says no, and A asks again in the next step. Chapter 04's loop would have gone on, to B and then to A
+# itself.
+# </details>
+
+# %%
+viz.show_task(ch07.LateRetirement.collect)
+
+# %%
+viz.show_task(ch07.Scheduler.make_room)
+
+# %% tags=["solution", "hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
+viz.show_source(ch07.LateRetirement.collect, ch07.Scheduler.make_room)
+
+# %% [markdown]
 # ## Is it the same text?
 #
-# Graph or no graph, ahead or not, with too few blocks so that sequences are preempted: each logit in double precision, against Hugging
-# Face, as always.
+# With a graph and without, launched ahead and not, with so few blocks that sequences are preempted: each logit is compared with Hugging
+# Face in double precision, as in the other chapters.
 
 # %% tags=["nbval-check-output"]
 exact.config.eos_token_id = None
@@ -517,9 +650,9 @@ for use_graphs in (False, True):
 assert len(answers) == 1
 
 # %% [markdown]
-# The number of steps may differ a little between the depths, because blocks come back a step later. The text does not.
+# The number of steps may differ a little between the depths, because blocks come back a step later. The text does not differ.
 #
-# The engine of this chapter is one that chapter 05 can serve with: `step` still returns who got something. A run of it, with prompts and
+# Chapter 05 can serve with this engine: `step` still returns the sequences that got something. Here is a run with prompts and
 # decodes side by side:
 
 # %%
@@ -527,14 +660,14 @@ names = dict(enumerate(["Once", "One day", "The fox", "In the garden"]))
 viz.timeline(engine.history, names=names)
 
 # %% [markdown]
-# The white boxes in the middle are B and C, which need a block each while D's are on their way back; those behind an end are blocks
-# that a step in flight still uses. Later C is preempted, although A ends and its blocks come back just one step later: when that step was planned,
-# A's last token was still in flight, so A had not ended, none of its blocks were on their way back, and `make_room` saw a real shortage. (From counts one could have known that A was about to
-# end. This scheduler does not look.)
+# The white boxes in the middle are B and C, which need a block each while D's blocks are on their way back. The white boxes behind an end are blocks
+# that a step in flight still uses. Later C is preempted, although A ends and its blocks come back just one step later. When that step was planned,
+# A's last token was still in flight, so A had not ended, none of its blocks were on their way back, and `make_room` saw a real shortage. (The counts would have shown that A was about to
+# end. This scheduler does not look at that.)
 #
-# Prompts are computed beside the graph, as chapter 04 computes them: their shapes are different every time. A step with a prompt in it
-# launches the graph of its decodes first, and then the prompt's chunk, launch by launch. Under load, when somebody joins at nearly every
-# step, that is most of what the CPU does; what helps is habit 3 once more, as you can see in the engine.
+# Prompts are computed beside the graph, as chapter 04 computes them, because their shapes are different every time. A step with a prompt in it
+# launches the graph of its decodes first, and then the prompt's chunk, launch by launch. Under load, when a request joins at nearly every
+# step, these launches are most of the CPU's work. Habit 3 helps there, too, as you can see in the engine.
 #
 # ## What was gained
 #
@@ -547,15 +680,15 @@ else:
     show_runs(report, list(timeline.WAYS))
 
 # %% [markdown]
-# Two of these numbers need a word. Where there are two launches, the first is the graph and the second is the copy of the sampled tokens to the host. And the GPU seems busy
-# for *longer* with a graph, as the pauses between two kernels of a graph are shorter than a microsecond, and those are counted as work (`GAP_S` in
-# `chapters/aids/timeline.py`); the longer ones between eager launches are not.
+# Two of these numbers need an explanation. Where there are two launches, the first is the graph and the second is the copy of the sampled tokens to the host. And the GPU seems busy
+# for *longer* with a graph. The pauses between two kernels of a graph are shorter than a microsecond, and such pauses are counted as work (`GAP_S` in
+# `chapters/aids/timeline.py`). The longer pauses between eager launches are not.
 #
-# The kernels of a step take about as long as before. What went away is the time between them. With one graph a step, the GPU is idle only while
-# the CPU reads, plans and launches; launched ahead, that happens while the GPU computes, and the step takes as long as the GPU needs.
-# From here on it is the kernels again that set the pace.
+# The kernels of a step take about as long as before. The time between them is gone. With one graph a step, the GPU is idle only while
+# the CPU reads, plans and launches. Launched ahead, that happens while the GPU computes, and the step takes as long as the GPU needs.
+# From here on the kernels set the pace again.
 #
-# And this is the picture with 32 sequences. There the CPU's part of a step, scheduling and giving out tokens, is longer, and hidden all the same
+# This is the picture with 32 sequences. There the CPU's part of a step, scheduling and giving out tokens, is longer, and it is hidden all the same
 # (drawn under the profiler, as before):
 
 # %%
@@ -565,131 +698,18 @@ else:
     viz.show(timeline.draw(report, 32))
 
 # %% [markdown]
-# How far ahead could one go? Two steps in flight are enough to keep a GPU busy, as long as the CPU needs less time for a step than the GPU. Going
-# further would bring nothing, and cost more tokens past the end, and blocks that come back later.
+# How far ahead could one go? Two steps in flight are enough to keep a GPU busy, as long as the CPU needs less time for a step than the GPU. More
+# steps in flight would gain nothing. They would cost more tokens past the end, and blocks would come back later.
 #
-# ## Exercises
-#
-# `python -m chapters start 07` writes `work/ch07_full_speed.py` with its gaps, unless it is there already;
-# `python -m chapters check 07` checks them. None of it needs a GPU. If you have one, your file runs there as it is, and
-# `python -m pytest -m gpu tests/chapters` tries the reference on it.
-#
-# ### Exercise 7.1: batch rows (8 points)
-#
-# Write down for one sequence what travels in these steps: its prompt of 6 tokens is computed (blocks of 4); it decodes three times; it is
-# preempted; it comes back. Which numbers does the host not even know when the second decode is launched ahead?
-#
-# <details><summary><b>The answers, when you have yours</b></summary>
-#
-# *The prompt:* the token at position 0, a context length of 0, and two blocks. (After the chunk, `Executor.launch` sends the new length.) *The
-# decodes:* the tokens at positions 6 and 7 lie in the second block; with the one at position 8 a third block travels, and nothing
-# else. *Preempted:* nothing; the row is released when no step in flight uses it. *Back again:* it is as new, with a row and with blocks that
-# may be others, and everything travels. So what was sent before must be forgotten with the row.
-#
-# The host does not know the token. It is in the row.
-# </details>
-
-# %%
-viz.show_task(ch07.BatchRows.update)
-
-# %% tags=["solution", "hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
-viz.show_source(ch07.BatchRows.update, ch07.BatchRows.release)
-
-# %% [markdown]
-# ### Exercise 7.2: who takes part (6 points)
-#
-# Two small functions. For `activate`, write down what `active_rows` holds after `activate([3, 0, 7, 5], 4)` and then `activate([2, 6], 4)`. Whose
-# row would stand in the third place if you wrote only the names that you were given?
-
-# %%
-viz.show_task(ch07.bucket_for)
-
-# %%
-viz.show_task(ch07.BatchRows.activate)
-
-# %% tags=["solution", "hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
-viz.show_source(ch07.bucket_for, ch07.BatchRows.activate)
-
-# %% [markdown]
-# ### Exercise 7.3: the step (8 points)
-#
-# Make a list of the tensors that the step reads, and of those that it writes. For each: where is it on the GPU, and was it there
-# before the step was captured? Then take a row with a context of 9 in blocks of 4, whose table begins with 12, 3, 8. Which slot does its
-# token go to? Only then write it. `forward` and `attend_rows` do most of the work.
-#
-# <details><summary><b>The answers, when you have yours</b></summary>
-#
-# *Read:* `active_rows`, and of the rows that it names `token_ids`, `context_lens`, `block_tables`; the weights; the pools. *Written:* a slot of the
-# pools for each layer and row, `logits`, `sampled`, and of the rows `token_ids` and `context_lens`. All of them were there before.
-# What you make in between (positions, slots, hidden states) belongs to the graph, which computes it again each time.
-#
-# Position 9 is in page 2, offset 1. The table's entry for page 2 is 8, so the slot is 8 × 4 + 1 = 33.
-# </details>
-
-# %%
-viz.show_task(ch07.decode_step)
-
-# %% tags=["solution", "hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
-viz.show_source(ch07.decode_step)
-
-# %% [markdown]
-# ### Exercise 7.4: the loop (7 points)
-#
-# Play both depths on paper for one sequence that asks for three tokens: in each call of `step`, what is planned, what is in flight, what is read, what
-# is returned? When is there nothing to plan, though not all is done?
-#
-# <details><summary><b>The answer for depth 1, when you have yours</b></summary>
-#
-# Call 0: step 0 is launched; one is in flight, which is not more than the depth; nothing is read, and an empty group is returned. Call 1: step 1 is launched;
-# two are in flight; step 0 is read. Call 2: step 2 is launched, step 1 is read. Call 3: from counts, the sequence will have all its tokens, so nothing is
-# planned; step 2 is read, and the sequence ends. Call 4: nothing is planned, nothing is in flight: `None`.
-# </details>
-
-# %%
-viz.show_task(ch07.Engine.step)
-
-# %%
-viz.show_task(ch07.Engine.apply)
-
-# %% tags=["solution", "hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
-viz.show_source(ch07.Engine.step, ch07.Engine.apply)
-
-# %% [markdown]
-# ### Exercise 7.5: late blocks (6 points)
-#
-# This one needs 7.4: its last tests run the whole engine.
-#
-# A, B and C run at depth 1, and the pool is full. B ended with the step that was read last; the step in flight has all three in it. A needs a block. What
-# should happen now, and what in the next step? And if B had not ended: who gives its blocks, when does A get one, and who must not be preempted on top?
-#
-# <details><summary><b>The answers, when you have yours</b></summary>
-#
-# B is pending, and its blocks are on their way back: A stands aside for one step, with all that it has. When the step in flight has been read they are
-# free, and A takes one.
-#
-# If B had not ended, C is preempted, as the latest arrival. It is in flight, so its blocks are on their way from now on. There is no room yet, and
-# still nobody else may be preempted: `make_room` says no, and A asks again in the next step. Chapter 04's loop would have gone on, to B and then to A
-# itself.
-# </details>
-
-# %%
-viz.show_task(ch07.LateRetirement.collect)
-
-# %%
-viz.show_task(ch07.Scheduler.make_room)
-
-# %% tags=["solution", "hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
-viz.show_source(ch07.LateRetirement.collect, ch07.Scheduler.make_room)
-
-# %% [markdown]
 # ## In the engine
 #
-# `pagebrain/worker/batch_rows.py` holds the rows, with what sampling needs and with all tokens of a text, in one buffer. `pagebrain/worker/graphs.py` captures a graph for
-# each bucket, and others for prompts: a few numbers of tokens, filled up with the dummy's, so that those who join a batch are one launch
-# too. `pagebrain/worker/cuda_executor.py` launches them. `pagebrain/cache.py` and `Engine.step` are what you have written
-# here, with errors, observers and traces. Its decode attention is a kernel, so its graphs read no more than there is.
+# `pagebrain/worker/batch_rows.py` holds the rows in one buffer, with what sampling needs and with all tokens of a text. `pagebrain/worker/graphs.py` captures a graph for
+# each bucket. It captures other graphs for prompts: a few numbers of tokens, filled up with the dummy's, so that requests that join a batch are one launch
+# too. `pagebrain/worker/cuda_executor.py` launches the graphs. `pagebrain/cache.py` and `Engine.step` are what you have written
+# here, with errors, observers and traces. The engine's decode attention is a kernel, so its graphs read no more than there is. If you have a GPU, your file runs there
+# as it is, and `python -m pytest -m gpu tests/chapters` tries the reference on it.
 #
 # ## What the next chapter must fix
 #
-# Every sequence has blocks of its own, even if a hundred of them begin with the same thousand tokens. Those are computed a hundred times, and lie a
-# hundred times in memory. Chapter 08 lets sequences share blocks.
+# Every sequence has blocks of its own, even if a hundred of them begin with the same thousand tokens. These tokens are computed a hundred times, and lie in
+# memory a hundred times. Chapter 08 lets sequences share blocks.
