@@ -214,8 +214,8 @@ def merge_kernel(
 
     Args:
         out_ptr: ``[num_seqs, num_heads, HEAD_DIM]``, contiguous.
-        acc_ptr, maximum_ptr, total_ptr, num_splits: as ``decode_kernel`` wrote them. Parts may be empty, but not all of a
-        query. PADDED_SPLITS: a power of 2 that is not less than ``num_splits``.
+        acc_ptr, maximum_ptr, total_ptr, num_splits: what ``decode_kernel`` wrote. Some parts of a query may be empty, not all.
+        PADDED_SPLITS: a power of 2 that is not less than ``num_splits``.
     """
     # BEGIN SOLUTION 6.4
     query = tl.program_id(0).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)

@@ -18,7 +18,7 @@
 # gets faster, and a step becomes several times shorter.
 #
 # **You need:** chapter 04. You need no GPU: what a GPU would do is recorded, or done on the CPU by a stand-in that follows the same
-# rules. Chapter 07 needs Linux on x86-64 only for what it shares with chapter 06 on a GPU. **Time:** about seven hours with the exercises.
+# rules. Without a GPU this chapter uses no Triton, so any system that runs the earlier chapters is enough. **Time:** about seven hours with the exercises.
 #
 # *You will be able to* say what sets the pace of a decode step, keep the state of sequences in fixed places on the GPU, write a step
 # that can be captured as a CUDA graph and replayed, pad batches without a branch, and launch a step before the last one is read,
