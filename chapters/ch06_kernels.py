@@ -214,7 +214,7 @@ def merge_kernel(
 
     Args:
         out_ptr: ``[num_seqs, num_heads, HEAD_DIM]``, contiguous.
-        acc_ptr, maximum_ptr, total_ptr, num_splits: what ``decode_kernel`` wrote. Some parts of a query may be empty, not all.
+        acc_ptr, maximum_ptr, total_ptr, num_splits: what ``decode_kernel`` wrote. Some parts may be empty, but not all.
         PADDED_SPLITS: a power of 2 that is not less than ``num_splits``.
     """
     # BEGIN SOLUTION 6.4
