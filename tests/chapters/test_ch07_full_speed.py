@@ -262,7 +262,7 @@ def test_a_group_of_the_same_sequences_is_looked_at_anew(chapter: Any, seed: int
         place.check_row(row, seq, seq.token_ids[0], 0)
 
 
-@pytest.mark.task("7.1", hint="The row goes back to free. Forget all about the sequence, num_sent too.")
+@pytest.mark.task("7.1", hint="The row goes back to free. Remove the sequence from row_of and from num_sent.")
 def test_a_row_comes_back_and_serves_another(chapter: Any) -> None:
     place = Place(chapter, seats=1)  # two rows
     old, other = make_sequence(1, 20), make_sequence(2, 3)
@@ -300,7 +300,7 @@ def test_releasing_who_has_no_row_changes_nothing(chapter: Any) -> None:
     assert sorted(place.rows.free) == list(range(8)), f"all 8 rows are free again, but free is {place.rows.free}"
 
 
-@pytest.mark.task("7.1", hint="A long play of arrivals, steps and departures. Follow the sequence that is told.")
+@pytest.mark.task("7.1", hint="Sequences arrive, take part in steps and leave. Follow the one that the message names.")
 def test_rows_follow_whoever_comes_and_goes(chapter: Any, seed: int) -> None:
     choose = random.Random(seed)
     place = Place(chapter)
@@ -341,7 +341,9 @@ def test_rows_follow_whoever_comes_and_goes(chapter: Any, seed: int) -> None:
 # Task 7.2 -----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.task("7.2", hint="Of all buckets that are large enough, the smallest. One that is exactly as large is enough.")
+@pytest.mark.task(
+    "7.2", hint="Take the smallest of the buckets that are large enough. A bucket of exactly num_rows is large enough."
+)
 def test_the_smallest_bucket_that_is_large_enough(chapter: Any, seed: int) -> None:
     choose = random.Random(seed)
     buckets = [1, 2, 4, 8, 12]
@@ -603,7 +605,7 @@ class Texts:
             assert_same(pool, expected, what=f"{what}: the cached {name}", axes=axes, where=self.owner)
 
     def owner(self, place: tuple[int, ...]) -> str:
-        """Whose a slot is."""
+        """Which text a slot belongs to."""
         block_id = place[1]
         for number in range(len(self.texts)):
             if block_id in (table := self.cache.block_table(number)):
@@ -664,7 +666,9 @@ def test_rows_that_are_not_active_stay_as_they_are(chapter: Any, seed: int) -> N
     assert (texts.sampled[2:] == -1).all(), "`sampled` was written past its first two places"
 
 
-@pytest.mark.task("7.3", hint="context_lens of dummy_row: 0 after each step. Growing, it would pass the end of the table.")
+@pytest.mark.task(
+    "7.3", hint="Set context_lens of dummy_row to 0 after each step. If it grows, it passes the end of the table."
+)
 def test_padding_writes_into_the_dummys_block_and_nowhere_else(chapter: Any, seed: int) -> None:
     texts = Texts(chapter, seed)
     numbers = texts.activate([1, 3, 0], 8)
@@ -676,7 +680,9 @@ def test_padding_writes_into_the_dummys_block_and_nowhere_else(chapter: Any, see
     texts.check_cache("after ten steps, each padded by five dummies")
 
 
-@pytest.mark.task("7.3", hint="A replay runs no Python. What did decode_step read when it was captured, and never again?")
+@pytest.mark.task(
+    "7.3", hint="A replay runs no Python. Which value did decode_step read when it was captured, and not again?"
+)
 def test_a_captured_step_does_what_the_rows_say_when_it_is_replayed(chapter: Any, seed: int) -> None:
     texts = Texts(chapter, seed, (1, 4, 5, 9, 12))
     replay = {bucket: texts.capture(bucket) for bucket in (8, 4, 1)}
@@ -765,7 +771,7 @@ class Launches:
         self.log.append(("launch", number))
         self.in_flight.append(number)
         self.most = max(self.most, len(self.in_flight))
-        # Decodes first, then prompts, each from the last to the first: never the order of the group.
+        # Decodes first, then prompts, each from the last to the first, so the order differs from the group's.
         sampling = sorted((e for e in group if e.samples), key=lambda e: (e.num_tokens > 1, -e.seq.seq_id))
         tokens = []
         for entry in group:
@@ -840,7 +846,8 @@ class Loop:
                 got = [entry.seq.seq_id for entry in group]
                 assert sorted(got) == sorted(must), (
                     f"when step {number} was read, the group that was returned should have the sequences {must}, but has "
-                    f"{got}: it is the step's group without those who had ended before, {sorted(had_ended)}. Chunks that "
+                    f"{got}: it is the step's group without the sequences that had ended before, "
+                    f"{sorted(had_ended)}. Chunks that "
                     f"sample nothing and preempted sequences belong to it. {self.log}"
                 )
                 lost = [[seq.seq_id for seq in each.preempted] for each in (self.executor.groups[number], group)]
@@ -948,7 +955,7 @@ def check_order(got: list[tuple[str, int]], expected: list[tuple[str, int]]) -> 
 
 
 def collect(self: Any) -> None:
-    """What task 7.5 asks of ``LateRetirement.collect``."""
+    """``LateRetirement.collect``, as task 7.5 asks for it."""
     for seq_id in [seq_id for seq_id, seq in self.pending.items() if not seq.num_unread_steps]:
         self.pending.pop(seq_id)
         self.cache.free(seq_id)
@@ -956,7 +963,7 @@ def collect(self: Any) -> None:
 
 
 def make_room(self: Any, seq: Sequence, num_tokens: int) -> bool:
-    """What task 7.5 asks of ``Scheduler.make_room``."""
+    """``Scheduler.make_room``, as task 7.5 asks for it."""
     while True:
         if self.cache_manager.can_grow(seq.seq_id, num_tokens):
             return True
@@ -989,7 +996,7 @@ def test_at_depth_0_each_step_is_read_before_the_next_is_launched(chapter: Any, 
 @pytest.mark.task(
     "7.4",
     hint="Launch first. Then, if two are in flight or nothing could be planned, read the oldest (popleft) and return what "
-    "read returned. Nothing read: an empty group. None only if nothing is in flight.",
+    "read returned. If nothing was read, return an empty group; if nothing is in flight either, return None.",
 )
 def test_at_depth_1_a_step_is_launched_before_the_last_one_is_read(chapter: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     loop = Loop(chapter, monkeypatch, async_scheduling=True)
@@ -1007,8 +1014,9 @@ def test_at_depth_1_a_step_is_launched_before_the_last_one_is_read(chapter: Any,
 
 @pytest.mark.task(
     "7.4",
-    hint="Counts are of all of step.group: a step less, and a token less if it samples. Chunks are returned too. Tokens and "
-    "logits are in the order of step.sampling.",
+    hint="For every entry of step.group: one unread step less, and one unread token less if it samples. Chunks "
+    "are returned, "
+    "too. Tokens and logits are in the order of step.sampling.",
 )
 @pytest.mark.parametrize("async_scheduling", [False, True], ids=["depth 0", "depth 1"])
 def test_chunks_and_decodes_side_by_side(chapter: Any, monkeypatch: pytest.MonkeyPatch, async_scheduling: bool) -> None:
@@ -1023,7 +1031,8 @@ def test_chunks_and_decodes_side_by_side(chapter: Any, monkeypatch: pytest.Monke
 
 @pytest.mark.task(
     "7.4",
-    hint="Tokens and logits are those of step.sampling, in its order, which is not that of the group. Who had ended before "
+    hint="Tokens and logits are those of step.sampling, in its order, which is not that of the group. A "
+    "sequence that had ended "
     "gets nothing.",
 )
 @pytest.mark.parametrize("async_scheduling", [False, True], ids=["depth 0", "depth 1"])
@@ -1111,7 +1120,8 @@ def test_who_was_preempted_in_flight_keeps_the_token(
 
 @pytest.mark.task(
     "7.4",
-    hint="While something is in flight all is not done, even if nothing can be planned: read the oldest, one in each call, "
+    hint="While a step is in flight the work is not finished, even if nothing can be planned: read the oldest, "
+    "one in each call, "
     "and return what read returned.",
 )
 @pytest.mark.parametrize("async_scheduling", [False, True], ids=["depth 0", "depth 1"])
@@ -1125,7 +1135,7 @@ def test_the_last_step_is_read_and_waiting_requests_are_served(
     assert not loop.executor.in_flight, f"step returned None, but these steps were not waited for: {loop.executor.in_flight}"
     loop.check_answers()
     assert loop.engine.step() is None
-    loop.add([9, 9], 3)  # and it can go on
+    loop.add([9, 9], 3)  # requests that come later are served, too
     loop.run()
     loop.check_answers()
 
@@ -1279,7 +1289,7 @@ class Coming:
 
 
 class Crowd(Late):
-    """The same, for ``make_room``, with a retirement that surely works. ``pending`` have ended and hold blocks still."""
+    """The same, for ``make_room``, with a retirement that works. ``pending`` have ended and still hold blocks."""
 
     def __init__(
         self, chapter: Any, held: list[int], in_flight: Iterable[int] = (), free_blocks: int = 0, pending: Iterable[int] = ()
@@ -1395,7 +1405,11 @@ class GuardedCache(ch04_scheduler.FreeAtOnce):
         poison(self)
 
 
-@pytest.mark.task("7.5", hint="Each part may be right alone: follow the first sequence that is wrong in engine.history.")
+@pytest.mark.task(
+    "7.5",
+    hint="All tasks work together here. Find the first step in engine.history in which the sequence of the "
+    "message is wrong.",
+)
 @pytest.mark.parametrize("use_graphs", [False, True], ids=["eager", "graphs"])
 @pytest.mark.parametrize("async_scheduling", [False, True], ids=["depth 0", "depth 1"])
 def test_the_engine_gives_what_hugging_face_gives(
@@ -1434,7 +1448,7 @@ def test_the_engine_gives_what_hugging_face_gives(
     )
 
 
-@pytest.mark.task("7.5", hint="Many small loads with few blocks, at both depths; the text depends on every slot.")
+@pytest.mark.task("7.5", hint="Many small loads with few blocks, at both depths. Each slot has an influence on the text.")
 def test_random_loads_are_served_exactly(chapter: Any, seed: int) -> None:
     choose = random.Random(seed)
     model = random_gpt2(seed=seed, n_layer=1, n_embd=24, n_head=2)
