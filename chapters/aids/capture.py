@@ -38,7 +38,7 @@ class CaptureError(RuntimeError):
     """A step cannot be captured: in the middle of it the host would have to wait for the GPU, or to send it something."""
 
 
-class NoWaiting(TorchFunctionMode):  # type: ignore[no-untyped-call]
+class NoWaiting(TorchFunctionMode):
     """In a ``with`` block, raises ``CaptureError`` where a tensor's values are wanted in Python: ``tolist``, "
     "``item``, ``if``."""
 

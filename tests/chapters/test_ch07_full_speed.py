@@ -438,11 +438,11 @@ def test_any_rows_in_any_order(chapter: Any, seed: int) -> None:
         watcher.activate(choose.sample(range(16), choose.randint(bucket // 2, bucket)), bucket)
 
 
-class Writes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Writes(TorchDispatchMode):
     """Counts what is launched to change a tensor's memory, and numbers that come from the host past ``upload``."""
 
     def __init__(self, tensor: Tensor) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.memory, self.count, self.is_uploading = tensor.untyped_storage().data_ptr(), 0, False
         self.from_host: list[str] = []
 

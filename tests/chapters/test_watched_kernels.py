@@ -74,10 +74,11 @@ def test_the_number_of_task_6_6_is_what_the_reference_moves() -> None:
 
     if not hasattr(ch06_kernels, "answer_6_6"):
         pytest.skip("chapter 06 is left to the reader here")
-    pools = [torch.randn(6, 16, 2, 64).half() for _ in range(2)]
+    key_pool, value_pool = (torch.randn(6, 16, 2, 64).half() for _ in range(2))
+    query = torch.randn(1, 2, 64).half()
     tables, lens = torch.randperm(6)[None], torch.tensor([96])
     with watching() as watch:
-        ch06_kernels.paged_decode(torch.randn(1, 2, 64).half(), *pools, tables, lens, 0.125, num_splits=6)
+        ch06_kernels.paged_decode(query, key_pool, value_pool, tables, lens, 0.125, num_splits=6)
     work = ch06_kernels.decode_work(1, 96, 2, 64, 2)
     assert ch06_kernels.answer_6_6()[0] == work.num_operations / watch.num_bytes()
 
