@@ -359,28 +359,6 @@ viz.show_source(ch07.attend_rows)
 # %% [markdown]
 # With batch rows, such a step is short to describe: take the active rows, compute, and write the token back to its row.
 # Everything that differs from step to step is *in* the tensors: in `state`, and in `active_rows`, which names the rows that a step computes.
-#
-# ### Exercise 7.3: the step (8 points)
-#
-# (7.2 follows with buckets.) Make a list of the tensors that the step reads, and of those that it writes. For each: where is it on the GPU, and was it there
-# before the step was captured? Then take a row with a context of 9 in blocks of 4, whose table begins with 12, 3, 8. Which slot does its
-# token go to? Only then write the function. `forward` and `attend_rows` do most of the work. After each step the context of the dummy row is 0. The reason
-# follows in section 3.
-#
-# <details><summary><b>The answers, when you have yours</b></summary>
-#
-# *Read:* `active_rows`, and of the rows that it names `token_ids`, `context_lens`, `block_tables`; the weights; the pools. *Written:* a slot of the
-# pools for each layer and row, `logits`, `sampled`, and of the rows `token_ids` and `context_lens`. All of them were there before.
-# What you make in between (positions, slots, hidden states) belongs to the graph, which computes it again each time.
-#
-# Position 9 is in page 2, offset 1. The table's entry for page 2 is 8, so the slot is 8 × 4 + 1 = 33.
-# </details>
-
-# %%
-viz.show_task(ch07.decode_step)
-
-# %% tags=["solution", "hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
-viz.show_source(ch07.decode_step)
 
 # %% [markdown]
 # ## 3. Buckets, and a dummy sequence
@@ -431,6 +409,29 @@ viz.show_task(ch07.BatchRows.activate)
 viz.show_source(ch07.bucket_for, ch07.BatchRows.activate)
 
 # %% [markdown]
+# ### Exercise 7.3: the step (8 points)
+#
+# Now everything that the step needs is there. Make a list of the tensors that the step reads, and of those that it writes. For each: where is it on the GPU, and was it there
+# before the step was captured? Then take a row with a context of 9 in blocks of 4, whose table begins with 12, 3, 8. Which slot does its
+# token go to? Only then write the function. `forward` and `attend_rows` do most of the work. After each step the context
+# of the dummy row is 0.
+#
+# <details><summary><b>The answers, when you have yours</b></summary>
+#
+# *Read:* `active_rows`, and of the rows that it names `token_ids`, `context_lens`, `block_tables`; the weights; the pools. *Written:* a slot of the
+# pools for each layer and row, `logits`, `sampled`, and of the rows `token_ids` and `context_lens`. All of them were there before.
+# What you make in between (positions, slots, hidden states) belongs to the graph, which computes it again each time.
+#
+# Position 9 is in page 2, offset 1. The table's entry for page 2 is 8, so the slot is 8 × 4 + 1 = 33.
+# </details>
+
+# %%
+viz.show_task(ch07.decode_step)
+
+# %% tags=["solution", "hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
+viz.show_source(ch07.decode_step)
+
+# %% [markdown]
 # ## 4. Launching ahead
 #
 # With one graph a step, the CPU needs a fraction of the time. But it still waits: it launches, reads the tokens, and only then plans the next
@@ -465,30 +466,9 @@ else:
 
 # %% [markdown]
 # Also when it launches ahead, the CPU waits for the GPU during a good part of the step. That is what we want: the GPU sets the pace, and the CPU waits for it.
-#
-# ### Exercise 7.6: which gap does the host make? (3 points)
-#
-# The middle panel has one large gap in each step, in which the GPU is idle. Measure it in the recording, and explain it. `run["timeline"]` has the data of a
-# panel: `step_starts_us`, the kernels as `gpu`, and the CPU's parts as `host`. This is the beginning of the middle panel:
-
-# %%
-if RECORDED.is_file():
-    recorded = json.loads(RECORDED.read_text(encoding="utf-8"))
-    run = next(r for r in recorded["runs"] if r["batch"] == 1 and r["way"] == "graph")
-    print("steps start at", run["timeline"]["step_starts_us"][:4])
-    print("kernels run   ", run["timeline"]["gpu"][:3])
-    print("the CPU does  ", run["timeline"]["host"][:5])
-
-# %%
-viz.show_task(ch07.answer_7_6)
-
-# %% tags=["solution", "hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
-viz.show_source(ch07.answer_7_6)
 
 # %% [markdown]
-# ### How the gap is closed
-#
-# The lowest panel shows it. Why must step N be read before step N+1 is launched? There are two reasons, and neither holds. The next step needs the sampled token, but this token
+# The lowest panel shows how the gap is closed. Why must step N be read before step N+1 is launched? There are two reasons, and neither holds. The next step needs the sampled token, but this token
 # is in the batch row already. The scheduler has to decide which sequences take part, but it decides from *counts*, and how many tokens a sequence will have after
 # step N is known when step N is launched. So the host can be one step ahead. Only the *values* come later.
 #
@@ -696,6 +676,26 @@ if report is None:
     print("skipped: nothing was recorded")
 else:
     viz.show(timeline.draw(report, 32))
+
+# %% [markdown]
+# ### Exercise 7.6: which gap does the host make? (3 points)
+#
+# In the pictures of section 4, the middle panel has one large gap in each step, in which the GPU is idle. Measure it in the recording, and explain it. `run["timeline"]` has the data of a
+# panel: `step_starts_us`, the kernels as `gpu`, and the CPU's parts as `host`. This is the beginning of the middle panel:
+
+# %%
+if RECORDED.is_file():
+    recorded = json.loads(RECORDED.read_text(encoding="utf-8"))
+    run = next(r for r in recorded["runs"] if r["batch"] == 1 and r["way"] == "graph")
+    print("steps start at", run["timeline"]["step_starts_us"][:4])
+    print("kernels run   ", run["timeline"]["gpu"][:3])
+    print("the CPU does  ", run["timeline"]["host"][:5])
+
+# %%
+viz.show_task(ch07.answer_7_6)
+
+# %% tags=["solution", "hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
+viz.show_source(ch07.answer_7_6)
 
 # %% [markdown]
 # How far ahead could one go? Two steps in flight are enough to keep a GPU busy, as long as the CPU needs less time for a step than the GPU. More

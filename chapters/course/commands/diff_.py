@@ -87,6 +87,7 @@ ROLES: dict[str, dict[str, Role]] = {
         "decode_work": Role("roofline"),
         "floor_seconds": Role("roofline"),
         "choose_num_splits": Role("kernels"),
+        "answer_6_6": Role("roofline"),
         "num_wanted_programs": Role("kernels"),
         "write_kv": Role("cache"),
         "paged_decode": Role("attention"),
@@ -104,6 +105,7 @@ ROLES: dict[str, dict[str, Role]] = {
         "LateRetirement": Role("cache"),
         "Scheduler": Role("scheduler"),
         "Engine": Role("loop"),  # the engine of chapter 04, with steps in flight
+        "answer_7_6": Role("loop"),
         "generate": Role("loop", ("04.generate",)),
     },
 }
