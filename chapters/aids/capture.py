@@ -1,8 +1,8 @@
 """Chapter 07's tools of a GPU, with a stand-in on a CPU: captured steps, and copies that the host does not wait for.
 
-On a GPU :func:`capture` makes a CUDA graph, elsewhere a :class:`Recording`, and the two treat a step alike. A replay repeats
-operations on addresses. It runs no Python: a branch stays as it was taken, a number stays as it was read, and a tensor that
-was bound to a name since is not used.
+On a GPU :func:`capture` makes a CUDA graph, elsewhere a :class:`Recording`. Both treat a step alike. A replay repeats
+operations on addresses. It runs no Python: a branch stays as it was taken, a number stays as it was read, and a tensor
+that a name was bound to afterwards is not used.
 """
 
 from collections.abc import Callable
@@ -35,7 +35,7 @@ _WAITING = frozenset(
 
 
 class CaptureError(RuntimeError):
-    """A step cannot be captured: in the middle of it the host would have to wait for the GPU, or to send it something."""
+    """A step cannot be captured: in it the host would have to wait for the GPU, or to send something to it."""
 
 
 class NoWaiting(TorchFunctionMode):

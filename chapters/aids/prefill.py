@@ -1,7 +1,8 @@
-"""The prefill kernel, attention of many queries: complete, to be read; and what the launches of chapter 06 have in common.
+"""The prefill kernel, which computes attention of many queries; and what the launches of chapter 06 have in common.
 
-With many queries of one sequence the sums of products are products of matrices, ``tl.dot``, for which a GPU has units of its
-own. Otherwise this is the loop of ``ch06_kernels.attend_tokens`` with a row more, and a causal mask.
+Read it when task 6.2 is done, because it is nearly the same loop. With many queries of one sequence the sums of products are
+products of matrices, ``tl.dot``, for which a GPU has special units. Otherwise this is the loop of
+``ch06_kernels.attend_tokens`` with one more axis and a causal mask.
 """
 
 import torch
@@ -10,10 +11,10 @@ from torch import Tensor
 from chapters.aids.triton_anywhere import INTERPRETED, tl, triton
 
 TILE = tl.constexpr(16)
-"""Tokens that a program reads at a time. With 64 numbers of 2 bytes each, that is 2 KiB of keys."""
+"""Tokens that a program reads with one load. With 64 numbers of 2 bytes each, that is 2 KiB of keys."""
 
 QUERY_TILE = tl.constexpr(16)
-"""Queries that a program computes together: the least that a matrix unit takes."""
+"""Queries that a program computes together: the smallest number that a matrix unit takes."""
 
 
 @triton.jit
