@@ -1,20 +1,21 @@
 """Chapter 02: physical blocks, a free list, and a block table for each sequence.
 
-Chapter 01 reserves for the longest text that might come, side by side in memory, and most of that is never written.
-Operating systems met this long ago, and their answer works here: cut memory into *blocks* of a few token slots, hand one out
-when a sequence needs it, and let it lie anywhere. A *block table* says which physical block holds a sequence's first tokens,
-which the next, and so on. At most ``block_size - 1`` slots of a sequence are ever empty (Kwon et al., SOSP 2023).
+Chapter 01 reserves contiguous memory for the longest text that a request might become, and most of it is never written.
+Operating systems solved the same problem with paging. Memory is cut into *blocks* of a few token slots. A sequence gets a
+block when it needs one, and the block may be anywhere in memory. A *block table* lists a sequence's physical blocks in the
+order of its text. At most ``block_size - 1`` slots of a sequence are empty at any time (Kwon et al., SOSP 2023).
 
-What changes from chapter 01: the cache. A sequence's K and V grow block by block and are given back when it ends; the batch
-needs no padding, since every row of it knows its slot. Attention is that of chapter 01: it first collects a sequence's pages
-into one piece, a copy of the whole context that chapter 03 does without.
+What changes from chapter 01: the cache. A sequence's K and V grow block by block, and the blocks are given back when the
+sequence ends. The batch needs no padding, since each of its rows has a slot. Attention is that of chapter 01: before it
+runs, a sequence's pages are copied into one piece. Chapter 03 needs no such copy.
 
-Tasks (30 points, about 5 hours):
+Tasks (33 points, about 2.5 hours with reading):
 
-- 2.1 (10 points) ``BlockManager.allocate`` and ``free``: who holds which block.
+- 2.1 (10 points) ``BlockManager.allocate`` and ``free``: which blocks are in use.
 - 2.2 (8 points) ``PagedCache.slots``: from a token's position to its slot.
-- 2.3 (6 points) ``PagedCache.grow`` and ``free``: block tables that cover what they must and no more.
-- 2.4 (6 points) ``PagedCache.gather``: a sequence's K and V in order, wherever they lie.
+- 2.3 (6 points) ``PagedCache.grow`` and ``free``: block tables with as many blocks as their tokens need.
+- 2.4 (6 points) ``PagedCache.gather``: a sequence's K and V in order, wherever its blocks are.
+- 2.5 (3 points) ``answer_2_5``: measure and explain how many more requests the same memory serves.
 
 Know first: chapter 01; integer division and remainder.
 In the engine: :class:`pagebrain.block.BlockManager` and :class:`pagebrain.cache.CacheManager`. In vLLM: ``BlockPool`` in
@@ -40,7 +41,7 @@ from pagebrain.model_config import attention_scale
 
 
 class BlockManager:
-    """Hands out the physical blocks ``0 .. num_blocks - 1`` and takes them back. It knows numbers, no tensors."""
+    """Allocates and frees the physical blocks ``0 .. num_blocks - 1``. It handles block ids only, no tensors."""
 
     supports = frozenset({"async_scheduling"})
 
@@ -52,7 +53,7 @@ class BlockManager:
 
     @property
     def num_free_blocks(self) -> int:
-        """Blocks that nobody holds."""
+        """Number of free blocks."""
         return len(self._free)
 
     @property
@@ -65,17 +66,21 @@ class BlockManager:
         return count <= len(self._free)
 
     def ref_count(self, block_id: int) -> int:
-        """Holders of a block, 0 or 1. (The engine's blocks may have several.)"""
+        """1 for a block in use, 0 for a free block. (In the engine, several sequences may hold one block.)"""
         if not 0 <= block_id < self.num_blocks:
             raise BlockError(f"block ids run from 0 to {self.num_blocks - 1}, got {block_id}")
         return int(block_id in self._in_use)
 
     def allocate(self, count: int = 1) -> list[int]:
-        """Task 2.1: take ``count`` free blocks; none of them may be in use.
+        """Task 2.1: take ``count`` free blocks, in any order; from now on they are in use.
 
-        Raises ``OutOfBlocksError``, before anything changed, if fewer are free.
+        Returns a list of ``count`` different block ids, which belongs to the caller; it is empty for a count of 0. Raises
+        ``BlockError`` for a count below 0, and ``OutOfBlocksError`` if fewer blocks are free. After an error nothing has
+        changed.
         """
         # BEGIN SOLUTION 2.1
+        if count < 0:
+            raise BlockError(f"count must be at least 0, got {count}")
         if not self.can_allocate(count):
             raise OutOfBlocksError(
                 f"{count} blocks were asked for, but only {len(self._free)} of {self.num_blocks} are free"
@@ -86,9 +91,11 @@ class BlockManager:
         # END SOLUTION
 
     def free(self, block_ids: Iterable[int]) -> None:
-        """Task 2.1: take blocks back.
+        """Task 2.1: take blocks back; from now on they are free.
 
-        Raises ``BlockError``, before anything changed, for a block that does not exist, is free, or is named twice.
+        ``block_ids`` is any iterable of ints, such as a list, a set or a generator (which can be read only once). It must
+        not change. Raises ``BlockError`` if it contains a block that does not exist or is free already, or contains a block
+        twice. After an error nothing has changed: none of the blocks has become free.
         """
         # BEGIN SOLUTION 2.1
         block_ids = list(block_ids)
@@ -117,7 +124,7 @@ class PagedCache:
 
     @property
     def num_free_blocks(self) -> int:
-        """Blocks that no sequence holds."""
+        """Number of blocks that are in no block table."""
         return self.block_manager.num_free_blocks
 
     @property
@@ -130,7 +137,7 @@ class PagedCache:
         return tuple(self._tables.get(seq_id, ()))
 
     def num_missing_blocks(self, seq_id: int, num_tokens: int) -> int:
-        """Blocks that the sequence's table lacks to hold ``num_tokens`` tokens."""
+        """Number of blocks that must be added to the sequence's table before it covers ``num_tokens`` tokens."""
         return max(0, -(-num_tokens // self.block_size) - len(self._tables.get(seq_id, ())))
 
     def can_grow(self, seq_id: int, num_tokens: int) -> bool:
@@ -138,10 +145,11 @@ class PagedCache:
         return self.block_manager.can_allocate(self.num_missing_blocks(seq_id, num_tokens))
 
     def grow(self, seq_id: int, num_tokens: int) -> None:
-        """Task 2.3: make the sequence's table cover ``num_tokens`` tokens, with no more blocks than that needs.
+        """Task 2.3: make the sequence's table cover ``num_tokens`` tokens, with as few blocks as possible.
 
-        A table that covers them already stays as it is. Raises ``OutOfBlocksError``, before anything changed, if too few
-        blocks are free.
+        New blocks go behind those that the table has. A table that covers ``num_tokens`` already stays as it is. Raises
+        ``OutOfBlocksError`` if too few blocks are free; then nothing has changed, and a sequence without a table still has
+        none. The contents of the pools do not change.
         """
         # BEGIN SOLUTION 2.3
         block_ids = self.block_manager.allocate(self.num_missing_blocks(seq_id, num_tokens))
@@ -149,7 +157,10 @@ class PagedCache:
         # END SOLUTION
 
     def free(self, seq_id: int) -> None:
-        """Task 2.3: give all of a sequence's blocks back and forget its table; one that holds none is left alone."""
+        """Task 2.3: free all blocks of a sequence in the block manager, and remove its table.
+
+        For a sequence without a table nothing happens. The contents of the pools do not change.
+        """
         # BEGIN SOLUTION 2.3
         self.block_manager.free(self._tables.pop(seq_id, []))
         # END SOLUTION
@@ -157,12 +168,15 @@ class PagedCache:
     def slots(self, seq_id: int, start: int, count: int) -> list[int]:
         """Task 2.2: the physical slots of tokens ``start .. start + count - 1``; slot = block_id * block_size + offset.
 
-        Raises ``BlockTableError`` if the sequence's table does not cover them.
+        Returns a list of ``count`` ints, read from the sequence's table as it is now. Raises ``BlockTableError`` if the
+        table does not cover all of these tokens (a sequence without a table covers none), or if ``start`` or ``count`` is
+        negative. Nothing changes.
         """
         # BEGIN SOLUTION 2.2
         table = self._tables.get(seq_id, [])
-        if start + count > len(table) * self.block_size:
-            raise BlockTableError(f"token {start + count - 1} of sequence {seq_id} is past its {len(table)} blocks")
+        if start < 0 or count < 0 or start + count > len(table) * self.block_size:
+            covered = len(table) * self.block_size
+            raise BlockTableError(f"{count} tokens from {start} on: the table of sequence {seq_id} covers {covered} tokens")
         return [
             table[position // self.block_size] * self.block_size + position % self.block_size
             for position in range(start, start + count)
@@ -170,14 +184,16 @@ class PagedCache:
         # END SOLUTION
 
     def write(self, layer: int, slots: Tensor, key: Tensor, value: Tensor) -> None:
-        """Put K and V ``[num_tokens, num_heads, head_dim]`` of new tokens into their slots ``[num_tokens]``."""
+        """Write K and V ``[num_tokens, num_heads, head_dim]`` of new tokens to their slots ``[num_tokens]``."""
         self.key_pools[layer].flatten(0, 1)[slots] = key
         self.value_pools[layer].flatten(0, 1)[slots] = value
 
     def gather(self, layer: int, seq_id: int, num_tokens: int) -> tuple[Tensor, Tensor]:
         """Task 2.4: K and V of a sequence's first ``num_tokens`` tokens, in order.
 
-        Returns two tensors ``[num_tokens, num_heads, head_dim]``.
+        ``num_tokens`` is at least 1, and the table covers them; it may cover more. Returns two tensors ``[num_tokens,
+        num_heads, head_dim]`` in the dtype of the pools, with what the pools contain now. Copies at most the sequence's own
+        pages of this layer. The pools do not change.
         """
         # BEGIN SOLUTION 2.4
         table = torch.tensor(self.block_table(seq_id), dtype=torch.int64, device=self.key_pools.device)
@@ -188,7 +204,7 @@ class PagedCache:
 
 
 class Rows:
-    """The flat rows of one step. An entry is ``(seq_id, start, new_token_ids)``: these follow ``start`` cached tokens."""
+    """The flat rows of one step. An entry is ``(seq_id, start, new_token_ids)``: new tokens after ``start`` cached ones."""
 
     def __init__(self, cache: PagedCache, entries: Sequence[tuple[int, int, Sequence[int]]]) -> None:
         self.seq_ids = [seq_id for seq_id, _, _ in entries]
@@ -209,7 +225,7 @@ class Rows:
         self.last_rows = self.query_starts[1:] - 1  # [num_seqs]
 
     def trace(self, step: int, cache: PagedCache) -> StepTrace:
-        """The record of this step, for whoever draws it."""
+        """The record of this step."""
         shares = zip(self.seq_ids, self.context_lens, self.counts)
         rows = [
             TraceRow(seq_id, str(seq_id), 0, length - count, count, True, "decode" if length > count else "prefill")
@@ -219,7 +235,7 @@ class Rows:
 
 
 def attend_gathered(model: GPT2LMHeadModel, cache: PagedCache, rows: Rows) -> Attend:
-    """Attention that first collects each sequence's pages into one piece."""
+    """Attention that first copies each sequence's pages into one piece."""
 
     def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         cache.write(layer, rows.slots, key, value)
@@ -247,7 +263,7 @@ def generate(
     make_attend: MakeAttend = attend_gathered,
     on_step: Observer | None = None,
 ) -> list[list[int]]:
-    """The greedy continuation of each prompt, all at once; a sequence that ends gives its blocks back at once.
+    """The greedy continuation of all prompts as one batch. A sequence's blocks are freed in the step in which it ends.
 
     ``on_step`` is called with the record of every step.
     """
@@ -278,3 +294,26 @@ def generate(
         if on_step is not None:
             on_step(trace.read(seq_id for seq_id in rows.seq_ids if seq_id not in running))
     return [texts[index][len(prompt) :] for index, prompt in enumerate(prompts)]
+
+
+def answer_2_5() -> tuple[float, str]:
+    """Task 2.5: measure and explain: how many stories can run together in the memory that chapter 01 reserves for six?
+
+    The lengths are those of the notebook's six stories, A to F: prompts of 2, 6, 3, 6, 2 and 9 tokens, answers of 211, 266,
+    191, 71, 178 and 162 tokens. Chapter 01 reserves 409 slots for each of the six. The same memory is 153 blocks of 16.
+
+    Take ``n`` requests: A to F, then A to F again, and so on. All of them start together. In step ``s`` (from 0) a request
+    has ``prompt + s`` tokens in the cache, and in the step of its last answer token its blocks are freed, after the step.
+    Find the largest ``n`` for which every ``grow`` of the run succeeds. How to measure: play the lengths on a real
+    :class:`PagedCache` without a model, as the notebook's ``replay`` does, for one ``n`` after the other.
+
+    Returns ``n`` (an int or a float), and one to four sentences for your instructor: why is it not more, given that all
+    blocks are free at the start and at the end? And what would have to change for the same memory to serve more?
+    """
+    # BEGIN SOLUTION 2.5
+    return 16, (
+        "All requests start together, so they grow together, and the peak counts: with 17 requests 154 blocks are needed "
+        "in the same step, and 153 exist. Before and after this step blocks are free and unused. If requests started at "
+        "different times, long texts and short ones would take turns, and more of them could be served by the same blocks."
+    )
+    # END SOLUTION

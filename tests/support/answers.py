@@ -1,0 +1,37 @@
+"""The answer of a task that asks to measure and explain: its form, and its number within bounds."""
+
+from collections.abc import Callable
+from numbers import Real
+from typing import Any
+
+from tests.support.hints import hint
+
+MIN_WORDS = 8
+
+
+def assert_answer(
+    answer: Callable[[], Any], expected: float, within: float, record: Callable[[str, object], None], hints: dict[str, str]
+) -> None:
+    """``answer()`` is a number within ``within`` of ``expected`` and a text, which ``record`` gives to the instructor.
+
+    ``hints`` has two: ``"high"`` is shown for a number that is too high, ``"low"`` for one that is too low.
+    """
+    name = answer.__name__
+    with hint("Return a pair: the number that was measured, and your explanation as one string."):
+        returned = answer()
+        assert isinstance(returned, tuple) and len(returned) == 2, (
+            f"{name} returned {returned!r:.60}, expected a number and a text"
+        )
+        number, text = returned
+        assert isinstance(number, Real) and not isinstance(number, bool), (
+            f"{name}: the first value is of type {type(number).__name__}, expected a number"
+        )
+        assert isinstance(text, str), f"{name}: the second value is of type {type(text).__name__}, expected a str"
+    with hint("The text is for your instructor: say why, in one to four sentences."):
+        assert len(text.split()) >= MIN_WORDS, (
+            f"{name}: the text has {len(text.split())} words, expected at least {MIN_WORDS}"
+        )
+    record("answer", text)
+    high = float(number) > expected
+    with hint(hints["high" if high else "low"]):
+        assert abs(float(number) - expected) <= within, f"{name}: {number} is too {'high' if high else 'low'}"
