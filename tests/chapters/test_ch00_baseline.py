@@ -324,7 +324,7 @@ def test_the_second_half_of_an_answer_costs_more(chapter: Any, seed: int, record
         0.02,
         record_property,
         {
-            "high": "Is the prompt part of every forward pass? Divide the rows for the last 32 tokens by those for the first 32.",
+            "high": "Count the prompt in every forward pass. Divide the rows for the last 32 tokens by those for the first 32.",
             "low": "Divide the rows for the last 32 tokens by those for the first 32. Count rows, not forward passes.",
         },
     )
