@@ -1,12 +1,13 @@
 """Chapter 00: the token that greedy decoding takes, and the loop, compared with vanilla Hugging Face GPT-2."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import Tensor
 from transformers import GPT2LMHeadModel
+from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 
 from tests.support.answers import assert_answer
 from tests.support.departures import assert_same, assert_same_tokens
@@ -232,7 +233,9 @@ class Rows:
 
     def __init__(self, base: GPT2LMHeadModel) -> None:
         self.events: list[Any] = []
-        base.transformer.h[0].ln_1.register_forward_pre_hook(lambda _, given: self.events.append(given[0].shape[-2]))
+        cast(GPT2Block, base.transformer.h[0]).ln_1.register_forward_pre_hook(
+            lambda _, given: self.events.append(given[0].shape[-2])
+        )
 
     def report(self, logits: Tensor) -> None:
         self.events.append("report")
@@ -324,7 +327,7 @@ def test_the_second_half_of_an_answer_costs_more(chapter: Any, seed: int, record
         0.02,
         record_property,
         {
-            "high": "Count the prompt in every forward pass. Divide the rows for the last 32 tokens by those for the first 32.",
+            "high": "The prompt is part of each pass. Divide the rows for the last 32 tokens by those for the first 32.",
             "low": "Divide the rows for the last 32 tokens by those for the first 32. Count rows, not forward passes.",
         },
     )

@@ -162,8 +162,8 @@ Given = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 NOT_A_NUMBER = (
-    "NaN comes from inf / inf, 0 / 0 or inf - inf: does exp get large numbers, is a maximum or a sum taken over hidden slots "
-    "too, and does each query see at least one slot?"
+    "NaN comes from inf / inf, 0 / 0 or inf - inf: does exp get large numbers, is a maximum or a sum taken over hidden "
+    "slots too, and does each query see at least one slot?"
 )
 
 
@@ -206,7 +206,7 @@ def other_mask(out: Tensor, given: Given, scale: float) -> str:
     scores = torch.einsum("bqhd,bkhd->bhqk", query, keys) * scale
     hidden = (torch.arange(MAX_LEN) > positions.unsqueeze(-1)).unsqueeze(1)
     others = {
-        "hidden slots took part with a score of 0 or another fixed number, which is higher than visible ones": scores.masked_fill(
+        "hidden slots had a fixed score, such as 0, that is not below all visible ones": scores.masked_fill(
             hidden, 0
         ).softmax(-1),
         "weights were cut after the softmax, so that they do not add up to 1": scores.softmax(-1).masked_fill(hidden, 0),
@@ -280,10 +280,10 @@ def test_an_earlier_call_leaves_nothing_behind(chapter: Any, seed: int) -> None:
     query, keys, values = (drawn(seed + index, 2, size, 3, 4) for index, size in enumerate((1, MAX_LEN, MAX_LEN)))
     positions = torch.tensor([[2], [5]])
     for step in range(3):
-        out, expected = (
-            attend(query, keys, values, positions, 0.5) for attend in (chapter.masked_attention, attend_one_by_one)
-        )
-        if step == 0 and not torch.allclose(out, expected, atol=1e-9, rtol=0):
+        with hint("Check the axes (heads, new tokens, slots) in each product, in the mask and in the softmax."):
+            out = chapter.masked_attention(query, keys, values, positions, 0.5)
+        expected = attend_one_by_one(query, keys, values, positions, 0.5)
+        if step == 0 and not (out.shape == expected.shape and torch.allclose(out, expected, atol=1e-9, rtol=0)):
             return  # wrong in its first call: see the other tests
         what = f"call {step} with positions {positions.tolist()}, which were changed in place: the attention outputs"
         assert_same(out, expected, what=what, axes=("sequence", "new token", "head", "dim"))

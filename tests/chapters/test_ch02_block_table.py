@@ -246,6 +246,18 @@ def cache_with_tables(chapter: Any, block_size: int, kind: Any = None, **setting
     return cache
 
 
+def give_other_blocks(cache: Any, seq_id: int, num_blocks: int) -> None:
+    """Free a sequence and give it other blocks. If ``free`` or ``grow``, which are task 2.3, is wrong, without them."""
+    try:
+        cache.free(seq_id)
+        cache.grow(seq_id, num_blocks * cache.block_size)
+        if len(set(cache.block_table(seq_id))) == num_blocks == len(cache.block_table(seq_id)):
+            return
+    except Exception:  # a stub, or a mistake in it: its own tests say so
+        pass
+    cache._tables[seq_id] = cache.block_manager.allocate(num_blocks)
+
+
 def assert_slots(cache: Any, seq_id: int, start: int, count: int) -> None:
     """One call of ``slots`` for tokens that the table covers."""
     table, block_size = cache.block_table(seq_id), cache.block_size
@@ -326,14 +338,11 @@ def test_a_negative_start_or_count_is_refused(chapter: Any, block_size: int) -> 
 def test_slots_follow_the_table_as_it_is_now(chapter: Any) -> None:
     cache = make_cache(chapter, 4)
     before: set[int] = set()
-    for num_blocks in (1, 2, 2, 3):
+    for num_blocks in (1, 2, 2):
         for seq_id in (0, 7):
-            table = cache.block_manager.allocate(num_blocks)
-            if seq_id in cache._tables:
-                cache.block_manager.free(cache._tables.pop(seq_id))
-            cache._tables[seq_id] = table  # set here, because grow and free are task 2.3
+            give_other_blocks(cache, seq_id, num_blocks)
             assert_slots(cache, seq_id, 0, 4 * num_blocks)
-            before.update(table)
+            before.update(cache.block_table(seq_id))
     assert len(before) > 4
 
 
@@ -381,7 +390,7 @@ def assert_grows(cache: Any, seq_id: int, num_tokens: int) -> None:
     )
 
 
-@pytest.mark.task("2.3", hint="A new sequence has no entry among the tables yet: its first blocks make one.")
+@pytest.mark.task("2.3", hint="A new sequence has no table yet. It gets one with the blocks that num_missing_blocks counts.")
 @pytest.mark.parametrize("num_tokens", [1, 4, 5])
 def test_a_sequence_without_a_table_gets_one(chapter: Any, num_tokens: int) -> None:
     cache = make_cache(chapter, 4)
@@ -439,7 +448,7 @@ def test_free_gives_all_blocks_back_and_forgets_the_table(chapter: Any) -> None:
             in_use = sorted(block_id for other in others.values() for block_id in other)
             with hint("Call the block manager's free: it keeps its own record of the blocks in use."):
                 assert now["blocks in use"] == in_use, (
-                    f"after free({seq_id}) the tables have blocks {in_use}, but by ref_count {now['blocks in use']} are in use"
+                    f"after free({seq_id}) the tables have blocks {in_use}, but ref_count says {now['blocks in use']}"
                 )
             assert now["block tables"] == others, f"free({seq_id}) changed other tables: {others} to {now['block tables']}"
     assert_grows(cache, 0, 40)
@@ -530,7 +539,9 @@ def assert_gathers(cache: Any, pools: dict[str, Tensor], layer: int, seq_id: int
         assert mine.dtype == pool.dtype, f"{call}: the {name} have dtype {mine.dtype}, and the pool {pool.dtype}"
 
 
-@pytest.mark.task("2.4", hint="Keys come from key_pools, values from value_pools, both from the given layer.")
+@pytest.mark.task(
+    "2.4", hint="Keys come from key_pools, values from value_pools, of the given layer. The page is full: do not cut it."
+)
 def test_one_full_block_is_gathered_from_its_layer_of_both_pools(chapter: Any, seed: int) -> None:
     cache, pools = filled_cache(chapter, seed, 4, torch.float64)
     for layer in range(3):
@@ -567,8 +578,8 @@ def test_gathering_copies_no_more_than_the_pages_of_one_layer(chapter: Any, seed
     with LargestTensor() as largest:
         cache.gather(1, 1000, 3)
     assert largest.numel <= len(table) * page, (
-        f"gather made a tensor of {largest.numel} numbers for a sequence with {len(table)} pages of {page} numbers in a layer; "
-        f"a layer's pool has {pools['keys'][0].numel()}"
+        f"gather made a tensor of {largest.numel} numbers; the sequence's pages in a layer have {len(table)} times {page} "
+        f"numbers, and a layer's pool has {pools['keys'][0].numel()}"
     )
 
 
@@ -580,7 +591,9 @@ def test_what_is_gathered_is_what_lies_there_now(chapter: Any, seed: int) -> Non
         pool[1] += 100  # a write
     pools = {"keys": torch.stack([*cache.key_pools]), "values": torch.stack([*cache.value_pools])}
     assert_gathers(cache, pools, 1, 0, 4)
-    cache._tables[0], cache._tables[7] = cache._tables[7], cache._tables[0]  # other blocks, as after free and grow
+    before = cache.block_table(0)
+    give_other_blocks(cache, 0, len(before))
+    assert cache.block_table(0)[0] != before[0]
     assert_gathers(cache, pools, 1, 0, 4)
 
 
@@ -715,9 +728,9 @@ def test_the_number_of_stories_that_fit_together(chapter: Any, seed: int, record
         1,
         record_property,
         {
-            "high": "Too high: all requests start together and grow in every step, and each holds whole blocks. Did every grow "
-            "succeed, and was the step with the most blocks among them?",
-            "low": "Too low: a sequence holds the blocks of the tokens that it has, not of its longest text, and gives them back "
+            "high": "Too high: all requests start together and grow in every step, and each holds whole blocks. Play all the "
+            "steps: the one that needs the most blocks decides.",
+            "low": "Too low: a sequence holds the blocks of the tokens that it has, not of its longest text. It gives them back "
             "in the step in which it ends.",
         },
     )
