@@ -68,13 +68,13 @@ def test_the_highest_score_wins_wherever_it_stands(chapter: Any, seed: int, dtyp
 @pytest.mark.task(
     "0.1", hint="If scores are equal, the lowest token id wins. Sorting and topk may order equal scores in any way."
 )
-@pytest.mark.parametrize("vocab_size", [*range(1, 41), 97, 3000, 50257])
+@pytest.mark.parametrize("vocab_size", [*range(1, 41), 97, 3000, 10000])
 def test_of_equal_scores_the_first_wins(chapter: Any, seed: int, vocab_size: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     scores = torch.zeros(vocab_size, dtype=torch.float64)
     got = take(chapter, scores)
     assert got == 0, f"all {vocab_size} scores are equal: the first one wins, which is token 0, but greedy_token took {got}"
-    for _ in range(5):
+    for _ in range(5 if vocab_size < 5000 else 1):
         tied = sorted(torch.randperm(vocab_size, generator=generator)[: max(2, min(vocab_size // 10, 500))].tolist())
         scores = -torch.rand(vocab_size, generator=generator, dtype=torch.float64) - 0.1
         scores[tied] = -0.05

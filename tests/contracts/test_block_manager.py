@@ -36,6 +36,13 @@ def test_refuses_before_anything_changed_when_too_few_are_free(make: Callable[[i
     assert manager.free_blocks == before
 
 
+def test_a_negative_count_is_refused(make: Callable[[int], Any]) -> None:
+    manager = make(4)
+    with pytest.raises(BlockError, match="count must be at least 0, got -1"):
+        manager.allocate(-1)
+    assert manager.num_free_blocks == 4
+
+
 def test_freeing_twice_is_refused_and_changes_nothing(make: Callable[[int], Any]) -> None:
     manager = make(4)
     first, second = manager.allocate(2)

@@ -56,6 +56,57 @@ class ReservedCache:
                 self.values[layer].flatten(0, 1)[slot] = value[b, t]
 
 
+# %% cache_copied
+"""Task 1.1: each write makes a new cache: a copy of all that it could hold."""
+
+
+class ReservedCache:
+    def write(self, layer: int, positions: Tensor, key: Tensor, value: Tensor) -> None:
+        rows = torch.arange(len(positions)).unsqueeze(1)
+        self.keys, self.values = self.keys.clone(), self.values.clone()
+        self.keys[layer, rows, positions] = key
+        self.values[layer, rows, positions] = value
+
+
+# %% layer_copied
+"""Task 1.1: a write makes the whole layer anew from the old one and the new tokens."""
+
+
+class ReservedCache:
+    def write(self, layer: int, positions: Tensor, key: Tensor, value: Tensor) -> None:
+        index = positions[:, :, None, None].expand_as(key)
+        self.keys[layer] = self.keys[layer].scatter(1, index, key)
+        self.values[layer] = self.values[layer].scatter(1, index, value)
+
+
+# %% positions_shifted_in_place
+"""Task 1.1: the caller's positions are turned into flat slots in place."""
+
+
+class ReservedCache:
+    def write(self, layer: int, positions: Tensor, key: Tensor, value: Tensor) -> None:
+        max_len = self.keys.shape[2]
+        positions += torch.arange(len(positions)).unsqueeze(1) * max_len
+        self.keys[layer].flatten(0, 1)[positions.flatten()] = key.flatten(0, 1)
+        self.values[layer].flatten(0, 1)[positions.flatten()] = value.flatten(0, 1)
+
+
+# %% slots_kept_between_calls
+"""Task 1.1: the flat slots are computed in the first layer and used for the others, and by the next step too."""
+
+
+class ReservedCache:
+    def write(self, layer: int, positions: Tensor, key: Tensor, value: Tensor) -> None:
+        shape = tuple(positions.shape)
+        self.plans = getattr(self, "plans", {})
+        if shape not in self.plans:
+            self.plans[shape] = positions.clone()
+        positions = self.plans[shape]
+        rows = torch.arange(len(positions)).unsqueeze(1)
+        self.keys[layer, rows, positions] = key
+        self.values[layer, rows, positions] = value
+
+
 # %% cut_at_the_longest
 """Task 1.2: a decode cuts the cache at the longest sequence and masks nothing, so that shorter ones see past their end."""
 
@@ -153,6 +204,89 @@ def masked_attention(query: Tensor, keys: Tensor, values: Tensor, positions: Ten
     return torch.einsum("bhqk,bkhd->bqhd", scores.softmax(dim=-1), values)
 
 
+# %% exponent_without_maximum
+"""Task 1.2: the softmax is written without subtracting the maximum."""
+
+
+def masked_attention(query: Tensor, keys: Tensor, values: Tensor, positions: Tensor, scale: float) -> Tensor:
+    scores = torch.einsum("bqhd,bkhd->bhqk", query, keys) * scale
+    hidden = (torch.arange(keys.shape[1]) > positions.unsqueeze(-1)).unsqueeze(1)
+    weights = scores.masked_fill(hidden, -math.inf).exp()
+    return torch.einsum("bhqk,bkhd->bqhd", weights / weights.sum(dim=-1, keepdim=True), values)
+
+
+# %% maximum_before_the_mask
+"""Task 1.2: the maximum is taken over hidden slots too, so that all visible weights can vanish."""
+
+
+def masked_attention(query: Tensor, keys: Tensor, values: Tensor, positions: Tensor, scale: float) -> Tensor:
+    scores = torch.einsum("bqhd,bkhd->bhqk", query, keys) * scale
+    hidden = (torch.arange(keys.shape[1]) > positions.unsqueeze(-1)).unsqueeze(1)
+    weights = (scores - scores.amax(dim=-1, keepdim=True)).exp().masked_fill(hidden, 0)
+    return torch.einsum("bhqk,bkhd->bqhd", weights / weights.sum(dim=-1, keepdim=True), values)
+
+
+# %% float32_softmax
+"""Task 1.2: the softmax is computed in float32, whatever the dtype of the query."""
+
+
+def masked_attention(query: Tensor, keys: Tensor, values: Tensor, positions: Tensor, scale: float) -> Tensor:
+    scores = torch.einsum("bqhd,bkhd->bhqk", query, keys) * scale
+    hidden = (torch.arange(keys.shape[1]) > positions.unsqueeze(-1)).unsqueeze(1)
+    weights = scores.float().masked_fill(hidden, -math.inf).softmax(dim=-1).to(query.dtype)
+    return torch.einsum("bhqk,bkhd->bqhd", weights, values)
+
+
+# %% filled_with_minus_1e9
+"""Task 1.2: hidden slots get the score -1e9, which visible scores may be below."""
+
+
+def masked_attention(query: Tensor, keys: Tensor, values: Tensor, positions: Tensor, scale: float) -> Tensor:
+    scores = torch.einsum("bqhd,bkhd->bhqk", query, keys) * scale
+    hidden = (torch.arange(keys.shape[1]) > positions.unsqueeze(-1)).unsqueeze(1)
+    return torch.einsum("bhqk,bkhd->bqhd", scores.masked_fill(hidden, -1e9).softmax(dim=-1), values)
+
+
+# %% mask_kept_by_shape
+"""Task 1.2: a mask is made once for each shape and used again for other positions of the same shape."""
+
+MASKS = {}
+
+
+def masked_attention(query: Tensor, keys: Tensor, values: Tensor, positions: Tensor, scale: float) -> Tensor:
+    key = tuple(positions.shape), keys.shape[1]
+    if key not in MASKS:
+        MASKS[key] = (torch.arange(keys.shape[1]) > positions.unsqueeze(-1)).unsqueeze(1)
+    scores = torch.einsum("bqhd,bkhd->bhqk", query, keys) * scale
+    weights = scores.masked_fill(MASKS[key], -math.inf).softmax(dim=-1)
+    return torch.einsum("bhqk,bkhd->bqhd", weights, values)
+
+
+# %% mask_kept_by_identity
+"""Task 1.2: a mask is kept for a tensor of positions, though its numbers may have changed."""
+
+MASKS_OF = {}
+
+
+def masked_attention(query: Tensor, keys: Tensor, values: Tensor, positions: Tensor, scale: float) -> Tensor:
+    if id(positions) not in MASKS_OF:
+        MASKS_OF[id(positions)] = positions, (torch.arange(keys.shape[1]) > positions.unsqueeze(-1)).unsqueeze(1)
+    scores = torch.einsum("bqhd,bkhd->bhqk", query, keys) * scale
+    weights = scores.masked_fill(MASKS_OF[id(positions)][1], -math.inf).softmax(dim=-1)
+    return torch.einsum("bhqk,bkhd->bqhd", weights, values)
+
+
+# %% single_heads_dropped
+"""Task 1.2: axes of length one are squeezed away, heads among them."""
+
+
+def masked_attention(query: Tensor, keys: Tensor, values: Tensor, positions: Tensor, scale: float) -> Tensor:
+    scores = torch.einsum("bqhd,bkhd->bhqk", query, keys) * scale
+    hidden = (torch.arange(keys.shape[1]) > positions.unsqueeze(-1)).unsqueeze(1)
+    out = torch.einsum("bhqk,bkhd->bqhd", scores.masked_fill(hidden, -math.inf).softmax(dim=-1), values)
+    return out.squeeze(2)
+
+
 # %% first_row_for_all
 """Task 1.3: every text's last row is row 0."""
 
@@ -198,3 +332,57 @@ def decode_inputs(texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tenso
     token_ids = torch.tensor([[text[length - 1]] for text, length in zip(texts, lengths)])
     positions = torch.tensor([[length - 1] for length in lengths])
     return token_ids, positions, torch.arange(len(texts))
+
+
+# %% lists_only
+"""Task 1.3: the texts are copied with list.copy, which tuples do not have."""
+
+
+def decode_inputs(texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor]:
+    newest = [text.copy().pop() for text in texts]
+    positions = torch.tensor([[len(text) - 1] for text in texts])
+    return torch.tensor(newest).unsqueeze(1), positions, torch.arange(len(texts))
+
+
+# %% newest_tokens_taken_away
+"""Task 1.3: the newest token is popped from the text."""
+
+
+def decode_inputs(texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor]:
+    positions = torch.tensor([[len(text) - 1] for text in texts])
+    token_ids = torch.tensor([[text.pop()] for text in texts])
+    return token_ids, positions, torch.arange(len(texts))
+
+
+# %% rows_for_a_thousand_positions
+"""Task 1.3: positions are counted modulo 1024, whatever the model's own limit."""
+
+
+def decode_inputs(texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor]:
+    token_ids = torch.tensor([[text[-1]] for text in texts])
+    positions = torch.tensor([[(len(text) - 1) % 1024] for text in texts])
+    return token_ids, positions, torch.arange(len(texts))
+
+
+# %% written_slots_counted
+"""Task 1.4: all slots that were written are counted, those of stories that are over too."""
+
+
+def answer_1_4() -> tuple[float, str]:
+    return 33.5, "About a third of the slots is written on average, because the run ends before any text reaches its limit."
+
+
+# %% share_of_one
+"""Task 1.4: the share is a fraction, and not in percent."""
+
+
+def answer_1_4() -> tuple[float, str]:
+    return 0.171, "Most of the slots are reserved for tokens that never come, and some belong to stories that are over."
+
+
+# %% number_alone
+"""Task 1.4: the number is returned without a text."""
+
+
+def answer_1_4() -> tuple[float, str]:
+    return 17.1

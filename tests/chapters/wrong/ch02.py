@@ -142,6 +142,64 @@ class BlockManager:
         return block_ids
 
 
+# %% negative_count_takes_all
+"""Task 2.1: a negative count passes the check, and the slice takes what it happens to name."""
+
+
+class BlockManager:
+    def allocate(self, count: int = 1) -> list[int]:
+        if count > len(self._free):
+            raise OutOfBlocksError(f"{count} blocks were asked for, {len(self._free)} are free")
+        block_ids, self._free = self._free[:count], self._free[count:]
+        self._in_use.update(block_ids)
+        return block_ids
+
+
+# %% negative_count_is_zero
+"""Task 2.1: a negative count is answered with no blocks, and no error."""
+
+
+class BlockManager:
+    def allocate(self, count: int = 1) -> list[int]:
+        if not self.can_allocate(count):
+            raise OutOfBlocksError(f"{count} blocks were asked for, {len(self._free)} are free")
+        block_ids = [self._free.pop() for _ in range(count)]
+        self._in_use.update(block_ids)
+        return block_ids
+
+
+# %% callers_list_reversed
+"""Task 2.1: the list that was given is turned round in place."""
+
+
+class BlockManager:
+    def free(self, block_ids: Iterable[int]) -> None:
+        if not isinstance(block_ids, list):
+            block_ids = list(block_ids)
+        if len(set(block_ids)) < len(block_ids) or not self._in_use.issuperset(block_ids):
+            raise BlockError(f"blocks {block_ids} cannot be freed")
+        block_ids.reverse()
+        self._in_use.difference_update(block_ids)
+        self._free.extend(block_ids)
+
+
+# %% neighbours_compared
+"""Task 2.1: a block that is named twice is seen only if the two stand side by side."""
+
+
+class BlockManager:
+    def free(self, block_ids: Iterable[int]) -> None:
+        block_ids = list(block_ids)
+        for first, second in zip(block_ids, block_ids[1:]):
+            if first == second:
+                raise BlockError(f"block {first} is named twice")
+        for block_id in block_ids:
+            if block_id not in self._in_use:
+                raise BlockError(f"block {block_id} is not in use")
+        self._in_use -= set(block_ids)
+        self._free += block_ids
+
+
 # %% full_table_refused
 """Task 2.2: the very last slot of a table counts as not covered."""
 
@@ -208,6 +266,78 @@ class PagedCache:
             raise BlockTableError(f"sequence {seq_id} has {len(table)} blocks only")
         pages = [divmod(position, self.block_size) for position in range(start, start + count)]
         return [table[page] * self.block_size + offset for page, offset in pages]
+
+
+# %% negative_start_wraps
+"""Task 2.2: a negative start takes blocks from the table's end."""
+
+
+class PagedCache:
+    def slots(self, seq_id: int, start: int, count: int) -> list[int]:
+        table = self._tables.get(seq_id, [])
+        if start + count > len(table) * self.block_size:
+            raise BlockTableError(f"sequence {seq_id} has {len(table)} blocks only")
+        pages = [divmod(position, self.block_size) for position in range(start, start + count)]
+        return [table[page] * self.block_size + offset for page, offset in pages]
+
+
+# %% negative_count_is_none
+"""Task 2.2: a negative count is answered with no slots."""
+
+
+class PagedCache:
+    def slots(self, seq_id: int, start: int, count: int) -> list[int]:
+        table = self._tables.get(seq_id, [])
+        if start < 0 or start + count > len(table) * self.block_size:
+            raise BlockTableError(f"sequence {seq_id} has {len(table)} blocks only")
+        pages = [divmod(position, self.block_size) for position in range(start, start + count)]
+        return [table[page] * self.block_size + offset for page, offset in pages]
+
+
+# %% slots_remembered
+"""Task 2.2: a sequence's slots are remembered, and still given when its blocks are other ones."""
+
+
+class PagedCache:
+    def slots(self, seq_id: int, start: int, count: int) -> list[int]:
+        table = self._tables.get(seq_id, [])
+        if start + count > len(table) * self.block_size:
+            raise BlockTableError(f"sequence {seq_id} has {len(table)} blocks only")
+        self._known = getattr(self, "_known", {})
+        known = self._known.setdefault(seq_id, [])
+        for position in range(len(known), start + count):
+            known.append(table[position // self.block_size] * self.block_size + position % self.block_size)
+        return known[start : start + count]
+
+
+# %% powers_of_two
+"""Task 2.2: page and offset are found with shifts and masks, which are right for powers of two only."""
+
+
+class PagedCache:
+    def slots(self, seq_id: int, start: int, count: int) -> list[int]:
+        table = self._tables.get(seq_id, [])
+        if start + count > len(table) * self.block_size:
+            raise BlockTableError(f"sequence {seq_id} has {len(table)} blocks only")
+        shift = self.block_size.bit_length() - 1
+        return [
+            (table[(position >> shift) % len(table)] << shift) + (position & (self.block_size - 1))
+            for position in range(start, start + count)
+        ]
+
+
+# %% block_size_of_the_default
+"""Task 2.2: blocks are taken to have 16 slots if they have more than 8."""
+
+
+class PagedCache:
+    def slots(self, seq_id: int, start: int, count: int) -> list[int]:
+        table = self._tables.get(seq_id, [])
+        if start + count > len(table) * self.block_size:
+            raise BlockTableError(f"sequence {seq_id} has {len(table)} blocks only")
+        size = self.block_size if self.block_size <= 8 else 16
+        pages = [divmod(position, size) for position in range(start, start + count)]
+        return [table[min(page, len(table) - 1)] * size + offset for page, offset in pages]
 
 
 # %% block_too_early
@@ -337,6 +467,39 @@ class PagedCache:
         self.block_manager.free(self._tables.pop(seq_id))
 
 
+# %% blocks_cleared
+"""Task 2.3: the blocks of a sequence that ends are filled with zeros, which costs memory traffic."""
+
+
+class PagedCache:
+    def free(self, seq_id: int) -> None:
+        table = self._tables.pop(seq_id, [])
+        self.key_pools[:, table] = 0
+        self.value_pools[:, table] = 0
+        self.block_manager.free(table)
+
+
+# %% new_blocks_cleared
+"""Task 2.3: new blocks are filled with zeros."""
+
+
+class PagedCache:
+    def grow(self, seq_id: int, num_tokens: int) -> None:
+        block_ids = self.block_manager.allocate(self.num_missing_blocks(seq_id, num_tokens))
+        self.key_pools[:, block_ids] = 0
+        self.value_pools[:, block_ids] = 0
+        self._tables.setdefault(seq_id, []).extend(block_ids)
+
+
+# %% manager_bypassed
+"""Task 2.3: blocks are put back into the manager's list, past its record of what is in use."""
+
+
+class PagedCache:
+    def free(self, seq_id: int) -> None:
+        self.block_manager._free.extend(self._tables.pop(seq_id, []))
+
+
 # %% end_of_the_table
 """Task 2.4: the unfilled page is taken from the table's end, wrong when the table covers more than is asked for."""
 
@@ -400,3 +563,80 @@ class PagedCache:
             pages = [pool[block_id] for block_id in full]
             pieces.append(torch.cat([*pages, pool[last, : num_tokens % self.block_size]]))
         return pieces[0], pieces[1]
+
+
+# %% pool_copied
+"""Task 2.4: the whole pool of the layer is copied before the pages are picked."""
+
+
+class PagedCache:
+    def gather(self, layer: int, seq_id: int, num_tokens: int) -> tuple[Tensor, Tensor]:
+        table = list(self.block_table(seq_id))
+        keys, values = self.key_pools[layer].clone(), self.value_pools[layer].clone()
+        return keys[table].flatten(0, 1)[:num_tokens], values[table].flatten(0, 1)[:num_tokens]
+
+
+# %% all_layers_gathered
+"""Task 2.4: the pages of all layers are collected, and one layer of them is used."""
+
+
+class PagedCache:
+    def gather(self, layer: int, seq_id: int, num_tokens: int) -> tuple[Tensor, Tensor]:
+        table = list(self.block_table(seq_id))
+        keys, values = self.key_pools[:, table], self.value_pools[:, table]
+        return keys[layer].flatten(0, 1)[:num_tokens], values[layer].flatten(0, 1)[:num_tokens]
+
+
+# %% pages_remembered
+"""Task 2.4: the pages of a sequence are remembered until its length changes, though they may have been written."""
+
+
+class PagedCache:
+    def gather(self, layer: int, seq_id: int, num_tokens: int) -> tuple[Tensor, Tensor]:
+        self._seen = getattr(self, "_seen", {})
+        if (layer, seq_id, num_tokens) not in self._seen:
+            table = list(self.block_table(seq_id))
+            keys = self.key_pools[layer][table].flatten(0, 1)[:num_tokens]
+            values = self.value_pools[layer][table].flatten(0, 1)[:num_tokens]
+            self._seen[layer, seq_id, num_tokens] = keys, values
+        return self._seen[layer, seq_id, num_tokens]
+
+
+# %% tables_remembered
+"""Task 2.4: a sequence's table is made a tensor once for each length, and used after the sequence got other blocks."""
+
+
+class PagedCache:
+    def gather(self, layer: int, seq_id: int, num_tokens: int) -> tuple[Tensor, Tensor]:
+        self._made = getattr(self, "_made", {})
+        pages = -(-num_tokens // self.block_size)
+        if (seq_id, pages) not in self._made:
+            self._made[seq_id, pages] = torch.tensor(self.block_table(seq_id)[:pages])
+        table = self._made[seq_id, pages]
+        keys = self.key_pools[layer][table].flatten(0, 1)
+        values = self.value_pools[layer][table].flatten(0, 1)
+        return keys[:num_tokens], values[:num_tokens]
+
+
+# %% divided_by_the_mean
+"""Task 2.5: the memory is divided by what a story holds on average, and not at the step with the most blocks."""
+
+
+def answer_2_5() -> tuple[float, str]:
+    return 23, "Each story holds about 105 slots on average, and 2448 slots divided by 105 are 23 stories that run together."
+
+
+# %% reserved_as_before
+"""Task 2.5: each request is counted with the blocks of its longest possible text."""
+
+
+def answer_2_5() -> tuple[float, str]:
+    return 5, "Each request may become 409 tokens long, which are 26 blocks, and 153 blocks are enough for five of these."
+
+
+# %% text_is_missing
+"""Task 2.5: the text is empty."""
+
+
+def answer_2_5() -> tuple[float, str]:
+    return 16, ""

@@ -27,6 +27,8 @@ class BlockManager:
         return 1 - int(self._is_free[block_id])
 
     def allocate(self, count: int = 1) -> list[int]:
+        if count < 0:
+            raise BlockError(f"count is {count}")
         block_ids = list(self.free_blocks[:count])
         if len(block_ids) < count:
             raise OutOfBlocksError(f"{count} blocks were asked for, {len(block_ids)} are free")
@@ -58,9 +60,9 @@ class PagedCache:
 
     def slots(self, seq_id: int, start: int, count: int) -> list[int]:
         table = torch.tensor(self.block_table(seq_id), dtype=torch.int64)
-        positions = torch.arange(start, start + count)
+        positions = torch.arange(start, start + max(count, 0))
         pages = positions.div(self.block_size, rounding_mode="floor")
-        if count and int(pages[-1]) >= len(table):
+        if start < 0 or count < 0 or (count and int(pages[-1]) >= len(table)):
             raise BlockTableError(f"token {start + count - 1} of sequence {seq_id} is past its {len(table)} blocks")
         return (table[pages] * self.block_size + positions.remainder(self.block_size)).tolist()
 

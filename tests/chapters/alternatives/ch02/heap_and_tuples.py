@@ -27,6 +27,8 @@ class BlockManager:
         return self._holders[block_id]
 
     def allocate(self, count: int = 1) -> list[int]:
+        if count < 0:
+            raise BlockError(f"count is {count}")
         if count > len(self._heap):
             raise OutOfBlocksError(f"{count} blocks were asked for, {len(self._heap)} are free")
         taken = []
@@ -61,7 +63,7 @@ class PagedCache:
     def slots(self, seq_id: int, start: int, count: int) -> list[int]:
         block_ids = self.block_table(seq_id)
         covered = [block_id * self.block_size + offset for block_id in block_ids for offset in range(self.block_size)]
-        if start + count > len(covered):
+        if min(start, count) < 0 or start + count > len(covered):
             raise BlockTableError(f"sequence {seq_id} covers {len(covered)} tokens, {start + count} were asked for")
         return covered[start : start + count]
 
