@@ -258,18 +258,6 @@ def give_other_blocks(cache: Any, seq_id: int, num_blocks: int) -> None:
     cache._tables[seq_id] = cache.block_manager.allocate(num_blocks)
 
 
-def give_other_blocks(cache: Any, seq_id: int, num_blocks: int) -> None:
-    """Free a sequence and give it other blocks. If ``free`` or ``grow``, which are task 2.3, is wrong, without them."""
-    try:
-        cache.free(seq_id)
-        cache.grow(seq_id, num_blocks * cache.block_size)
-        if len(set(cache.block_table(seq_id))) == num_blocks == len(cache.block_table(seq_id)):
-            return
-    except Exception:  # a stub, or a mistake in it: its own tests say so
-        pass
-    cache._tables[seq_id] = cache.block_manager.allocate(num_blocks)
-
-
 def assert_slots(cache: Any, seq_id: int, start: int, count: int) -> None:
     """One call of ``slots`` for tokens that the table covers."""
     table, block_size = cache.block_table(seq_id), cache.block_size

@@ -344,16 +344,6 @@ def decode_inputs(texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tenso
     return torch.tensor(newest).unsqueeze(1), positions, torch.arange(len(texts))
 
 
-# %% newest_tokens_taken_away
-"""Task 1.3: the newest token is popped from the text."""
-
-
-def decode_inputs(texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor]:
-    positions = torch.tensor([[len(text) - 1] for text in texts])
-    token_ids = torch.tensor([[text.pop()] for text in texts])
-    return token_ids, positions, torch.arange(len(texts))
-
-
 # %% rows_for_a_thousand_positions
 """Task 1.3: positions are counted modulo 1024, whatever the model's own limit."""
 

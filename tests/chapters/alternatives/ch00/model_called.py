@@ -20,13 +20,11 @@ def generate_one(
     model: GPT2LMHeadModel, prompt: Sequence[int], max_new_tokens: int, on_logits: Callable[[Tensor], None]
 ) -> list[int]:
     answer = []
-    for token_id, _ in zip(tokens_of(model, [*prompt], on_logits), range(max_new_tokens - 1)):
+    for _, token_id in zip(range(max_new_tokens), tokens_of(model, [*prompt], on_logits)):
         answer.append(token_id)
         if token_id == model.config.eos_token_id:
-            return answer
-    logits = compute_logits(model, [*prompt, *answer])[-1]
-    on_logits(logits)
-    return [*answer, greedy_token(logits)]
+            break
+    return answer
 
 
 def answer_0_3() -> tuple[float, str]:
