@@ -175,8 +175,9 @@ class PagedCache:
         # BEGIN SOLUTION 2.2
         table = self._tables.get(seq_id, [])
         if start < 0 or count < 0 or start + count > len(table) * self.block_size:
-            covered = len(table) * self.block_size
-            raise BlockTableError(f"{count} tokens from {start} on: the table of sequence {seq_id} covers {covered} tokens")
+            raise BlockTableError(
+                f"{count} tokens from {start} on: the table of sequence {seq_id} covers {len(table) * self.block_size} tokens"
+            )
         return [
             table[position // self.block_size] * self.block_size + position % self.block_size
             for position in range(start, start + count)

@@ -13,24 +13,27 @@
 # %% [markdown]
 # # Chapter 01: keep the keys and values
 #
-# Chapter 00 computed the same rows again for every token. What a later token needs of an earlier one is only its *key* and
-# its *value* in each layer. Keep these, and a new token costs one row.
+# Chapter 00 computed the same rows again for every token. A later token needs only the *key* and the *value* of an earlier one,
+# in each layer. If they are kept, a new token costs one row.
 #
-# That settles the time. It opens a question of memory, and this chapter gives the plainest answer: for each request, set
-# aside room for the longest text that it might become, before its first token is computed.
+# This makes the time per token nearly constant, and it takes memory. This chapter uses memory in the simplest way: for each
+# request, room for the longest text that it might become is reserved before the first step.
 #
 # **You need:** chapter 00, scaled dot-product attention, broadcasting. **Time:** about four hours with the exercises.
 #
 # *You will be able to* write a KV cache and the masked attention that reads it, batch requests of different lengths, and say
 # how much of a reserved cache is ever used.
 #
-# *If this chapter is left to you (a copy from a course), the cells run on your own file in `work/` and stop with a `TodoError`
-# where it is not done. Read the page with its stored outputs first; run it when `python -m chapters check 01` passes.*
+# `python -m chapters start 01` makes `work/ch01_naive_kv_cache.py`, unless it is there already. Write your solutions into that
+# file, and check them with `python -m chapters check 01`. Each exercise stands below its idea.
+#
+# *In a copy from a course, the cells use your functions from `work/` for the tasks that you have done, and the course's own
+# for the others. The first cell prints which. `python -m chapters check 01` checks your file.*
 
 # %%
 import sys
 
-sys.path.insert(0, "..")  # the chapters lie one folder up
+sys.path.insert(0, "..")  # the folder that has the chapters
 
 import time
 
@@ -54,15 +57,15 @@ tokenizer = AutoTokenizer.from_pretrained(BUNDLED_MODEL)
 # %% [markdown]
 # ## The problem, measured
 #
-# How long does a token take in chapter 00, and what part of that would be left if all earlier rows were kept? We can ask the
-# model itself: Hugging Face's own cache keeps keys and values too.
+# How long does a token take in chapter 00, and how long if the keys and values of all earlier tokens are kept? Hugging Face's
+# own cache keeps them, so it can show the difference.
 
 # %%
 text = (tokenizer.encode("One day a girl met a fox. ") * 150)[:960]
 
 
 def best_seconds(run) -> float:
-    """The best of five runs: whatever else the machine did only ever adds."""
+    """The shortest of five runs: other work of the machine can only make a run longer."""
     times = []
     for _ in range(5):
         began = time.perf_counter()
@@ -88,13 +91,13 @@ with torch.no_grad():
 #
 # $$\mathrm{out}_i = \sum_{j \le i} \mathrm{softmax}_j\!\left(\frac{q_i \cdot k_j}{\sqrt d}\right) v_j .$$
 #
-# Of the earlier tokens, only $k_j$ and $v_j$ stand in this formula. Their queries do not, nor their MLP outputs. And $k_j$,
-# $v_j$ are final once computed, since token $j$ never looks ahead. So a cache holds, for each layer, two tensors of shape
-# `[max_len, num_heads, head_dim]`, and decoding a token is: compute its one row, *write* its key and value, *attend* over all
-# that was written.
+# The formula contains $k_j$ and $v_j$ of the earlier tokens. It contains neither their queries nor the outputs of their MLP.
+# And $k_j$ and $v_j$ are final once they are computed, since token $j$ does not depend on later tokens. So a cache has, for each
+# sequence and layer, two tensors of shape `[max_len, num_heads, head_dim]`. To decode a token, the program computes its one
+# row, *writes* its key and value to the cache, and *attends* over all that was written.
 #
-# Several requests are computed side by side, since a GPU (and a CPU, too) reads all weights anyway, for one row or for many.
-# Their texts differ in length. The first step pads them on the right:
+# Several requests are computed side by side, as a *batch*. In each step a GPU (and a CPU, too) reads all weights once, for one
+# row or for many. The texts differ in length. The first step, the *prefill*, computes all prompts, padded on the right:
 
 # %% tags=["nbval-check-output"]
 prompts = [
@@ -107,12 +110,54 @@ print("positions\n", positions)
 print("the last row of each prompt, in the flat batch:", last_rows.tolist())
 
 # %% [markdown]
-# The zeros are padding. They are computed like any token, and their keys and values are written, too: past the end of a
-# shorter prompt, at places that the prompt's own next tokens will overwrite. Until then nobody must look there. Whoever
-# attends has to *mask*.
+# The zeros are padding. They are computed like any token, and their keys and values are written too, past the end of a shorter
+# prompt. The next tokens of this prompt will overwrite them. Until then attention must not use these places: it has to *mask*
+# them.
 #
-# The forward pass is written out here, once for the whole course. It has the weights of Hugging Face's model; only attention
-# is handed in from outside.
+# ### Exercise 1.1: writing to the cache (7 points)
+#
+# In one call, different sequences write at different positions. One way is to assign to a tensor that is indexed with two
+# index tensors, one for the sequences and one for the positions, which broadcast against each other. A loop is another way.
+
+# %%
+viz.show_task(ch01.ReservedCache.write)
+
+# %% tags=["solution", "hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
+viz.show_source(ch01.ReservedCache.write)
+
+# %% [markdown]
+# ### Exercise 1.2: attention with a mask (10 points)
+#
+# Draw the scores of one head for two sequences as matrices: a row for each query, a column for each slot. Shade what a query
+# must not see. Two kinds of slots have to be shaded: those of *later* tokens, and those that have no token of this text yet.
+# Is there one comparison that covers both?
+
+# %%
+viz.show_task(ch01.masked_attention)
+
+# %% tags=["solution", "hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
+viz.show_source(ch01.masked_attention)
+
+# %% [markdown]
+# After prefill come the *decode* steps. Each computes one new row for each text: `decode_inputs` says which token, at which
+# position.
+#
+# ### Exercise 1.3: the inputs of a decode step (8 points)
+#
+# After the first step, each text has one token whose key and value are not in the cache yet. Which token is it, and what is its
+# position? Each text has one row in the flat batch now. So which rows are the last rows of the texts?
+
+# %%
+viz.show_task(ch01.decode_inputs)
+
+# %% tags=["solution", "hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
+viz.show_source(ch01.decode_inputs)
+
+# %% [markdown]
+# ### The forward pass
+#
+# The forward pass is written out here, once for the whole course. It uses the weights of Hugging Face's model. The caller
+# passes attention in.
 
 # %%
 viz.show_source(ch01.forward)
@@ -128,11 +173,11 @@ viz.show_source(ch01.forward)
 #
 # <details><summary><b>If you named the embedding</b></summary>
 #
-# It needs each row's *position*, which comes with the row. Whose position it is does not matter.
+# It needs each row's *position*, and this is given for each row. Which sequence the row belongs to does not matter.
 # </details>
 #
-# Only attention does. That is why one argument, `attend`, is enough to replace the whole memory system of this engine, twice in
-# the next two chapters.
+# Only attention needs it. That is why one argument, `attend`, is enough to replace the whole memory system of this engine. The
+# next two chapters each do this once.
 #
 # ## Run it, and compare
 
@@ -159,7 +204,8 @@ print(
 # %% [markdown]
 # ## What was gained
 #
-# Time per token against context length, in both chapters. Chapter 01's time is that of whole steps with one sequence.
+# The picture shows the time per token against the context length, for both chapters. For chapter 01 it is the time of a whole
+# step with one sequence.
 
 # %%
 context_lens = list(range(16, 961, 59))
@@ -181,12 +227,12 @@ viz.latency_by_context(
 )
 
 # %% [markdown]
-# Flat, where chapter 00 climbs. (Mind the axis: with two curves so far apart it is logarithmic.) It is as flat as this because
-# attention here scores the whole reserved row in every step, and masks what is not written yet.
+# The time of chapter 00 grows, that of chapter 01 is flat. (The axis is logarithmic, because the two curves are far apart.) It
+# does not grow at all, because attention here scores the whole reserved row in every step and masks what is not written yet.
 #
 # ## What it costs
 #
-# A key and a value, for each layer and head:
+# A token needs a key and a value for each layer and head:
 
 # %% tags=["nbval-check-output"]
 config = model.config
@@ -198,9 +244,11 @@ print(
 )
 
 # %% [markdown]
-# > **Predict.** Six requests come in at once, with up to 400 new tokens for each. The cache reserves for the longest text that
-# > might come. Their answers turn out to have between 71 and 266 tokens. On average over the run, what share of the reserved
-# > slots has been written?
+# A place for the key and value of one token is called a *slot*.
+#
+# > **Predict.** Six requests come at once, with up to 400 new tokens for each. The cache reserves slots for the longest text
+# > that each might become. The answers then have between 71 and 266 tokens. On average over the run, what share of the
+# > reserved slots has been written?
 
 # %%
 starts = [
@@ -221,25 +269,40 @@ viz.memory_over_time(traces)
 # <details><summary><b>If you said about a half</b></summary>
 #
 # That would be right if every text grew to its limit: a cache that fills at a steady rate is half full on average. But the
-# run ends when the longest *answer* ends, after 266 tokens, and the limit of 400 is never reached.
+# run ends with the longest *answer*, after 266 tokens. The limit of 400 is never reached.
 # </details>
 #
 # <details><summary><b>If you took the mean answer, about 180 tokens, and said about a fifth</b></summary>
 #
-# A good thought, and near the share of what anybody will *read*. The picture shows what is *written*, about a third: all six rows
-# grow to the length of the longest answer, $\tfrac{1}{2} \cdot 266$ tokens on average, of some 410 reserved. Texts that are over
-# are computed and written on, because their row in the batch is there until the last one is done.
+# This is near the share that belongs to answers. The picture shows the share that is *written*, about a third: all six rows grow
+# to the length of the longest answer, $\tfrac{1}{2} \cdot 266$ tokens on average, of some 410 reserved. A text that is over is
+# still computed and written, because its row stays in the batch until the longest answer is complete.
 # </details>
 #
 # <details><summary><b>Where it goes in real serving</b></summary>
 #
-# Nobody knows how long an answer will be. A server that reserves for the model's maximum, 2,048 tokens say, when the typical
-# text has a few hundred, wastes most of what it has. The authors of PagedAttention found 20 to 38 % of the cache in use in
-# the systems of their day, the upper figure with an allocator that is told how long each answer will be (Kwon et al., SOSP 2023). Chapter 02 reproduces that comparison.
+# The length of an answer is not known in advance. A server may reserve for the model's maximum, 2,048 tokens say. If a typical
+# text has a few hundred, most of the cache is wasted. The authors of PagedAttention measured systems of 2023: 20 to 38 % of the
+# cache was in use. The 38 % are those of an allocator that is told how long each answer will be (Kwon et al., SOSP 2023).
+# Chapter 02 reproduces this comparison.
 # </details>
 #
-# Memory that nobody uses is not merely a loss. It is *requests that could have run*: the larger the batch, the more tokens each
-# reading of the weights brings.
+# Unused memory has a price: *further requests could run in it*. The larger the batch, the more tokens come out of each step in
+# which the weights are read.
+#
+# ### Exercise 1.4: measure and explain (3 points)
+#
+# The picture counts every slot that was written. How many of the reserved slots are useful, and where do the others go? Measure
+# the number, and explain it in your own words. Your text goes to your instructor.
+
+# %%
+viz.show_task(ch01.answer_1_4)
+
+# %% tags=["solution", "hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
+viz.show_source(ch01.answer_1_4)
+
+# %% [markdown]
+# ## A padded batch runs to its end
 #
 # > **Predict.** Sequence D ends after 71 tokens. Where does its row stop in the timeline of the first 100 steps?
 
@@ -249,55 +312,14 @@ viz.timeline(traces[:100])
 # %% [markdown]
 # <details><summary><b>If you said at step 71</b></summary>
 #
-# It does not stop. A padded batch has as many rows as it began with. A finished story is computed to the end, its tokens are thrown
-# away, and a new request that comes meanwhile waits for the longest. Chapter 04 is about that.
+# It does not stop. A padded batch keeps all the rows that it began with. A finished story is still computed until the longest
+# answer is complete, and its further tokens are discarded. A new request that comes in the meantime has to wait. Chapter 04
+# changes this.
 # </details>
-#
-# ## Exercises
-#
-# `python -m chapters start 01` writes `work/ch01_naive_kv_cache.py` with three gaps, unless it is there already;
-# `python -m chapters check 01` checks them.
-#
-# ### Exercise 1.1: writing to the cache (7 points)
-#
-# The batch is padded, so in one call different sequences write at different positions. Assigning to a tensor that is indexed
-# with two index tensors, one for the sequences and one for the positions, which broadcast against each other, is one way; a
-# loop is another.
-
-# %%
-viz.show_task(ch01.ReservedCache.write)
-
-# %% tags=["solution", "hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
-viz.show_source(ch01.ReservedCache.write)
-
-# %% [markdown]
-# ### Exercise 1.2: attention with a mask (10 points)
-#
-# Draw the scores of one head for two sequences as matrices, queries down, slots across, and shade what a query must not see.
-# Two kinds of slots have to be shaded: those that hold *later* tokens, and those that hold nothing of this text at all.
-# Is there one comparison that covers both?
-
-# %%
-viz.show_task(ch01.masked_attention)
-
-# %% tags=["solution", "hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
-viz.show_source(ch01.masked_attention)
-
-# %% [markdown]
-# ### Exercise 1.3: the inputs of a decode step (8 points)
-#
-# After the first step each text has one token whose key and value nobody has computed yet. Which one, and where does it
-# stand? And with one row for each text, which rows of the flat batch are the last ones?
-
-# %%
-viz.show_task(ch01.decode_inputs)
-
-# %% tags=["solution", "hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
-viz.show_source(ch01.decode_inputs)
 
 # %% [markdown]
 # ## What the next chapter must fix
 #
-# Time per token is flat. Memory is reserved for texts that never come, in one piece per request, so that two free pieces of
-# half the size are no use to anyone. Chapter 02 cuts the cache into small blocks that can lie anywhere, and hands them out one
-# at a time.
+# The time per token is flat. But memory is reserved for texts that never come. It is one piece per request, so two free pieces
+# of half the size cannot serve a request. Chapter 02 divides the cache into small blocks that can be anywhere in memory, and
+# gives them to the sequences one at a time.

@@ -13,24 +13,27 @@
 # %% [markdown]
 # # Chapter 02: blocks and block tables
 #
-# Chapter 01 sets memory aside for the longest text that a request might become, in one piece. Much of that is never
-# written. Operating systems had the same problem with the memory of processes and solved it with *paging*: memory is cut
-# into small pieces of equal size, a process gets one when it needs one, and a table says where its pieces lie. The authors
-# of PagedAttention did this to the KV cache (Kwon et al., SOSP 2023). So do you, in this chapter.
+# Chapter 01 reserves memory for the longest text that a request might become, in one piece. Much of it is never written.
+# Operating systems had the same problem with the memory of processes, and solved it with *paging*. Memory is divided into
+# small pieces of equal size. A process gets one when it needs one, and a table says where its pieces are. The authors of
+# PagedAttention applied this to the KV cache (Kwon et al., SOSP 2023). In this chapter you do the same.
 #
-# **You need:** chapter 01, integer division and remainder. **Time:** about five hours with the exercises.
+# **You need:** chapter 01, integer division and remainder. **Time:** about 2.5 hours with reading and exercises.
 #
 # *You will be able to* write a block manager and a paged cache, say for any token where its key and value lie, and say
 # where the memory goes in a cache that reserves and in one that is paged.
 #
-# *If this chapter is left to you (a copy from a course), the cells run on your own file in `work/` and stop with a
-# `TodoError` where it is not done. Read the page with its stored outputs first; run it when
-# `python -m chapters check 02` passes.*
+# `python -m chapters start 02` makes `work/ch02_block_table.py`, unless it is there already. Write your solutions into that
+# file, and check them with `python -m chapters check 02`, or one task with `python -m chapters check 2.1`. Each exercise
+# stands below its idea.
+#
+# *In a copy from a course, the cells use your functions from `work/` for the tasks that you have done, and the course's own
+# for the others. The first cell prints which. `python -m chapters check 02` checks your file.*
 
 # %%
 import sys
 
-sys.path.insert(0, "..")  # the chapters lie one folder up
+sys.path.insert(0, "..")  # the folder that has the chapters
 
 import itertools
 
@@ -55,14 +58,14 @@ exact = GPT2LMHeadModel.from_pretrained(
 tokenizer = AutoTokenizer.from_pretrained(BUNDLED_MODEL)
 
 # %% [markdown]
-# All runs of this chapter are in double precision. They are about memory, not time, and this way you should see the same
-# stories and the same numbers as here.
+# All runs of this chapter are in double precision. They measure memory, not time, and in double precision you should see the
+# same stories and the same numbers as here.
 #
 # ## The problem, measured
 #
-# The six stories of chapter 01 again, with up to 400 new tokens each. How much was reserved for each, and how much did it
-# need? A story needs a slot for every token but the last: nothing comes after that one, so nobody asks for its key and
-# value.
+# The six stories of chapter 01 run again, with up to 400 new tokens each. A *slot* is the place for the key and value of one
+# token. How many slots were reserved for each story, and how many did it need? A story needs a slot for every token but the
+# last. No token comes after the last one, so its key and value are never used.
 
 # %% tags=["nbval-check-output"]
 starts = [
@@ -77,7 +80,7 @@ prompts = [tokenizer.encode(line) for line in starts]
 traces_reserved = []
 answers_reserved = ch01.generate(exact, prompts, 400, on_step=traces_reserved.append)
 
-# To a trace, chapter 01's cache is one long block for each story.
+# In a trace, "block_size" is the length of a piece of memory: here, of the row that is reserved for a story.
 reserved = traces_reserved[0].block_size
 needed = [
     len(prompt) + len(answer) - 1
@@ -89,11 +92,11 @@ total = sum(needed)
 print(f"all: {6 * reserved} slots reserved, {total} needed ({total / 6 / reserved:.0%})")
 
 # %% [markdown]
-# Slots that a request holds and never writes are *internal fragmentation*: the waste is inside what was handed out.
+# Slots that are reserved for a request and never written are called *internal fragmentation*: the waste is inside the pieces.
 #
-# There is a second kind of waste, outside. Here are 32 slots and four requests that each get a piece of 8. The allocator
-# is the one that this chapter uses at its end to model other systems: it hands out contiguous pieces. Then A and C end. In
-# the picture each cell is one slot.
+# The second kind of waste is outside the pieces. Here are 32 slots and four requests, A to D. Each gets a contiguous piece of 8
+# slots. (The allocator is the one that models other systems at the end of this chapter.) Then A and C end, and their pieces
+# are free. In the picture each cell is one slot, with its number below.
 
 # %% tags=["nbval-check-output"]
 memory = fragmentation.BuddyMemory(32)
@@ -108,46 +111,50 @@ print("the start of a free piece of 16 slots:", memory.allocate(16))
 tables = {seq_id: tuple(range(pieces[seq_id], pieces[seq_id] + 8)) for seq_id in (1, 3)}
 free = tuple(slot for slot in range(32) if slot not in tables[1] + tables[3])
 trace = StepTrace(0, (), tables, free, {}, num_blocks=32, block_size=1)
-viz.pool_map(trace, columns=32).with_alt(
+viz.pool_map(
+    trace, columns=32, title="32 slots: B and D hold 8 each, 16 are free"
+).with_alt(
     "32 slots in a row. Slots 0 to 7 are free, 8 to 15 are B's, 16 to 23 are free, 24 to 31 are D's."
 )
 
 # %% [markdown]
-# Sixteen slots are free and a request for sixteen has to wait: there are two holes of eight, and they do not add up. This
-# is *external fragmentation*. Moving B would help, and would mean copying its whole cache while it runs.
+# Sixteen slots are free, but a request for a piece of sixteen has to wait, because the two free pieces of eight are not side by
+# side. This is *external fragmentation*. If B were moved, the free slots would be one piece, but B's whole cache would have
+# to be copied while B runs.
 #
 # ## The idea
 #
-# Both kinds of waste have one cause: a request's memory must be in one piece, so it must be claimed before anyone knows
-# how long the text will be. Drop that condition.
+# Both kinds of waste have one cause. A request's memory must be in one piece, so it must be reserved before the length of the
+# text is known. Paging removes this condition.
 #
-# - Cut memory into **blocks** of `block_size` token slots each. A block holds keys and values of all layers.
-# - A **free list** names the blocks that nobody holds. A sequence that needs room takes one from it. A sequence that ends
-#   puts all of its blocks back.
-# - A **block table** for each sequence lists its blocks in the order of the text. Its first entry says where the first
-#   `block_size` tokens lie, its second where the next ones do. The index in the table is the *logical* block; the entry is
-#   the *physical* block.
-# - A token's **slot** is its place in the whole pool:
+# - Memory is divided into **blocks** of `block_size` slots each. Blocks have the numbers 0, 1, 2 and so on. A block has room for
+#   the keys and values of `block_size` tokens, in all layers. All blocks together are the **pool**.
+# - A **free list** contains the free blocks. A sequence that needs room gets one of them. When a sequence ends, all of its
+#   blocks are free again.
+# - A **block table** for each sequence lists its blocks in the order of the text. Its first entry is the block of the first
+#   `block_size` tokens, its second entry the block of the next ones. The index in the table is the *logical* block; the
+#   entry is the *physical* block.
+# - A token's **slot number** is its place in the whole pool:
 #
 # $$\mathrm{slot} = \mathrm{block\_id} \cdot \mathrm{block\_size} + \mathrm{offset},
 # \qquad 0 \le \mathrm{offset} < \mathrm{block\_size}.$$
 #
-# Which blocks they are no longer matters, so any free block is as good as any other and holes do not exist. A sequence
-# takes its next block when the last one is full, so nothing is claimed for a future that may not come.
+# Any free block can serve any sequence, so free memory is never in the wrong place. A sequence gets its next block when its
+# last one is full, so no memory is reserved for tokens that may never come.
 #
-# The cache has two parts. `BlockManager` knows numbers: which blocks are free, which are held. `PagedCache` has the
-# tensors and the tables. This is given:
+# The cache has two parts. `BlockManager` handles block numbers: which blocks are free, and which are in use. `PagedCache` has
+# the tensors and the block tables. This code is given:
 
 # %%
 viz.show_source(ch02.BlockManager.__init__, ch02.PagedCache.__init__, ch02.PagedCache.write)
 
 # %% [markdown]
-# `write` is the whole of chapter 01's padded writing in one line a tensor. Seen as a flat row of slots, the pool does not
-# ask who a token belongs to. The *slot mapping*, for each new token the slot it goes to, says it all.
+# `write` needs one line for each tensor. `flatten` shows the pool of a layer as one row of slots, and `slots` has the slot number
+# of each new token. This list is called the *slot mapping*. Which sequence a token belongs to does not matter here.
 #
 # ## A pool small enough to look at
 #
-# Twelve blocks of four slots. Three sequences come: A has 6 tokens, B 3 and C 9.
+# This pool has twelve blocks of four slots. Three sequences start: A has 6 tokens, B has 3 and C has 9.
 
 # %%
 
@@ -189,11 +196,10 @@ set_length(C, 9)
 picture(0)
 
 # %% [markdown]
-# Above are the tables, below is the pool. Six tokens need two blocks, three need one, nine need three. The hatched part of
-# a block is empty: the sequence's own next tokens will go there.
+# The block tables are above, and the pool is below. Six tokens need two blocks, three need one, nine need three. The hatched
+# part of a block is empty: the next tokens of the same sequence will go there.
 #
-# Now all three write on. A grows to 10 tokens and B to 5. Both run out of room in their last block and take one more. C
-# stays as it is.
+# Now A grows to 10 tokens and B to 5. Neither has enough room in its last block, so each gets one more. C stays as it is.
 
 # %%
 set_length(A, 10)
@@ -201,10 +207,10 @@ set_length(B, 5)
 picture(1)
 
 # %% [markdown]
-# A's blocks are no longer neighbours. In a cache of contiguous pieces A could not have grown at all with B's memory right
-# beside it, unless the room had been reserved from the start.
+# A's blocks are no longer side by side. In a cache of contiguous pieces A could not have grown, because B's memory comes right
+# after A's. Room for A's growth would have to be reserved from the start.
 #
-# B ends, and its blocks go back.
+# B ends, and its blocks are free again.
 #
 # > **Predict.** Next, C grows from 9 tokens to 13 and needs a fourth block. Six blocks are free: 0, 1, 2, 3, and the two
 # > that B has just given back. Which one will C get?
@@ -219,40 +225,40 @@ picture(2)
 # %% [markdown]
 # <details><summary><b>If you said block 0, or block 3</b></summary>
 #
-# A good design, and just as correct. Nothing in the idea says which free block comes next. The order is the implementer's
-# choice. Ours is last in, first out, because a Python list gives and takes at its end without moving the rest. So the
-# block that was freed last is handed out first; B's were put back in the order of its table, so that was 4. If you run
-# this notebook with your own chapter 02, your picture may differ, and the tests accept every order.
+# That would be correct too. The idea does not say which free block is taken next: the order is a choice of the program. Our
+# order is last in, first out, because a Python list can append and pop at its end without moving other entries. So the block
+# that was freed last is allocated first. B's blocks were freed in the order of its table, so this is block 4. If you run this
+# notebook with your own chapter 02, your picture may differ. The tests accept every order.
 # </details>
 #
 # <details><summary><b>If you said block 9, the last of B's table</b></summary>
 #
-# You thought of "last in, first out", but B's blocks went back in the order of its table: 9 first, then 4. So 4 is the one
-# that was given back last. A `free` that puts them back from the end of the table hands out 9 first, and is as correct.
+# The order is last in, first out. But B's blocks were freed in the order of its table: first 9, then 4. So 4 is the block that
+# was freed last. A `free` that starts at the end of the table leads to block 9, and is correct too.
 # </details>
 #
 # <details><summary><b>If you said block 5, since C should stay together</b></summary>
 #
-# Block 5 is A's. And to stay together is exactly what no sequence has to do any more. To look for a neighbour would cost
-# time and gain nothing: the table is read in any case.
+# Block 5 is A's. And a sequence's blocks need not be side by side any more. A search for a neighbouring block would take time
+# and gain nothing, because the table is read in any case.
 # </details>
 #
 # <details><summary><b>Does the order ever matter?</b></summary>
 #
-# Not for the result. It matters once a freed block's *content* is worth something. vLLM keeps the blocks of earlier
-# prompts in the hope that another request begins with the same words. It therefore hands out first what has been free
-# longest.
+# It does not change the result. It matters if the *content* of a freed block can be used again. vLLM keeps the contents of
+# earlier prompts, because another request may begin with the same words. It therefore allocates first the block that has been
+# free for the longest time.
 # </details>
 #
-# A fourth sequence comes, D, with 18 tokens. It needs five blocks, and five are free, though not side by side.
+# A fourth sequence, D, starts with 18 tokens. It needs five blocks. Five blocks are free, but they are not side by side.
 
 # %%
 set_length(D, 18)
 picture(3)
 
 # %% [markdown]
-# The holes added up. As long as enough blocks are free, a request fits, wherever they lie: there is no external
-# fragmentation. When none is left, the manager says so, and nothing has changed:
+# D got all of them. As long as enough blocks are free, a request fits, wherever the blocks are: there is no external
+# fragmentation. If too few are free, the manager raises an error, and nothing changes:
 
 # %% tags=["nbval-check-output"]
 print("room for one token of E:", cache.can_grow(E, 1))
@@ -263,12 +269,26 @@ except OutOfBlocksError as error:
 print("E's table:", cache.block_table(E))
 
 # %% [markdown]
-# Who should wait then, or give way, is a question for a scheduler. Chapter 04 writes one.
+# Which sequence should wait then is decided by a scheduler. Chapter 04 adds one.
 #
+# ### Exercise 2.1: which blocks are in use (10 points)
+#
+# Nothing may change before an error is raised. Work through these cases by hand. Three blocks are free, and `allocate(5)` is
+# called: what must `num_free_blocks` be after the error? `free` is called with the blocks 2 and 2, or with 2 and 99, where 2 is
+# in use and 99 does not exist: is block 2 free afterwards? And what should happen if `block_ids` is a generator, which can be
+# read only once?
+
+# %%
+viz.show_task(ch02.BlockManager.allocate, ch02.BlockManager.free)
+
+# %% tags=["solution", "hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
+viz.show_source(ch02.BlockManager.allocate, ch02.BlockManager.free)
+
+# %% [markdown]
 # ### From a position to a slot
 #
-# For the next cell we tell the block manager which blocks to hand out, so that you can check every line with a pencil: a
-# sequence gets blocks 7, 2 and 9, of four slots each. Positions count tokens in the text; slots count places in the pool.
+# In the next cell the block manager is told which blocks to allocate, so that you can check every line by hand. A sequence gets
+# the blocks 7, 2 and 9, of four slots each. A position counts tokens in the text; a slot number counts places in the pool.
 
 # %% tags=["nbval-check-output"]
 manager = ch02.BlockManager(config)
@@ -280,12 +300,25 @@ for position, slot in enumerate(by_hand.slots(A, 0, 10)):
     print(f"position {position} -> slot {slot:2d} = {slot // 4} * 4 + {slot % 4}")
 
 # %% [markdown]
-# Neighbours in the text are neighbours in memory within a block, and only there.
+# Two neighbouring tokens have neighbouring slots if they are in the same block, and not otherwise.
 #
+# ### Exercise 2.2: from position to slot (8 points)
+#
+# Use the table `7, 2, 9` from above. Hide the output, and write down the slots of positions 3, 4 and 9 yourself. Which steps
+# used the position, which used the table, which used both? What is the last position that this table covers, and what does your
+# code do for the position after it? What does Python do with a negative index?
+
+# %%
+viz.show_task(ch02.PagedCache.slots)
+
+# %% tags=["solution", "hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
+viz.show_source(ch02.PagedCache.slots)
+
+# %% [markdown]
 # ### How much is wasted now?
 #
-# > **Predict.** With a block size of 16, how many blocks does a sequence of 17 tokens hold? And how many empty slots can a
-# > sequence hold at most, however long it is?
+# > **Predict.** With a block size of 16, how many blocks does a sequence of 17 tokens have? And how many empty slots can a
+# > sequence have at most, however long it is?
 
 # %% tags=["nbval-check-output"]
 config_16 = one_number_a_slot(block_size=16, num_blocks=8)
@@ -299,32 +332,61 @@ for num_tokens in (1, 15, 16, 17, 31, 32, 33):
 # %% [markdown]
 # <details><summary><b>If you said one block</b></summary>
 #
-# $17 / 16$ rounded *down* is 1. But the seventeenth token needs a slot too. Rounded *up* it is 2.
+# $17 / 16$ rounded *down* is 1. But the seventeenth token needs a slot too. Rounded *up*, the result is 2.
 # </details>
 #
 # <details><summary><b>If you said at most 16 empty slots</b></summary>
 #
-# A block with 16 empty slots would be a block taken for nothing. A new one is taken only for a token that goes there at
-# once, so at most $\mathrm{block\_size} - 1 = 15$ slots are empty.
+# A block with 16 empty slots would not be needed. A sequence gets a new block only for a token that is written there at once, so
+# at most $\mathrm{block\_size} - 1 = 15$ slots are empty.
 # </details>
 #
 # <details><summary><b>If you thought that the waste grows with the text</b></summary>
 #
 # Only the last block can have empty slots. All the blocks before it are full. The bound is the same for 17 tokens and for
-# 1,700, so the *share* that is wasted shrinks as texts grow.
+# 1,700, so the *share* that is wasted becomes smaller as texts grow.
 # </details>
 #
+# ### Exercise 2.3: block tables that grow and end (6 points)
+#
+# A sequence has two blocks of four slots. How many more does it need for 7 tokens, for 8, for 9? `num_missing_blocks` counts them
+# for you. What must the table look like after a `grow` that found too few free blocks, if the sequence had no table before? And
+# which sequences may end without ever having had a block?
+
+# %%
+viz.show_task(ch02.PagedCache.grow, ch02.PagedCache.free)
+
+# %% tags=["solution", "hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
+viz.show_source(ch02.PagedCache.grow, ch02.PagedCache.free)
+
+# %% [markdown]
+# ### One piece for attention
+#
+# Attention is still that of chapter 01: it needs a sequence's keys and values in order, in one piece. So before attention runs,
+# `gather` copies the sequence's pages (the contents of its blocks, in the order of its table) into one piece.
+#
+# ### Exercise 2.4: collecting the pages of a sequence (6 points)
+#
+# Draw a pool of five blocks of two slots, and a sequence of three tokens with the table `4, 1`. Mark what `gather` must return, and
+# in which order. Which part of block 1 must it leave out?
+
+# %%
+viz.show_task(ch02.PagedCache.gather)
+
+# %% tags=["solution", "hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
+viz.show_source(ch02.PagedCache.gather)
+
+# %% [markdown]
 # ## Run it with the model
 #
-# The forward pass is chapter 01's. The loop takes blocks as texts grow, and gives them back as soon as a text ends. There
-# is no padding: a batch is a flat row of tokens, each of which knows its slot.
+# The forward pass is chapter 01's. In the loop, sequences get blocks as their texts grow, and the blocks are free as soon as a
+# text ends. There is no padding: a batch is a flat row of tokens, and each token has its slot.
 
 # %%
 viz.show_source(ch02.generate)
 
 # %% [markdown]
-# Six stories of different lengths go through it together. Every one of them is held to Hugging Face's model, logit by
-# logit.
+# Six stories of different lengths run together. Each of them is compared with Hugging Face's model, logit by logit.
 
 # %% tags=["nbval-check-output"]
 mine = {}
@@ -348,20 +410,21 @@ print("last step of each story:", dict(sorted(ends.items())))
 print(f"{sum(map(len, answers))} tokens and all their logits equal to Hugging Face's")
 
 # %% [markdown]
-# D's story was short and ended first. Here are the blocks that it had at the end, and the tables of the others 80 steps
-# later. Look for D's blocks in them: with our order they are all in use again.
+# D's story was short and ended first. The cell prints the blocks that it had at the end. The picture shows the tables of the
+# others 80 steps later, with a thick frame around the blocks that were D's. With our order they are all in use again.
 
 # %%
 last_step = ends[D]
-print("D's blocks when it ended:", traces_paged[last_step].block_tables[D])
-viz.block_tables(traces_paged[last_step + 80])
+blocks_of_d = traces_paged[last_step].block_tables[D]
+print("D's blocks when it ended:", blocks_of_d)
+viz.block_tables(traces_paged[last_step + 80], marked=blocks_of_d)
 
 # %% [markdown]
-# > **Predict.** When a sequence ends, `free` only moves numbers between lists. The old keys and values stay in the pool,
-# > and the next holder of the block finds them there. What goes wrong if nobody clears them?
+# > **Predict.** When a sequence ends, `free` only moves numbers between lists. The old keys and values stay in the pool, and are
+# > still there when another sequence gets the block. What goes wrong if they are not cleared?
 #
-# Let us make it as bad as it can be. Before each step, every free block is filled with NaN, "not a number". Any sum in
-# which a NaN takes part is NaN itself, so one careless read would spoil all that follows.
+# The next cell tests the worst case. Before each step, every free block is filled with NaN, "not a number". A sum with a NaN in
+# it is NaN, so a single wrong read would change all later tokens.
 
 # %% tags=["nbval-check-output"]
 
@@ -378,40 +441,39 @@ assert with_dirt == answers
 print("free blocks full of NaN: the same six stories")
 
 # %% [markdown]
-# Nothing goes wrong, and nobody has to clear them. The six stories come out the same, token by token, although every free
-# block was full of NaN when it was handed out.
+# Nothing goes wrong, and no clearing is needed. The six stories are the same, token by token, although every free block was full
+# of NaN when a sequence got it.
 #
 # <details><summary><b>If you said that stale keys get attention</b></summary>
 #
-# They would, if anyone read them. But a query at position $i$ reads the slots of positions $0 \dots i$ and no others, and
-# its own sequence has written each of these since it got the block. What lies behind them is not read. Clearing blocks
-# would cost memory traffic and change nothing.
+# They would, if they were read. But a query at position $i$ reads the slots of positions $0 \dots i$ and no others. Its own
+# sequence has written each of these since it got the block. The slots after them are not read. Clearing blocks would cost
+# memory traffic and change nothing.
 # </details>
 #
 # <details><summary><b>If you said that it works, because the mask hides them</b></summary>
 #
-# Nearly. A mask gives a slot the weight 0, and $0 \cdot \mathrm{NaN}$ is still NaN. So a mask protects from stale numbers,
-# but not from NaN. Here it holds because `gather` hands over the sequence's own tokens and cuts off the rest of the last
-# block.
+# A mask gives a slot the weight 0, and $0 \cdot \mathrm{NaN}$ is still NaN. So a mask protects from old numbers, but not from
+# NaN. Here it works because `gather` returns the sequence's own tokens only: it leaves out the rest of the last block.
 # </details>
 #
 # ## What was gained
 #
-# The same requests, the same stories, two caches. Both panels have the same scale.
+# The picture compares the two caches for the same requests and the same stories. Both panels have the same scale.
 
 # %%
 viz.memory_over_time({"01 reserved": traces_reserved, "02 paged": traces_paged})
 
 # %% [markdown]
-# The reserved cache is held in full from the first step to the last. The paged one grows with the texts and shrinks
-# whenever one ends. The upper panel even flatters chapter 01: it counts as used what that chapter writes for stories that
+# The reserved cache is held in full from the first step to the last. The paged cache grows with the texts, and becomes smaller
+# when a text ends. The upper panel shows chapter 01 as better than it is: it counts as used what is written for stories that
 # are over.
 #
-# In the first cells of this chapter, the stories needed 45 % of what was reserved; here 66 % of it lies empty, not 55 %. Both are true: 45 % is
-# what the stories need *at their end*, and the panel averages over *all steps*, in most of which the texts are still short,
-# even with what is written for stories that are over.
+# In the first cells of this chapter, the stories needed 45 % of the reserved slots. Here 66 % of them are empty, not 55 %. Both
+# numbers are right. The 45 % are what the stories need *at their end*. The panel averages over *all steps*, and in most of them
+# the texts are still short.
 #
-# What is not held is free for others:
+# Slots that are not held are free for other sequences:
 
 # %% tags=["nbval-check-output"]
 for name, traces in (("01 reserved", traces_reserved), ("02 paged   ", traces_paged)):
@@ -420,8 +482,9 @@ for name, traces in (("01 reserved", traces_reserved), ("02 paged   ", traces_pa
     print(f"{name}: {mean:5.0f} slots held on average, {max(held)} at most")
 
 # %% [markdown]
-# One thing remains as it was. `generate` makes its pool large enough for the worst case, since nobody yet decides who
-# waits when blocks run out. The free blocks are there, but no further request comes to use them. Chapter 04 lets them in.
+# One thing is as before. `generate` makes its pool large enough for the worst case, because there is no scheduler yet that lets
+# requests wait when no block is free. Blocks are free, but no further request can start while the batch runs. Chapter 04
+# changes this.
 #
 # ### Which block size?
 #
@@ -431,14 +494,14 @@ for name, traces in (("01 reserved", traces_reserved), ("02 paged   ", traces_pa
 #
 # $$\frac{(\mathrm{block\_size} - 1) / 2}{n + (\mathrm{block\_size} - 1) / 2}.$$
 #
-# Small blocks waste less. But the smaller the blocks, the longer the tables. The texts' lengths do not depend on the block
-# size, so the run above can be played again on the real cache without the model:
+# Small blocks waste less. But the smaller the blocks, the longer the tables. The lengths of the texts do not depend on the block
+# size. So the run above can be replayed on the real cache without the model:
 
 # %% tags=["nbval-check-output"]
 
 
 def replay(block_size: int) -> tuple[float, int]:
-    """The share of the held slots that lay empty, and the length of the longest block table."""
+    """The share of the held slots that were empty, and the length of the longest block table."""
     config = one_number_a_slot(block_size, num_blocks=2048 // block_size)
     cache = ch02.PagedCache(ch02.BlockManager(config), config)
     held = used = longest = 0
@@ -460,40 +523,52 @@ for block_size in (1, 2, 4, 8, 16, 32, 64):
     print(f"{block_size:10d} {empty:7.1%} {longest:15d}")
 
 # %% [markdown]
-# With a block size of 1 nothing is empty, and the table has an entry for every token. Every entry has to be stored, looked
-# up and followed, and memory is read in small scattered pieces, which a GPU does badly. Large blocks are read in long runs
-# and waste more, most of all when texts are short. The authors of PagedAttention measured speed on their two data sets.
-# Blocks of 16 to 128 were best for the longer texts, 16 and 32 worked well for the shorter ones, and 16 became vLLM's
-# default (section 7.2 of the paper). It is the default here, too.
+# With a block size of 1 no slot is empty, and the table has an entry for every token. Every entry has to be stored and looked up,
+# and memory is read in small scattered pieces, which is slow on a GPU. Large blocks are read in long runs, and waste more,
+# above all when texts are short. The authors of PagedAttention measured speed on two data sets. Blocks of 16 to 128 were best
+# for the longer texts, and 16 and 32 were good for the shorter ones. 16 became vLLM's default (section 7.2 of the paper). It
+# is the default here, too.
 #
+# ### Exercise 2.5: measure and explain (3 points)
+#
+# Chapter 01 serves six stories at a time with its reserved slots. How many can run together if the same slots are blocks? Measure
+# it with a replay like the one above, and explain it in your own words. Your text goes to your instructor.
+
+# %%
+viz.show_task(ch02.answer_2_5)
+
+# %% tags=["solution", "hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
+viz.show_source(ch02.answer_2_5)
+
+# %% [markdown]
 # ## The paper's comparison
 #
-# Six stories are an example. How much is gained when a server is full? Figure 2 of the paper answers this for four ways to
-# allocate. Three model Orca, an earlier serving system (Yu et al., OSDI 2022). They reserve one contiguous piece for a
-# request when it starts:
+# Six stories are one example. How much is gained when a server is full? Figure 2 of the paper compares four ways to allocate.
+# Three of them model Orca, an earlier serving system (Yu et al., OSDI 2022). They reserve one contiguous piece for a request
+# when it starts:
 #
 # - **Max**: for the longest text that the model can write, 2048 tokens;
 # - **Pow2**: for the prompt and the next power of two of the output, as if its length were known to within a factor of
 #   two;
 # - **Oracle**: for exactly what will be written, which no real system knows.
 #
-# The fourth takes blocks of 16 as the text grows; in our version it is this chapter's `PagedCache`. The module
-# `chapters/aids/fragmentation.py` lets them serve the same requests from the same memory and counts after every step what each
-# slot is used for. Its docstring has all the details. A slot can be
+# The fourth allocates blocks of 16 as the text grows. Here it is this chapter's `PagedCache`. In the module
+# `chapters/aids/fragmentation.py` all four serve the same requests with the same memory. After every step the module counts
+# what each slot is used for. Its docstring has all the details. A slot can be
 #
-# - **token states**: the key and value of a token lie here;
-# - **reserved**: the request that holds it will write here later;
-# - **internal** fragmentation: held, and *never* written;
-# - **external** fragmentation: held by nobody, or lost when the contiguous allocator rounds up to a power of two. (It is a
+# - **token states**: it has the key and value of a token;
+# - **reserved**: its request will write to it later;
+# - **internal** fragmentation: a request holds it and *never* writes to it;
+# - **external** fragmentation: it is free, or lost because the contiguous allocator rounds up to a power of two. (It is a
 #   *buddy* allocator: it halves memory again and again until a piece just fits.)
 #
-# These are the paper's words, and finer than ours so far: of a slot that is empty now, they ask whether it will be written
-# later. A paged sequence's last block has empty slots, but most of them will be.
+# These are the paper's terms. They divide the empty slots further: will a slot that is empty now be written later? A paged
+# sequence's last block has empty slots, but most of them will be written.
 #
-# The lengths have to come from somewhere. The paper prints the means of its data set ShareGPT: 161.31 tokens for a prompt
-# and 337.99 for an output. Ours are *geometric* with these means: after each token the text stops with the same chance
-# $1/\mathrm{mean}$, so short texts are common and long ones rare. Pairs of more than 2048 tokens are drawn again, which
-# makes the means a little smaller.
+# The simulation needs the lengths of texts. The paper prints the means of its data set ShareGPT: 161.31 tokens for a prompt and
+# 337.99 for an output. Our lengths are *geometric* with these means: after each token the text stops with the same
+# probability $1/\mathrm{mean}$, so short texts are common and long ones rare. Pairs of more than 2048 tokens are drawn again,
+# which makes the means a little smaller.
 
 # %% tags=["nbval-check-output"]
 drawn = list(itertools.islice(fragmentation.WORKLOADS["ShareGPT"].requests(seed=0), 20_000))
@@ -516,8 +591,8 @@ viz.fragmentation_bars(
 # %% [markdown]
 # In the bar of the paged system two pieces are too small for a label: 1.5 % reserved and 1.1 % external.
 #
-# All the numbers, ours above the paper's. The last column is how many requests ran at the same time on average; the
-# paper's values are in its Figure 13. For the paged system Figure 2 prints only the first share.
+# The table has all the numbers, ours above the paper's. The last column is the average number of requests that ran at the same
+# time; the paper's values are in its Figure 13. For the paged system, Figure 2 prints only the first share.
 
 # %% tags=["nbval-check-output"]
 running = fragmentation.FIGURE_13["ShareGPT"]
@@ -532,98 +607,46 @@ paged = results["Paged (vLLM)"]
 print(f"preemptions with paging: {paged.preemptions} in {fragmentation.NUM_STEPS:,} steps")
 
 # %% [markdown]
-# ### How and why our numbers differ
+# Max and Oracle agree with the paper within 1.2 points, Pow2 within 5.
 #
-# We simulate the 15,728 slots of OPT-13B at saturation: someone is always waiting. The paper plots its lengths but prints
-# only their means, so ours are geometric, a shape with no other parameter. Nothing was fitted. (In its plot, prompts crowd
-# nearer to 0 than ours do. And its Figure 13, the last column, was measured at two requests a second, not at saturation.)
+# <details><summary><b>How and why our numbers differ</b></summary>
 #
-# *Internal* is what a policy reserves and never writes. The contiguous allocator's rounding counts as *external*; that the
-# paper's Oracle has no internal share implies the same there.
+# We simulate the 15,728 slots of OPT-13B at saturation: requests are waiting at any time. The paper plots its lengths but prints
+# only their means. So ours are geometric, a distribution without a further parameter. Nothing was fitted. (In the paper's plot,
+# more prompts are near 0 than in ours. And its Figure 13, the last column, was measured at two requests a second, not at
+# saturation.)
 #
-# Max's external share is arithmetic. Seven pieces of 2048 fit, and 1,392 slots remain, 8.9 %. That, with the other shares,
-# suggests that Figure 2 shows ShareGPT on OPT-13B; its caption says only that it is from the experiment of section 6.2.
+# *Internal* is what a policy reserves and never writes. The rounding of the contiguous allocator counts as *external*. The
+# paper's Oracle has no internal share, so the paper must count it in the same way.
 #
-# Max and Oracle agree with the paper within 1.2 points. Pow2 loses 5 points less outside than in the paper. Log-normal
-# lengths of equal means do not close this gap, so it stays open.
+# Max's external share can be calculated. Seven pieces of 2048 fit, and 1,392 slots remain, which are 8.9 %. This and the other
+# shares suggest that Figure 2 shows ShareGPT on OPT-13B. Its caption says only that it is from the experiment of section 6.2.
 #
-# Paging exceeds vLLM's 96.3 %. Our queue is never empty, while theirs was fed by Poisson arrivals, at random times. And we
-# hold no blocks back when a request is let in; vLLM held back 1 %.
+# Pow2's external share is 5 points smaller than in the paper. Log-normal lengths of equal means do not explain this difference,
+# and we have no explanation.
 #
-# The price of paging is not in the shares. When blocks run out, the latest request is *preempted*: it loses its blocks,
+# Our paged share is higher than vLLM's 96.3 %. Our queue is never empty, while the paper's requests arrived at random times (a
+# Poisson process). And our simulation keeps no blocks in reserve when a request starts; vLLM kept 1 %.
+# </details>
+#
+# Paging has a price that the shares do not show. If no block is free, the latest request is *preempted*: its blocks are freed,
 # and its tokens are computed again later.
 #
 # The module takes other seeds and the paper's other data set:
 # `python -m chapters.aids.fragmentation --seed 1 --workload Alpaca`. Another seed moves a share by up to two or three points.
-#
-# ## Exercises
-#
-# `python -m chapters start 02` writes `work/ch02_block_table.py` with gaps for four tasks, unless the file is there
-# already; `python -m chapters check 02` checks them.
-#
-# ### Exercise 2.1: who holds which block (10 points)
-#
-# Nothing may change before an error is raised. Work through these by hand. Three blocks are free and someone asks for
-# five: what must `num_free_blocks` be after the error? Someone frees the blocks 2 and 2, or 2 and 99, where 2 is in use
-# and 99 does not exist: is block 2 free afterwards? And what should happen if `block_ids` is a generator, which can be
-# read only once?
-
-# %%
-viz.show_task(ch02.BlockManager.allocate, ch02.BlockManager.free)
-
-# %% tags=["solution", "hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
-viz.show_source(ch02.BlockManager.allocate, ch02.BlockManager.free)
-
-# %% [markdown]
-# ### Exercise 2.2: from position to slot (8 points)
-#
-# Use the table `7, 2, 9` from above. Cover the output and write down the slots of positions 3, 4 and 9 yourself. Which
-# step of your reasoning used the position, which the table, which both? Then: which is the last position that this table
-# covers, and does your code still answer for the one after it?
-
-# %%
-viz.show_task(ch02.PagedCache.slots)
-
-# %% tags=["solution", "hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
-viz.show_source(ch02.PagedCache.slots)
-
-# %% [markdown]
-# ### Exercise 2.3: block tables that grow and end (6 points)
-#
-# A sequence holds two blocks of four slots. How many more does it need for 7 tokens, for 8, for 9? `num_missing_blocks`
-# counts them for you. What must the table look like after a `grow` that found too few blocks, if the sequence had no table
-# before? Also think about who may end without ever having held a block.
-
-# %%
-viz.show_task(ch02.PagedCache.grow, ch02.PagedCache.free)
-
-# %% tags=["solution", "hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
-viz.show_source(ch02.PagedCache.grow, ch02.PagedCache.free)
-
-# %% [markdown]
-# ### Exercise 2.4: collecting what lies scattered (6 points)
-#
-# Draw a pool of five blocks of two slots and a sequence of three tokens with the table `4, 1`. Mark what has to come out,
-# and in which order. What of block 1 must not come out, and why did the cell with NaN depend on it?
-
-# %%
-viz.show_task(ch02.PagedCache.gather)
-
-# %% tags=["solution", "hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
-viz.show_source(ch02.PagedCache.gather)
 
 # %% [markdown]
 # ## What the next chapter must fix
 #
-# The cache lies in pages, and attention does not know it. Before each layer's attention, every sequence's pages are
-# collected into one piece:
+# The cache is paged, but attention needs its input in one piece. Before the attention of each layer, every sequence's pages are
+# copied into one piece:
 
 # %%
 viz.show_source(ch02.attend_gathered)
 
 # %% [markdown]
-# The copy is thrown away after use and made again in the next layer and the next step. In the run of six stories, how much
-# was copied for each token that was new?
+# The copy is discarded after use, and made again in the next layer and the next step. In the run of six stories, how much was
+# copied for each new token?
 
 # %% tags=["nbval-check-output"]
 written = sum(row.num_tokens for trace in traces_paged for row in trace.rows)
@@ -634,6 +657,6 @@ print(
 )
 
 # %% [markdown]
-# The longer the text, the more: this is chapter 00's pattern again, with copies in place of computing. And while it
-# exists, the copy is the contiguous piece of memory that we wanted to be rid of. Chapter 03 computes attention page by
-# page, where the pages lie, and needs no copy of the whole context.
+# The longer the text, the more is copied. In chapter 00 the work of each step grew with the text too, only there it was
+# computing. And while the copy exists, it is a contiguous piece of memory, which paging should make unnecessary. Chapter 03
+# computes attention page by page, where the pages are, and needs no copy of the whole context.

@@ -1,7 +1,7 @@
 """Pictures of the physical pool as a map of blocks, and of block tables as rows of block ids."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -31,7 +31,9 @@ _EMPTY = "////"
 
 
 @styled
-def pool_map(trace: StepTrace, columns: int | None = None, lengths: Mapping[int, int] | None = None) -> Picture:
+def pool_map(
+    trace: StepTrace, columns: int | None = None, lengths: Mapping[int, int] | None = None, title: str | None = None
+) -> Picture:
     """The pool when a step was launched, a cell for each block: its holders, and its fill after the step.
 
     A free block is white. In a held block, slots with tokens are coloured and the others are hatched. A block with several
@@ -41,11 +43,12 @@ def pool_map(trace: StepTrace, columns: int | None = None, lengths: Mapping[int,
         columns: blocks in a line. By default 16, fewer if blocks are long, more if there are very many.
         lengths: tokens cached of each sequence, an entry of :func:`~pagebrain.viz.cached_lengths`. Needed only if a sequence
             holds blocks and is not in the step.
+        title: replaces the title that gives the number of blocks in use.
     """
     columns = columns or _default_columns(trace)
     figure = new_figure(_pool_height(trace, columns) + 0.75)
     axes = figure.subplots()
-    axes.set_title(_pool_title(trace))
+    axes.set_title(title or _pool_title(trace))
     _draw_pool(axes, trace, columns, lengths)
     legend_below(figure, _legend(trace, with_pool=True))
     return Picture(figure, pool_alt(trace, lengths))
@@ -57,6 +60,7 @@ def block_tables(
     lengths: Mapping[int, int] | None = None,
     with_pool: bool = False,
     names: Mapping[int, str] | None = None,
+    marked: Collection[int] = (),
 ) -> Picture:
     """Each sequence's block table when a step was launched: logical blocks from left to right, the physical id in each.
 
@@ -64,6 +68,7 @@ def block_tables(
         lengths: as in :func:`pool_map`.
         with_pool: draw the pool beneath.
         names: labels beside a sequence's letter.
+        marked: ids of physical blocks that get a thick frame.
     """
     shown = sorted(trace.block_tables)[:MAX_ROWS]
     width = max((len(trace.block_tables[seq_id]) for seq_id in shown), default=1)
@@ -86,10 +91,18 @@ def block_tables(
             if width <= 24:
                 share = fill[block_id] / trace.block_size
                 _label(above, index + 0.47, row + 0.42, str(block_id), _ground(seq_id, share), share < 1)
+            if block_id in marked:
+                frame = Rectangle((index + 0.02, row + 0.02), 0.9, 0.8, fill=False, edgecolor=INK, linewidth=3.2, zorder=6)
+                above.add_patch(frame)
     hidden = len(trace.block_tables) - len(shown)
     _table_axes(above, shown, width, names or {}, hidden)
-    legend_below(figure, _legend(trace, with_pool))
-    return Picture(figure, tables_alt(trace, lengths, with_pool))
+    handles = _legend(trace, with_pool)
+    alt = tables_alt(trace, lengths, with_pool)
+    if marked:
+        handles.append(Patch(facecolor=PAPER, edgecolor=INK, linewidth=3.2, label="marked"))
+        alt += f" Marked blocks: {', '.join(map(str, sorted(marked)))}."
+    legend_below(figure, handles)
+    return Picture(figure, alt)
 
 
 def _table_axes(axes: Axes, shown: list[int], width: int, names: Mapping[int, str], hidden: int) -> None:
@@ -147,6 +160,8 @@ def _draw_pool(axes: Axes, trace: StepTrace, columns: int, lengths: Mapping[int,
         if columns <= 16:
             inset = 0.06 * columns / 16 if columns < 8 else 0.06
             _number(axes, column + inset, row + 0.08, block_id, owners, share if columns >= 8 else round(share + 0.45))
+        elif columns == trace.num_blocks <= 32:  # one line of narrow cells
+            axes.text(column + 0.47, row + 1.0, str(block_id), ha="center", va="top", fontsize=7, color=GREY)
         if owners and columns <= 32:
             name = "".join(map(letter, owners)) if len(owners) < 3 else f"{letter(owners[0])}+{len(owners) - 1}"
             centre = column + (1 - gap) * (0.5 if len(owners) == 1 else 0.4)
