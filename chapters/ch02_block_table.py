@@ -176,7 +176,7 @@ class PagedCache:
         table = self._tables.get(seq_id, [])
         if start < 0 or count < 0 or start + count > len(table) * self.block_size:
             raise BlockTableError(
-                f"{count} tokens from {start} on: the table of sequence {seq_id} covers {len(table) * self.block_size} tokens"
+                f"{count} tokens from {start} on: sequence {seq_id} has a table for {len(table) * self.block_size} tokens"
             )
         return [
             table[position // self.block_size] * self.block_size + position % self.block_size

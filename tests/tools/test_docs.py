@@ -65,7 +65,7 @@ def test_the_instructors_table_says_what_the_docstring_says(chapter: Chapter) ->
     table = read("instructors.md").partition("<!-- points: begin -->")[2].partition("<!-- points: end -->")[0]
     [row] = [cells for cells in table_rows(table) if f"`{chapter.name}`" in cells]
     tasks = ", ".join(f"{task.task_id} ({task.points})" for task in chapter.tasks)
-    hours = re.findall(r"\d+", chapter.effort)
+    hours = re.findall(r"[\d.]+", chapter.effort)
     assert row[3:] == [tasks, str(chapter.points), *hours]
     [needs] = re.findall(r"^Know first: (.+?)\.$", chapter.docstring, flags=re.MULTILINE | re.DOTALL)
     assert row[2].replace("`", "") == " ".join(needs.replace("`", "").split())
@@ -73,8 +73,8 @@ def test_the_instructors_table_says_what_the_docstring_says(chapter: Chapter) ->
 
 def test_the_sums_for_instructors_are_those_of_the_chapters() -> None:
     points = sum(chapter.points for chapter in CHAPTERS.values())
-    hours = sum(int(number) for chapter in CHAPTERS.values() for number in re.findall(r"\d+", chapter.effort))
-    assert f"That is {points} points and about {hours} hours of work." in read("instructors.md")
+    hours = sum(float(number) for chapter in CHAPTERS.values() for number in re.findall(r"[\d.]+", chapter.effort))
+    assert f"That is {points} points and about {hours:g} hours of work." in read("instructors.md")
     assert all(f"### Chapter {chapter.number}\n" in read("instructors.md") for chapter in CHAPTERS.values())
 
 
