@@ -125,10 +125,10 @@ def test_check_tells_a_right_task_from_a_wrong_one_and_remembers_it(
     said = capsys.readouterr().out
     assert re.search(rf"Checking {re.escape(str(work))}/ch00_baseline.py, modified [\d: -]+, sha256 [0-9a-f]{{12}}", said)
     assert re.search(r"0\.1 .* 4/4 .* passed", said) and re.search(r"0\.2 .* 0/6 .* failed", said)
-    assert "Hint: " in said and "4 of 10 points: 1 of 2 tasks pass" in said
+    assert "Hint: " in said and "6 of 12 points: 2 of 3 tasks pass" in said
     assert "Traceback" not in said and "assert " not in said
     scores = {test["number"]: test["score"] for test in json.loads((tmp_path / "results.json").read_text("utf-8"))["tests"]}
-    assert scores == {"0.1": 4, "0.2": 0}
+    assert scores == {"0.1": 4, "0.2": 0, "0.3": 2}
     main(["list"])
     assert re.search(r"0\.1 .* passed", capsys.readouterr().out)
 
@@ -180,7 +180,7 @@ def test_a_link_to_the_reference_is_not_checked(work: Path, capsys: pytest.Captu
     [
         (["check", "00"], "python -m chapters start 00"),
         (["check", "77"], "there is no chapter '77'; the chapters are 00, 01"),
-        (["check", "0.9"], "chapter 00 has no task '0.9'; its tasks are 0.1, 0.2"),
+        (["check", "0.9"], "chapter 00 has no task '0.9'; its tasks are 0.1, 0.2, 0.3"),
         (["check", "0.1", "1.1"], "one chapter at a time"),
         (["check"], "the following arguments are required"),
         (["check", "00", "--memory", "-1"], "--memory at least 0"),

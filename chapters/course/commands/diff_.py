@@ -34,6 +34,7 @@ ROLES: dict[str, dict[str, Role]] = {
         "greedy_token": Role("sampling"),
         "generate_one": Role("loop"),
         "generate": Role("loop"),
+        "answer_0_3": Role("loop"),
     },
     "01": {
         "forward": Role("forward pass", ("00.compute_logits",)),
@@ -43,6 +44,7 @@ ROLES: dict[str, dict[str, Role]] = {
         "prefill_inputs": Role("batch"),
         "decode_inputs": Role("batch"),
         "generate": Role("loop", ("00.generate", "00.generate_one")),
+        "answer_1_4": Role("cache"),
     },
     "02": {
         "BlockManager": Role("cache"),
@@ -50,6 +52,7 @@ ROLES: dict[str, dict[str, Role]] = {
         "Rows": Role("batch", ("01.prefill_inputs", "01.decode_inputs")),
         "attend_gathered": Role("attention", ("01.attend_reserved",)),
         "generate": Role("loop", ("01.generate",)),
+        "answer_2_5": Role("cache"),
     },
     "03": {
         "Partial": Role("attention"),
