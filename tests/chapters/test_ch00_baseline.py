@@ -271,10 +271,10 @@ def test_each_new_token_costs_one_forward_pass(loop: Callable[..., None], chapte
 
 @pytest.mark.task("0.2", hint="The model decides by the whole text so far. Do not cut it at a length of your own.")
 def test_a_text_may_be_longer_than_a_thousand_tokens(loop: Callable[..., None], seed: int) -> None:
-    base = random_gpt2(seed=seed, n_positions=2100, n_layer=1, n_head=2, n_embd=8, tie_word_embeddings=False)
+    base = random_gpt2(seed=seed, n_positions=1100, n_layer=1, n_head=1, n_embd=4, tie_word_embeddings=False)
     base.config.eos_token_id = None
-    prompt = torch.randint(97, (2060,), generator=torch.Generator().manual_seed(seed)).tolist()
-    loop(base, prompt, 2)
+    prompt = torch.randint(97, (1040,), generator=torch.Generator().manual_seed(seed)).tolist()
+    loop(base, prompt, 1)
 
 
 @pytest.mark.task("0.2", hint="Token id 0 is a token like any other. Compare with eos_token_id, do not ask if it is true.")

@@ -164,6 +164,21 @@ def test_block_tables_show_physical_ids_in_logical_order(run: list[StepTrace]) -
     assert [label.get_text() for label in axes.get_yticklabels()] == [state.letter(i) for i in sorted(trace.block_tables)]
 
 
+def test_marked_blocks_have_a_thick_frame_in_every_table() -> None:
+    trace = step(0, [row(0, 0, 6), row(1, 0, 7)], {0: (3, 7), 1: (3, 1)})
+    picture = viz.block_tables(trace, marked=(3,))
+    frames = [patch for patch in picture.figure.axes[0].patches if patch.get_linewidth() > 3]
+    assert [round(frame.get_xy()[0]) for frame in cast(Any, frames)] == [0, 0]
+    assert picture.alt.endswith("Marked blocks: 3.") and "Marked" not in viz.block_tables(trace).alt
+
+
+def test_a_pool_in_one_line_numbers_its_cells_below_and_takes_a_title() -> None:
+    trace = replace(step(0, [row(0, 0, 2)], {0: (5, 9)}), num_blocks=32, block_size=1)
+    axes = viz.pool_map(trace, columns=32, title="32 slots").figure.axes[0]
+    assert [text.get_text() for text in axes.texts if text.get_text().isdigit()] == [str(slot) for slot in range(32)]
+    assert axes.get_title() == "32 slots"
+
+
 def test_pool_and_tables_share_a_figure_on_demand() -> None:
     picture = viz.block_tables(HAND_MADE[0], with_pool=True, names={0: "short"})
     tables, pool = picture.figure.axes
