@@ -176,7 +176,7 @@ def test_a_pool_in_one_line_numbers_its_cells_below_and_takes_a_title() -> None:
     trace = replace(step(0, [row(0, 0, 2)], {0: (5, 9)}), num_blocks=32, block_size=1)
     axes = viz.pool_map(trace, columns=32, title="32 slots").figure.axes[0]
     assert [text.get_text() for text in axes.texts if text.get_text().isdigit()] == [str(slot) for slot in range(32)]
-    assert axes.get_title() == "32 slots"
+    assert axes.get_title(loc="left") == "32 slots"
 
 
 def test_pool_and_tables_share_a_figure_on_demand() -> None:
