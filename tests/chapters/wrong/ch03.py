@@ -12,6 +12,77 @@ def add_page(partial: Partial, scores: Tensor, values: Tensor) -> Partial:
     return Partial(maximum, total, acc)
 
 
+# %% changed_in_place_without_a_new_maximum
+"""Task 3.1: the sums stay in place while the maximum does not rise."""
+
+
+def add_page(partial: Partial, scores: Tensor, values: Tensor) -> Partial:
+    maximum = torch.maximum(partial.maximum, scores.amax(dim=-1))
+    if torch.equal(maximum, partial.maximum):
+        weights = torch.exp(scores - maximum.unsqueeze(-1))
+        partial.total.add_(weights.sum(dim=-1))
+        partial.acc.add_(torch.einsum("...hk,...khd->...hd", weights, values))
+        return partial
+    shrink = torch.exp(partial.maximum - maximum)
+    weights = torch.exp(scores - maximum.unsqueeze(-1))
+    total = partial.total * shrink + weights.sum(dim=-1)
+    acc = partial.acc * shrink.unsqueeze(-1) + torch.einsum("...hk,...khd->...hd", weights, values)
+    return Partial(maximum, total, acc)
+
+
+# %% double_result_page
+"""Task 3.1: sums in float64 whatever the dtype, and the result stays float64."""
+
+
+def add_page(partial: Partial, scores: Tensor, values: Tensor) -> Partial:
+    scores, values = scores.double(), values.double()
+    maximum = torch.maximum(partial.maximum.double(), scores.amax(dim=-1))
+    shrink = torch.exp(partial.maximum.double() - maximum)
+    weights = torch.exp(scores - maximum.unsqueeze(-1))
+    total = partial.total * shrink + weights.sum(dim=-1)
+    acc = partial.acc * shrink.unsqueeze(-1) + torch.einsum("...hk,...khd->...hd", weights, values)
+    return Partial(maximum, total, acc)
+
+
+# %% epsilon_in_total
+"""Task 3.1: a small number keeps the total from being zero."""
+
+
+def add_page(partial: Partial, scores: Tensor, values: Tensor) -> Partial:
+    maximum = torch.maximum(partial.maximum, scores.amax(dim=-1))
+    shrink = torch.exp(partial.maximum - maximum)
+    weights = torch.exp(scores - maximum.unsqueeze(-1))
+    total = partial.total * shrink + weights.sum(dim=-1) + 1e-6
+    acc = partial.acc * shrink.unsqueeze(-1) + torch.einsum("...hk,...khd->...hd", weights, values)
+    return Partial(maximum, total, acc)
+
+
+# %% exponent_clamped
+"""Task 3.1: exponents are cut at minus fifty, so that hidden slots keep a little weight."""
+
+
+def add_page(partial: Partial, scores: Tensor, values: Tensor) -> Partial:
+    maximum = torch.maximum(partial.maximum, scores.amax(dim=-1))
+    shrink = torch.exp((partial.maximum - maximum).clamp(min=-50))
+    weights = torch.exp((scores - maximum.unsqueeze(-1)).clamp(min=-50))
+    total = partial.total * shrink + weights.sum(dim=-1)
+    acc = partial.acc * shrink.unsqueeze(-1) + torch.einsum("...hk,...khd->...hd", weights, values)
+    return Partial(maximum, total, acc)
+
+
+# %% exponentials_in_float32
+"""Task 3.1: the exponentials are taken in float32."""
+
+
+def add_page(partial: Partial, scores: Tensor, values: Tensor) -> Partial:
+    maximum = torch.maximum(partial.maximum, scores.amax(dim=-1))
+    shrink = torch.exp((partial.maximum - maximum).float()).to(scores.dtype)
+    weights = torch.exp((scores - maximum.unsqueeze(-1)).float()).to(scores.dtype)
+    total = partial.total * shrink + weights.sum(dim=-1)
+    acc = partial.acc * shrink.unsqueeze(-1) + torch.einsum("...hk,...khd->...hd", weights, values)
+    return Partial(maximum, total, acc)
+
+
 # %% first_maximum_kept
 """Task 3.1: the first page's maximum is kept, so that nothing is rescaled and large scores of a later page overflow."""
 
@@ -24,6 +95,20 @@ def add_page(partial: Partial, scores: Tensor, values: Tensor) -> Partial:
     return Partial(maximum, total, acc)
 
 
+# %% hidden_slots_score_a_number
+"""Task 3.1: minus infinity becomes minus ten thousand, so that scores below are beaten by hidden slots."""
+
+
+def add_page(partial: Partial, scores: Tensor, values: Tensor) -> Partial:
+    scores = scores.nan_to_num(neginf=-1e4)
+    maximum = torch.maximum(partial.maximum, scores.amax(dim=-1))
+    shrink = torch.exp(partial.maximum - maximum)
+    weights = torch.exp(scores - maximum.unsqueeze(-1))
+    total = partial.total * shrink + weights.sum(dim=-1)
+    acc = partial.acc * shrink.unsqueeze(-1) + torch.einsum("...hk,...khd->...hd", weights, values)
+    return Partial(maximum, total, acc)
+
+
 # %% maximum_at_least_zero
 """Task 3.1: the maximum starts at zero, so that very negative scores all vanish."""
 
@@ -32,6 +117,19 @@ def add_page(partial: Partial, scores: Tensor, values: Tensor) -> Partial:
     before = torch.nan_to_num(partial.maximum, neginf=0.0)
     maximum = torch.maximum(before, scores.amax(dim=-1))
     shrink = torch.exp(before - maximum)
+    weights = torch.exp(scores - maximum.unsqueeze(-1))
+    total = partial.total * shrink + weights.sum(dim=-1)
+    acc = partial.acc * shrink.unsqueeze(-1) + torch.einsum("...hk,...khd->...hd", weights, values)
+    return Partial(maximum, total, acc)
+
+
+# %% maximum_before_the_mask_of_zero
+"""Task 3.1: the maximum is found before the hidden slots are taken out: hidden slots count in the maximum as zero."""
+
+
+def add_page(partial: Partial, scores: Tensor, values: Tensor) -> Partial:
+    maximum = torch.maximum(partial.maximum, scores.nan_to_num(neginf=0.0).amax(dim=-1))
+    shrink = torch.exp(partial.maximum - maximum)
     weights = torch.exp(scores - maximum.unsqueeze(-1))
     total = partial.total * shrink + weights.sum(dim=-1)
     acc = partial.acc * shrink.unsqueeze(-1) + torch.einsum("...hk,...khd->...hd", weights, values)
@@ -89,6 +187,47 @@ def add_page(partial: Partial, scores: Tensor, values: Tensor) -> Partial:
     return Partial(maximum, partial.total, partial.acc)
 
 
+# %% rescaled_only_if_all_rise
+"""Task 3.1: what was summed is corrected only if the maximum of every query and head rises."""
+
+
+def add_page(partial: Partial, scores: Tensor, values: Tensor) -> Partial:
+    page = scores.amax(dim=-1)
+    maximum = torch.maximum(partial.maximum, page)
+    shrink = torch.exp(partial.maximum - maximum) if bool((page > partial.maximum).all()) else torch.ones_like(maximum)
+    weights = torch.exp(scores - maximum.unsqueeze(-1))
+    total = partial.total * shrink + weights.sum(dim=-1)
+    acc = partial.acc * shrink.unsqueeze(-1) + torch.einsum("...hk,...khd->...hd", weights, values)
+    return Partial(maximum, total, acc)
+
+
+# %% scores_changed_in_place
+"""Task 3.1: the scores that were given become the weights."""
+
+
+def add_page(partial: Partial, scores: Tensor, values: Tensor) -> Partial:
+    maximum = torch.maximum(partial.maximum, scores.amax(dim=-1))
+    shrink = torch.exp(partial.maximum - maximum)
+    weights = scores.sub_(maximum.unsqueeze(-1)).exp_()
+    total = partial.total * shrink + weights.sum(dim=-1)
+    acc = partial.acc * shrink.unsqueeze(-1) + torch.einsum("...hk,...khd->...hd", weights, values)
+    return Partial(maximum, total, acc)
+
+
+# %% scores_cut_at_a_thousand
+"""Task 3.1: scores and maxima are cut at a thousand, as if no score were ever larger."""
+
+
+def add_page(partial: Partial, scores: Tensor, values: Tensor) -> Partial:
+    scores = scores.clamp(max=1000.0)
+    maximum = torch.maximum(partial.maximum, scores.amax(dim=-1))
+    shrink = torch.exp(partial.maximum - maximum)
+    weights = torch.exp(scores - maximum.unsqueeze(-1))
+    total = partial.total * shrink + weights.sum(dim=-1)
+    acc = partial.acc * shrink.unsqueeze(-1) + torch.einsum("...hk,...khd->...hd", weights, values)
+    return Partial(maximum, total, acc)
+
+
 # %% shrink_inverted
 """Task 3.1: what was summed before grows with a new maximum in place of shrinking."""
 
@@ -115,6 +254,94 @@ def add_page(partial: Partial, scores: Tensor, values: Tensor) -> Partial:
     return Partial(maximum, total, acc)
 
 
+# %% answers_kept
+"""Task 3.2: the pages of a table are collected once and kept for later calls."""
+
+_KEPT: dict = {}
+
+
+def attend_one(query, key_pool, value_pool, block_table, context_len, scale):
+    block_size = key_pool.shape[1]
+    partial = Partial.start(query)
+    for page in range(-(-context_len // block_size)):
+        filled = min(block_size, context_len - page * block_size)
+        place = (key_pool.data_ptr(), block_table[page], filled)
+        if place not in _KEPT:
+            _KEPT[place] = key_pool[block_table[page], :filled].clone(), value_pool[block_table[page], :filled].clone()
+        keys, values = _KEPT[place]
+        partial = add_page(partial, torch.einsum("hd,khd->hk", query, keys) * scale, values)
+    return partial.acc / partial.total.unsqueeze(-1)
+
+
+# %% concatenated_page_by_page
+"""Task 3.2: keys and values grow by a page in each turn, and are used at the end."""
+
+
+def attend_one(query, key_pool, value_pool, block_table, context_len, scale):
+    block_size = key_pool.shape[1]
+    keys, values = key_pool[block_table[0]], value_pool[block_table[0]]
+    for page in range(1, -(-context_len // block_size)):
+        keys = torch.cat([keys, key_pool[block_table[page]]])
+        values = torch.cat([values, value_pool[block_table[page]]])
+    weights = (torch.einsum("hd,khd->hk", query, keys[:context_len]) * scale).softmax(dim=-1)
+    return torch.einsum("hk,khd->hd", weights, values[:context_len])
+
+
+# %% context_gathered_one
+"""Task 3.2: the whole context is gathered, and one ordinary softmax does the rest."""
+
+
+def attend_one(query, key_pool, value_pool, block_table, context_len, scale):
+    pages = torch.tensor(list(block_table)[: -(-context_len // key_pool.shape[1])])
+    keys = key_pool[pages].flatten(0, 1)[:context_len]
+    values = value_pool[pages].flatten(0, 1)[:context_len]
+    weights = (torch.einsum("hd,khd->hk", query, keys) * scale).softmax(dim=-1)
+    return torch.einsum("hk,khd->hd", weights, values)
+
+
+# %% divided_after_each_page_one
+"""Task 3.2: acc is divided by the total after every page."""
+
+
+def attend_one(query, key_pool, value_pool, block_table, context_len, scale):
+    block_size = key_pool.shape[1]
+    partial = Partial.start(query)
+    for page in range(-(-context_len // block_size)):
+        filled = min(block_size, context_len - page * block_size)
+        keys, values = key_pool[block_table[page], :filled], value_pool[block_table[page], :filled]
+        partial = add_page(partial, torch.einsum("hd,khd->hk", query, keys) * scale, values)
+        partial = partial._replace(acc=partial.acc / partial.total.unsqueeze(-1))
+    return partial.acc
+
+
+# %% double_result_one
+"""Task 3.2: everything is computed in float64 and stays there."""
+
+
+def attend_one(query, key_pool, value_pool, block_table, context_len, scale):
+    block_size = key_pool.shape[1]
+    query = query.double()
+    partial = Partial.start(query)
+    for page in range(-(-context_len // block_size)):
+        filled = min(block_size, context_len - page * block_size)
+        keys, values = key_pool[block_table[page], :filled].double(), value_pool[block_table[page], :filled].double()
+        partial = add_page(partial, torch.einsum("hd,khd->hk", query, keys) * scale, values)
+    return partial.acc / partial.total.unsqueeze(-1)
+
+
+# %% keys_by_page_values_gathered
+"""Task 3.2: keys are read page by page, values are gathered."""
+
+
+def attend_one(query, key_pool, value_pool, block_table, context_len, scale):
+    block_size = key_pool.shape[1]
+    pages = list(block_table)[: -(-context_len // block_size)]
+    scores = torch.cat([torch.einsum("hd,khd->hk", query, key_pool[page]) for page in pages], dim=-1) * scale
+    weights = scores[:, :context_len].softmax(dim=-1)
+    values = torch.cat([value_pool[page] for page in pages])[:context_len]
+    return torch.einsum("hk,khd->hd", weights, values)
+
+
 # %% last_page_not_cut
 """Task 3.2: all slots of the last page are read, filled or not."""
 
@@ -127,6 +354,20 @@ def attend_one(
     for block_id in block_table[: -(-context_len // block_size)]:
         scores = torch.einsum("hd,khd->hk", query, key_pool[block_id]) * scale
         partial = add_page(partial, scores, value_pool[block_id])
+    return partial.acc / partial.total.unsqueeze(-1)
+
+
+# %% masked_with_a_number_one
+"""Task 3.2: hidden slots of the last page score minus ten thousand."""
+
+
+def attend_one(query, key_pool, value_pool, block_table, context_len, scale):
+    block_size = key_pool.shape[1]
+    partial = Partial.start(query)
+    for page in range(-(-context_len // block_size)):
+        scores = torch.einsum("hd,khd->hk", query, key_pool[block_table[page]]) * scale
+        slots = page * block_size + torch.arange(block_size)
+        partial = add_page(partial, scores.masked_fill(slots >= context_len, -1e4), value_pool[block_table[page]])
     return partial.acc / partial.total.unsqueeze(-1)
 
 
@@ -165,6 +406,20 @@ def attend_one(
     return partial.acc / partial.total.unsqueeze(-1)
 
 
+# %% page_by_bits_one
+"""Task 3.2: blocks are taken to have a power of two of slots, and positions are shifted."""
+
+
+def attend_one(query, key_pool, value_pool, block_table, context_len, scale):
+    shift = key_pool.shape[1].bit_length() - 1
+    partial = Partial.start(query)
+    for page in range(((context_len - 1) >> shift) + 1):
+        filled = min(1 << shift, context_len - (page << shift))
+        keys, values = key_pool[block_table[page], :filled], value_pool[block_table[page], :filled]
+        partial = add_page(partial, torch.einsum("hd,khd->hk", query, keys) * scale, values)
+    return partial.acc / partial.total.unsqueeze(-1)
+
+
 # %% pages_averaged
 """Task 3.2: each page gets a softmax of its own, and the results are averaged."""
 
@@ -182,6 +437,35 @@ def attend_one(
     return out
 
 
+# %% pool_made_contiguous
+"""Task 3.2: the pools are copied before they are read."""
+
+
+def attend_one(query, key_pool, value_pool, block_table, context_len, scale):
+    key_pool, value_pool = key_pool.clone(), value_pool.clone()
+    block_size = key_pool.shape[1]
+    partial = Partial.start(query)
+    for page in range(-(-context_len // block_size)):
+        filled = min(block_size, context_len - page * block_size)
+        keys, values = key_pool[block_table[page], :filled], value_pool[block_table[page], :filled]
+        partial = add_page(partial, torch.einsum("hd,khd->hk", query, keys) * scale, values)
+    return partial.acc / partial.total.unsqueeze(-1)
+
+
+# %% scale_twice
+"""Task 3.2: the scale is applied to the query and to the scores."""
+
+
+def attend_one(query, key_pool, value_pool, block_table, context_len, scale):
+    block_size = key_pool.shape[1]
+    partial, query = Partial.start(query), query * scale
+    for page in range(-(-context_len // block_size)):
+        filled = min(block_size, context_len - page * block_size)
+        keys, values = key_pool[block_table[page], :filled], value_pool[block_table[page], :filled]
+        partial = add_page(partial, torch.einsum("hd,khd->hk", query, keys) * scale, values)
+    return partial.acc / partial.total.unsqueeze(-1)
+
+
 # %% table_ignored
 """Task 3.2: page number and block number are taken for the same."""
 
@@ -195,6 +479,21 @@ def attend_one(
         filled = min(block_size, context_len - page * block_size)
         scores = torch.einsum("hd,khd->hk", query, key_pool[page, :filled]) * scale
         partial = add_page(partial, scores, value_pool[page, :filled])
+    return partial.acc / partial.total.unsqueeze(-1)
+
+
+# %% whole_pool_scored
+"""Task 3.2: every block of the pool is scored, and the pages are picked from the scores."""
+
+
+def attend_one(query, key_pool, value_pool, block_table, context_len, scale):
+    block_size = key_pool.shape[1]
+    everything = torch.einsum("hd,bkhd->bhk", query, key_pool) * scale
+    partial = Partial.start(query)
+    for page in range(-(-context_len // block_size)):
+        filled = min(block_size, context_len - page * block_size)
+        block_id = block_table[page]
+        partial = add_page(partial, everything[block_id, :, :filled], value_pool[block_id, :filled])
     return partial.acc / partial.total.unsqueeze(-1)
 
 
@@ -231,6 +530,79 @@ def paged_attention(query, key_pool, value_pool, block_tables, context_lens, que
         positions = page * block_size + torch.arange(block_size)
         scores = scores.masked_fill((positions >= lens[:, None])[:, None], -math.inf)
         partial = add_page(partial, scores, value_pool[block_ids])
+    return partial.acc / partial.total.unsqueeze(-1)
+
+
+# %% contexts_gathered_one_by_one
+"""Task 3.3: each sequence's whole context is gathered, and one ordinary softmax does the rest."""
+
+
+def paged_attention(query, key_pool, value_pool, block_tables, context_lens, query_starts, scale):
+    block_size = key_pool.shape[1]
+    out = torch.empty_like(query)
+    starts = query_starts.tolist()
+    for seq, length in enumerate(context_lens.tolist()):
+        pages = block_tables[seq, : -(-length // block_size)]
+        keys, values = key_pool[pages].flatten(0, 1)[:length], value_pool[pages].flatten(0, 1)[:length]
+        own = query[starts[seq] : starts[seq + 1]]
+        scores = torch.einsum("nhd,khd->nhk", own, keys) * scale
+        positions = torch.arange(length - len(own), length)
+        scores = scores.masked_fill((torch.arange(length) > positions[:, None])[:, None], -math.inf)
+        out[starts[seq] : starts[seq + 1]] = torch.einsum("nhk,khd->nhd", scores.softmax(-1), values)
+    return out
+
+
+# %% contexts_gathered_together
+"""Task 3.3: all lanes' pages are gathered at once, padded, and one ordinary softmax does the rest."""
+
+
+def paged_attention(query, key_pool, value_pool, block_tables, context_lens, query_starts, scale):
+    rows = torch.arange(len(query))
+    seqs = torch.bucketize(rows, query_starts[1:], right=True)
+    lens = context_lens[seqs] - query_starts[seqs + 1] + rows + 1
+    keys, values = key_pool[block_tables[seqs]].flatten(1, 2), value_pool[block_tables[seqs]].flatten(1, 2)
+    scores = torch.einsum("nhd,nkhd->nhk", query, keys) * scale
+    scores = scores.masked_fill((torch.arange(keys.shape[1]) >= lens[:, None])[:, None], -math.inf)
+    return torch.einsum("nhk,nkhd->nhd", scores.softmax(-1), values)
+
+
+# %% divided_after_each_page_all
+"""Task 3.3: acc is divided by the total after each page."""
+
+
+def paged_attention(query, key_pool, value_pool, block_tables, context_lens, query_starts, scale):
+    block_size = key_pool.shape[1]
+    rows = torch.arange(len(query))
+    seqs = torch.bucketize(rows, query_starts[1:], right=True)
+    lens = context_lens[seqs] - query_starts[seqs + 1] + rows + 1
+    partial = Partial.start(query)
+    for page in range(-(-int(lens.max()) // block_size)):
+        block_ids = block_tables[seqs, page]
+        scores = torch.einsum("nhd,nkhd->nhk", query, key_pool[block_ids]) * scale
+        positions = page * block_size + torch.arange(block_size)
+        scores = scores.masked_fill((positions >= lens[:, None])[:, None], -math.inf)
+        partial = add_page(partial, scores, value_pool[block_ids])
+        partial = partial._replace(acc=partial.acc / partial.total.unsqueeze(-1))
+    return partial.acc
+
+
+# %% double_result_all
+"""Task 3.3: everything is computed in float64, and the result stays float64."""
+
+
+def paged_attention(query, key_pool, value_pool, block_tables, context_lens, query_starts, scale):
+    block_size = key_pool.shape[1]
+    query = query.double()
+    rows = torch.arange(len(query))
+    seqs = torch.bucketize(rows, query_starts[1:], right=True)
+    lens = context_lens[seqs] - query_starts[seqs + 1] + rows + 1
+    partial = Partial.start(query)
+    for page in range(-(-int(lens.max()) // block_size)):
+        block_ids = block_tables[seqs, page]
+        scores = torch.einsum("nhd,nkhd->nhk", query, key_pool[block_ids].double()) * scale
+        positions = page * block_size + torch.arange(block_size)
+        scores = scores.masked_fill((positions >= lens[:, None])[:, None], -math.inf)
+        partial = add_page(partial, scores, value_pool[block_ids].double())
     return partial.acc / partial.total.unsqueeze(-1)
 
 
@@ -277,6 +649,25 @@ def paged_attention(query, key_pool, value_pool, block_tables, context_lens, que
     return partial.acc / partial.total.unsqueeze(-1)
 
 
+# %% heads_reversed_in_later_values
+"""Task 3.3: heads are mixed up: from the third page on, the heads of the values are reversed."""
+
+
+def paged_attention(query, key_pool, value_pool, block_tables, context_lens, query_starts, scale):
+    block_size = key_pool.shape[1]
+    rows = torch.arange(len(query))
+    seqs = torch.bucketize(rows, query_starts[1:], right=True)
+    lens = context_lens[seqs] - query_starts[seqs + 1] + rows + 1
+    partial = Partial.start(query)
+    for page in range(-(-int(lens.max()) // block_size)):
+        block_ids = block_tables[seqs, page]
+        scores = torch.einsum("nhd,nkhd->nhk", query, key_pool[block_ids]) * scale
+        positions = page * block_size + torch.arange(block_size)
+        scores = scores.masked_fill((positions >= lens[:, None])[:, None], -math.inf)
+        partial = add_page(partial, scores, value_pool[block_ids].flip(2) if page > 1 else value_pool[block_ids])
+    return partial.acc / partial.total.unsqueeze(-1)
+
+
 # %% later_chunk_counts_from_zero
 """Task 3.3: the queries of a prefill are numbered from zero, so that a later chunk sees too little."""
 
@@ -319,6 +710,29 @@ def paged_attention(query, key_pool, value_pool, block_tables, context_lens, que
     return partial.acc / partial.total.unsqueeze(-1)
 
 
+# %% mask_kept_by_identity
+"""Task 3.3: the plan is kept for as long as the same tensor of lengths is given, though its numbers may change."""
+
+_PLAN: list = []
+
+
+def paged_attention(query, key_pool, value_pool, block_tables, context_lens, query_starts, scale):
+    block_size = key_pool.shape[1]
+    if not _PLAN or _PLAN[0] is not context_lens or _PLAN[1] is not query_starts:
+        rows = torch.arange(len(query))
+        seqs = torch.bucketize(rows, query_starts[1:], right=True)
+        _PLAN[:] = [context_lens, query_starts, seqs, context_lens[seqs] - query_starts[seqs + 1] + rows + 1]
+    _, _, seqs, lens = _PLAN
+    partial = Partial.start(query)
+    for page in range(-(-int(lens.max()) // block_size)):
+        block_ids = block_tables[seqs, page]
+        scores = torch.einsum("nhd,nkhd->nhk", query, key_pool[block_ids]) * scale
+        positions = page * block_size + torch.arange(block_size)
+        scores = scores.masked_fill((positions >= lens[:, None])[:, None], -math.inf)
+        partial = add_page(partial, scores, value_pool[block_ids])
+    return partial.acc / partial.total.unsqueeze(-1)
+
+
 # %% masked_in_the_last_step_only
 """Task 3.3: only the step of the very last page masks, lanes whose context ends earlier are not cut."""
 
@@ -341,6 +755,127 @@ def paged_attention(query, key_pool, value_pool, block_tables, context_lens, que
     return partial.acc / partial.total.unsqueeze(-1)
 
 
+# %% masked_with_a_number
+"""Task 3.3: hidden slots score minus ten thousand."""
+
+
+def paged_attention(query, key_pool, value_pool, block_tables, context_lens, query_starts, scale):
+    block_size = key_pool.shape[1]
+    rows = torch.arange(len(query))
+    seqs = torch.bucketize(rows, query_starts[1:], right=True)
+    lens = context_lens[seqs] - query_starts[seqs + 1] + rows + 1
+    partial = Partial.start(query)
+    for page in range(-(-int(lens.max()) // block_size)):
+        block_ids = block_tables[seqs, page]
+        scores = torch.einsum("nhd,nkhd->nhk", query, key_pool[block_ids]) * scale
+        positions = page * block_size + torch.arange(block_size)
+        scores = scores.masked_fill((positions >= lens[:, None])[:, None], -1e4)
+        partial = add_page(partial, scores, value_pool[block_ids])
+    return partial.acc / partial.total.unsqueeze(-1)
+
+
+# %% maximum_before_the_mask
+"""Task 3.3: a page's maximum is taken over all of its slots, hidden ones too."""
+
+
+def paged_attention(query, key_pool, value_pool, block_tables, context_lens, query_starts, scale):
+    block_size = key_pool.shape[1]
+    rows = torch.arange(len(query))
+    seqs = torch.bucketize(rows, query_starts[1:], right=True)
+    lens = context_lens[seqs] - query_starts[seqs + 1] + rows + 1
+    partial = Partial.start(query)
+    for page in range(-(-int(lens.max()) // block_size)):
+        block_ids = block_tables[seqs, page]
+        scores = torch.einsum("nhd,nkhd->nhk", query, key_pool[block_ids]) * scale
+        maximum = torch.maximum(partial.maximum, scores.amax(-1))
+        positions = page * block_size + torch.arange(block_size)
+        scores = scores.masked_fill((positions >= lens[:, None])[:, None], -math.inf)
+        weights, shrink = (scores - maximum[..., None]).exp(), (partial.maximum - maximum).exp()
+        acc = partial.acc * shrink[..., None] + torch.einsum("nhk,nkhd->nhd", weights, value_pool[block_ids])
+        partial = Partial(maximum, partial.total * shrink + weights.sum(-1), acc)
+    return partial.acc / partial.total.unsqueeze(-1)
+
+
+# %% no_rows_forgotten
+"""Task 3.3: a sequence without rows breaks the numbering of the lanes."""
+
+
+def paged_attention(query, key_pool, value_pool, block_tables, context_lens, query_starts, scale):
+    block_size = key_pool.shape[1]
+    marks = torch.zeros(len(query), dtype=torch.int64)
+    marks[query_starts[1:-1]] = 1
+    seqs = marks.cumsum(0)
+    lens = context_lens[seqs] - query_starts[seqs + 1] + torch.arange(len(query)) + 1
+    partial = Partial.start(query)
+    for page in range(-(-int(lens.max()) // block_size)):
+        block_ids = block_tables[seqs, page]
+        scores = torch.einsum("nhd,nkhd->nhk", query, key_pool[block_ids]) * scale
+        positions = page * block_size + torch.arange(block_size)
+        scores = scores.masked_fill((positions >= lens[:, None])[:, None], -math.inf)
+        partial = add_page(partial, scores, value_pool[block_ids])
+    return partial.acc / partial.total.unsqueeze(-1)
+
+
+# %% one_page_past_the_table
+"""Task 3.3: a context that fills its pages is followed one page further, past the end of the table."""
+
+
+def paged_attention(query, key_pool, value_pool, block_tables, context_lens, query_starts, scale):
+    block_size = key_pool.shape[1]
+    rows = torch.arange(len(query))
+    seqs = torch.bucketize(rows, query_starts[1:], right=True)
+    lens = context_lens[seqs] - query_starts[seqs + 1] + rows + 1
+    partial = Partial.start(query)
+    for page in range(int(lens.max()) // block_size + 1):
+        block_ids = block_tables[seqs, page]
+        scores = torch.einsum("nhd,nkhd->nhk", query, key_pool[block_ids]) * scale
+        positions = page * block_size + torch.arange(block_size)
+        scores = scores.masked_fill((positions >= lens[:, None])[:, None], -math.inf)
+        partial = add_page(partial, scores, value_pool[block_ids])
+    return partial.acc / partial.total.unsqueeze(-1)
+
+
+# %% page_by_bits_all
+"""Task 3.3: the number of pages is shifted by the logarithm of the block size."""
+
+
+def paged_attention(query, key_pool, value_pool, block_tables, context_lens, query_starts, scale):
+    block_size = key_pool.shape[1]
+    shift = block_size.bit_length() - 1
+    rows = torch.arange(len(query))
+    seqs = torch.bucketize(rows, query_starts[1:], right=True)
+    lens = context_lens[seqs] - query_starts[seqs + 1] + rows + 1
+    partial = Partial.start(query)
+    for page in range(((int(lens.max()) - 1) >> shift) + 1):
+        block_ids = block_tables[seqs, page]
+        scores = torch.einsum("nhd,nkhd->nhk", query, key_pool[block_ids]) * scale
+        positions = (page << shift) + torch.arange(block_size)
+        scores = scores.masked_fill((positions >= lens[:, None])[:, None], -math.inf)
+        partial = add_page(partial, scores, value_pool[block_ids])
+    return partial.acc / partial.total.unsqueeze(-1)
+
+
+# %% pages_kept_in_a_list
+"""Task 3.3: the pages of all steps are picked first and held in two lists."""
+
+
+def paged_attention(query, key_pool, value_pool, block_tables, context_lens, query_starts, scale):
+    block_size = key_pool.shape[1]
+    rows = torch.arange(len(query))
+    seqs = torch.bucketize(rows, query_starts[1:], right=True)
+    lens = context_lens[seqs] - query_starts[seqs + 1] + rows + 1
+    steps = range(-(-int(lens.max()) // block_size))
+    all_keys = [key_pool[block_tables[seqs, page]] for page in steps]
+    all_values = [value_pool[block_tables[seqs, page]] for page in steps]
+    partial = Partial.start(query)
+    for page in steps:
+        scores = torch.einsum("nhd,nkhd->nhk", query, all_keys[page]) * scale
+        positions = page * block_size + torch.arange(block_size)
+        scores = scores.masked_fill((positions >= lens[:, None])[:, None], -math.inf)
+        partial = add_page(partial, scores, all_values[page])
+    return partial.acc / partial.total.unsqueeze(-1)
+
+
 # %% pages_of_the_last_lane
 """Task 3.3: the loop runs over the pages of the last lane, though another one may have more."""
 
@@ -359,6 +894,43 @@ def paged_attention(query, key_pool, value_pool, block_tables, context_lens, que
         scores = scores.masked_fill((positions >= lens[:, None])[:, None], -math.inf)
         partial = add_page(partial, scores, value_pool[block_ids])
     return partial.acc / partial.total.unsqueeze(-1)
+
+
+# %% plan_kept_by_rows
+"""Task 3.3: which sequence and length each lane has is worked out once for a number of rows, and kept."""
+
+_PLANS: dict = {}
+
+
+def paged_attention(query, key_pool, value_pool, block_tables, context_lens, query_starts, scale):
+    block_size = key_pool.shape[1]
+    key = tuple(query_starts.tolist())
+    if key not in _PLANS:
+        rows = torch.arange(len(query))
+        seqs = torch.bucketize(rows, query_starts[1:], right=True)
+        _PLANS[key] = seqs, context_lens[seqs] - query_starts[seqs + 1] + rows + 1
+    seqs, lens = _PLANS[key]
+    partial = Partial.start(query)
+    for page in range(-(-int(lens.max()) // block_size)):
+        block_ids = block_tables[seqs, page]
+        scores = torch.einsum("nhd,nkhd->nhk", query, key_pool[block_ids]) * scale
+        positions = page * block_size + torch.arange(block_size)
+        scores = scores.masked_fill((positions >= lens[:, None])[:, None], -math.inf)
+        partial = add_page(partial, scores, value_pool[block_ids])
+    return partial.acc / partial.total.unsqueeze(-1)
+
+
+# %% row_by_row
+"""Task 3.3: one row after the other, each on its own."""
+
+
+def paged_attention(query, key_pool, value_pool, block_tables, context_lens, query_starts, scale):
+    out, starts, tables = [], query_starts.tolist(), block_tables.tolist()
+    for seq, length in enumerate(context_lens.tolist()):
+        for row in range(starts[seq], starts[seq + 1]):
+            lens = length - (starts[seq + 1] - 1 - row)
+            out.append(attend_one(query[row], key_pool, value_pool, tables[seq], lens, scale))
+    return torch.stack(out)
 
 
 # %% scale_ignored
@@ -418,3 +990,27 @@ def paged_attention(query, key_pool, value_pool, block_tables, context_lens, que
         scores = scores.masked_fill((torch.arange(block_size) >= filled[:, None])[:, None], -math.inf)
         partial = add_page(partial, scores, value_pool[block_ids])
     return partial.acc / partial.total.unsqueeze(-1)
+
+
+# %% operations_of_the_whole_step
+"""Task 3.4: the operations of a whole context of 60 pages are given, not those of one page."""
+
+
+def answer_3_4() -> tuple[float, str]:
+    return 3688.0, "Every page starts dozens of small operations from Python, and a kernel would run the loop inside one."
+
+
+# %% operations_per_token
+"""Task 3.4: the operations of a page are divided by its tokens."""
+
+
+def answer_3_4() -> tuple[float, str]:
+    return 61 / 16, "Every page starts dozens of small operations from Python, and a kernel would run the loop inside one."
+
+
+# %% without_a_reason
+"""Task 3.4: the number is right, and the text says nothing."""
+
+
+def answer_3_4() -> tuple[float, str]:
+    return 61.0, "because of Python"

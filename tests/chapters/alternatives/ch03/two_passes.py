@@ -57,3 +57,10 @@ def paged_attention(
         total += weights.sum(dim=-1)
         acc += torch.einsum("nhk,nkhd->nhd", weights, value_pool[block_tables[seq_of_lane, page]])
     return acc / total[..., None]
+
+
+def answer_3_4() -> tuple[float, str]:
+    return (
+        41,
+        "Each page starts its own small operations, and starting them costs more than their arithmetic. A kernel is one.",
+    )
