@@ -1,26 +1,27 @@
-"""Chapter 04: who runs in the next step.
+"""Chapter 04: which sequences run in the next step.
 
-Chapters 01 to 03 start a batch and end it when its longest answer is done: seats stand empty, and whoever comes meanwhile
-waits. But a step is a few milliseconds, and nothing ties its members to those of the next. So decide anew at every step who
-is in it (continuous batching, which Yu et al., "Orca", OSDI 2022, call iteration-level scheduling). A scheduler does three
-things:
+Chapters 01 to 03 start a batch and end it when its longest answer is done. Seats stand empty meanwhile, and new requests
+wait. But a step takes a few milliseconds, and it does not depend on which sequences were in the step before. So the members
+of a step are decided anew at every step (continuous batching, which Yu et al., "Orca", OSDI 2022, call iteration-level
+scheduling). A scheduler does three things:
 
-- whoever is running and only needs its next token gets one, in every step;
-- prompts get what is left of a budget of tokens, in chunks, so that a long one does not hold up those who are writing;
-- whoever waits is let in, first come first served, when there are a seat and blocks.
+- each running sequence that only needs its next token gets it, in every step;
+- prompts share what is left of a budget of tokens, in chunks, so that a long prompt does not delay the running sequences;
+- waiting sequences are let in, first come, first served, while there are a seat and blocks.
 
-Blocks are handed out as texts grow, so they can run out in mid-sentence. Then the latest arrival gives its own back and
-waits again. Its tokens are kept; when its turn comes, K and V are computed again (preemption by recompute), and since that
-gives the same numbers, up to rounding, the same text follows.
+Blocks are handed out as texts grow, so they can run out in the middle of a text. Then the latest arrival gives its blocks
+back and waits again. Its tokens are kept. When it is let in again, K and V are computed again (preemption by recompute).
+That gives the same numbers, up to rounding, so the same text follows.
 
 What changes from chapter 03: the loop. Requests become sequences, and the sequences of one step are a *group*; prefill
 chunks and decodes are rows of one forward call. Cache and attention stay.
 
-Tasks (35 points, about 6 hours):
+Tasks (38 points, about 3.5 hours):
 
 - 4.1 (12 points) ``Scheduler.share_out``: decodes and prompt chunks within the budget.
-- 4.2 (10 points) ``Scheduler.admit``: who may start.
-- 4.3 (13 points) ``Scheduler.make_room``: whose blocks are taken, and what becomes of them.
+- 4.2 (10 points) ``Scheduler.admit``: which sequences may start.
+- 4.3 (13 points) ``Scheduler.make_room``: which sequence gives its blocks back, and what becomes of it.
+- 4.4 (3 points) ``answer_4_4``: measure and explain: how small may the pool be?
 
 Know first: chapter 03; queues.
 In the engine: :class:`pagebrain.engine.scheduler.Scheduler` (which also works while a step is in flight) and
@@ -53,14 +54,29 @@ class Cache(Protocol):
         """Whether there are blocks for the sequence to have ``num_tokens`` tokens in all, cached ones included."""
 
     def grow(self, seq_id: int, num_tokens: int) -> None:
-        """Hand the sequence what it lacks to have ``num_tokens`` tokens in all. Raises ``OutOfBlocksError``."""
+        """Give the sequence the blocks that it lacks to have ``num_tokens`` tokens in all. Raises ``OutOfBlocksError``."""
 
     def retire(self, seq: data.Sequence) -> None:
         """Take the sequence's blocks back. Here they are free at once; the engine's cache waits for steps in flight."""
 
 
 class Scheduler:
-    """First come, first served. ``running`` is in order of arrival, and so is ``waiting``."""
+    """First come, first served. ``running`` is in order of arrival, and so is ``waiting``.
+
+    What the tasks need of a sequence (:class:`pagebrain.engine.sequence.Sequence`):
+
+    - ``num_tokens``: the tokens that it has, prompt and answer so far;
+    - ``num_scheduled``: how many of them are computed, so that their K and V are in the cache;
+    - ``num_unscheduled``: how many can be computed now. 1 is a decode, or the last token of a prompt. More is a prompt, or a
+      text to compute again. 0 is nothing, because the sequence has all tokens that it may have;
+    - ``preempt()``: marks the sequence as preempted and sets ``num_scheduled`` to 0. Its tokens stay, so ``num_tokens`` does
+      not change. Its blocks are not touched, nor the queues.
+
+    Attributes:
+        waiting: sequences that have no seat.
+        running: sequences that have one of ``config.max_num_seqs`` seats.
+        preempted: the sequences that were preempted in the step that is being planned, in any order.
+    """
 
     supports: frozenset[str] = frozenset()
 
@@ -76,7 +92,7 @@ class Scheduler:
         self.waiting.append(seq)
 
     def finish(self, seq: data.Sequence) -> None:
-        """Forget a sequence that ended, wherever it stands. Whoever calls this gives its blocks back."""
+        """Remove a sequence that ended from its queue. The caller gives its blocks back."""
         if seq in self.running:
             self.running.remove(seq)
         if seq in self.waiting:
@@ -86,20 +102,23 @@ class Scheduler:
         """Plan the next step; ``None`` if there is nothing to do."""
         self.preempted = []
         scheduled, budget = self.share_out()
-        if not self.preempted:  # blocks just ran out: nobody new now
+        if not self.preempted:  # after a preemption there are no blocks for new sequences
             scheduled += self.admit(budget)
         return SequenceGroup(tuple(scheduled), tuple(self.preempted)) if scheduled else None
 
     def share_out(self) -> tuple[list[ScheduledSequence], int]:
         """Task 4.1: give every running sequence its part of the step. Returns the parts and the tokens that are left.
 
-        ``seq.num_unscheduled`` tokens of a sequence can be computed now. Those with one token get it; that may also be the
-        last token of a prompt. What then remains of ``config.max_num_batched_tokens`` goes to the others, in order of
-        arrival, each as much as it can use, be it a single token. Before you :meth:`take` a sequence, ask :meth:`make_room`
-        whether its blocks are there; that may remove sequences from the end of ``running``, and who was preempted has no
-        part in the step.
+        A sequence with ``num_unscheduled == 1`` gets its token, wherever it stands. What then remains of
+        ``config.max_num_batched_tokens`` goes to the other sequences in order of arrival. Each gets as many tokens as it can
+        use, or what is left, be it a single token. A sequence that gets no token has no part.
 
-        The parts may come in any order. After a preemption nobody looks at the tokens that are left.
+        Before you :meth:`take` a part, ask :meth:`make_room` for the tokens that the sequence then has in the cache. This
+        may remove sequences from the end of ``running``, the asking one included. A preempted sequence has no part in
+        the step.
+
+        The parts may come in any order. After a preemption the number of tokens that are left does not matter. Nothing is
+        kept between calls, and the counts of a sequence are read a few times, not once for every other sequence.
         """
         # BEGIN SOLUTION 4.1
         budget = self.config.max_num_batched_tokens - sum(seq.num_unscheduled == 1 for seq in self.running)
@@ -119,8 +138,15 @@ class Scheduler:
     def admit(self, budget: int) -> list[ScheduledSequence]:
         """Task 4.2: move sequences from ``waiting`` to ``running`` and give each its first part of the step.
 
-        In order of arrival, while there are tokens in the budget, a seat (``config.max_num_seqs``), and blocks for all the
-        tokens that the first in the queue has. Who comes later never overtakes, even if it is smaller.
+        Args:
+            budget: tokens that are left of the step, 0 or more.
+
+        Sequences are let in by order of arrival, as long as there are tokens in the budget, a seat, and free blocks for
+        *all* tokens that the first in the queue has. If one of these is missing, the first in the queue waits, and so do all
+        behind it, even smaller ones. They are not looked at.
+
+        The first part has as many tokens as the sequence has to compute, or what is left of the budget if that is less.
+        :meth:`take` gives it the blocks for this part. Returns the parts in order of arrival.
         """
         # BEGIN SOLUTION 4.2
         scheduled = []
@@ -135,11 +161,17 @@ class Scheduler:
         # END SOLUTION
 
     def make_room(self, seq: data.Sequence, num_tokens: int) -> bool:
-        """Task 4.3: see to it that ``seq`` can grow to ``num_tokens`` tokens. Returns whether it can.
+        """Task 4.3: see to it that ``seq`` can grow to ``num_tokens`` tokens in all, cached ones included.
 
-        While it cannot, the latest arrival among ``running`` is preempted: ``seq.preempt()`` marks it, its blocks go to
-        ``cache_manager.retire``, it is noted in ``preempted``, and it waits at the front of the queue. If that was ``seq``
-        itself, the answer is no.
+        Returns whether it can. If the free blocks are enough, nothing else happens. If not, running sequences are preempted,
+        the latest arrival first and no more than are needed. ``seq`` is not spared when its turn comes. Then the result is
+        False.
+
+        After the call, a preempted sequence is marked as such, once, and its tokens are all there. It waits, it is listed in
+        ``preempted`` beside victims of earlier calls, and ``cache_manager.retire`` has been called for it, once. Both queues
+        are in order of arrival, as before. (Every sequence that has run arrived before every one that has not.)
+
+        No other blocks come back during the call.
         """
         # BEGIN SOLUTION 4.3
         while not self.cache_manager.can_grow(seq.seq_id, num_tokens):
@@ -163,12 +195,12 @@ class Scheduler:
 class StaticScheduler(Scheduler):
     """What chapters 01 to 03 did: a batch is let in when the last one is done. For comparison.
 
-    A batch is as large as seats and blocks allow, and also as the token budget of the one step in which it is let in: whose
-    prompt finds no token left there waits for the next batch.
+    The size of a batch is limited by seats, by blocks, and by the token budget of the one step in which it is let in. A
+    sequence whose prompt gets no token in that step waits for the next batch.
     """
 
     def admit(self, budget: int) -> list[ScheduledSequence]:
-        """Nobody, unless nobody runs."""
+        """No sequence, as long as one runs."""
         return [] if self.running else super().admit(budget)
 
 
@@ -184,9 +216,9 @@ MakeScheduler = Callable[[PageBrainConfig, FreeAtOnce], Scheduler]
 
 
 class Engine:
-    """The loop: schedule, compute, append, finish. ``history`` has a record of every step: who ran when, and where.
+    """The loop: schedule, compute, append, finish. ``history`` has a record of every step: what ran when, and where.
 
-    An engine that runs for days should not keep it.
+    It grows with every step, so a server sets ``keep_history=False``.
     """
 
     def __init__(
@@ -255,10 +287,30 @@ class Engine:
         return group
 
     def finish(self, seq: data.Sequence) -> None:
-        """End a sequence, because it is done or because nobody wants it any more; its blocks come back at once."""
+        """End a sequence that is done or was cancelled. Its blocks are free at once."""
         self.scheduler.finish(seq)
         self.cache.retire(seq)
         seq.status = data.SequenceStatus.FINISHED
+
+
+def answer_4_4() -> tuple[float, str]:
+    """Task 4.4: how small may the pool be?
+
+    The notebook's section *When blocks run out* serves four requests that arrive together: prompts of 8, 5, 7 and 3 tokens,
+    answers of 12, 14, 9 and 4 tokens. There are three seats, blocks of 4 slots, and 9 blocks, which are too few. Measure:
+    what is the smallest ``num_blocks`` with which no sequence is preempted?
+
+    Returns the number, and one to four sentences: why is it smaller than the sum of the blocks that the four texts need at
+    their full lengths, and why may an operator choose a pool that is smaller still? The text goes to the instructor.
+    """
+    # BEGIN SOLUTION 4.4
+    text = (
+        "The texts are never all at their full length at the same time: D has a seat only after another one has ended, and "
+        "each text holds blocks for the tokens that it has, not for those that it will have. A smaller pool costs some "
+        "tokens that are computed twice, but less memory stands empty."
+    )
+    return 12.0, text
+    # END SOLUTION
 
 
 def half_the_room(model: GPT2LMHeadModel, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> PageBrainConfig:
