@@ -92,13 +92,13 @@ class WatchedSequence(Sequence):
 
 
 QUEUE_HINTS = {
-    "running": "The latest arrival is the last in running. Victims leave from the end until there is room, and no more than are needed.",
-    "waiting": "waiting is in order of arrival too: victims stand before all that never ran, the earlier arrival before the later.",
+    "running": "The latest arrival is the last in running. Victims leave from the end until there is room, and no more.",
+    "waiting": "waiting is in order of arrival too: victims stand before all that never ran, the earlier before the later.",
     "preempted": "preempted collects all victims of a step, the sequences themselves; schedule empties it.",
     "retired": "Blocks do not come back by themselves: give each victim to cache_manager.retire, once.",
     "calls": "seq.preempt() marks a victim, once. The other sequences stay as they are.",
 }
-ITSELF = "If the sequence that asks is the last in running, it is preempted like any other. Sequences before it keep their blocks."
+ITSELF = "If the sequence that asks is the last in running, it is preempted like any other. Earlier ones keep their blocks."
 
 
 class Situation:
@@ -211,7 +211,9 @@ class Situation:
                 self.expect(f"the start of {name}", part.start, seq.num_scheduled)
                 self.expect(f"`samples` of {name}", part.samples, part.context_len == seq.num_tokens)
         self.expect("the number of parts", len(parts), len({part.seq.seq_id for part in parts}))
-        self.expect("the step, {sequence: tokens},", {part.seq.seq_id: part.num_tokens for part in parts}, expected)
+        asked = f" (can_grow was last asked for {self.cache.asked})" if self.cache.asked else ""
+        step = {part.seq.seq_id: part.num_tokens for part in parts}
+        assert step == expected, f"the step, {{sequence: tokens}}, should be {expected} but is {step}{asked}\n{self.story}"
         for part in parts:
             seq_id = part.seq.seq_id
             needed = max(held[seq_id], -(-part.context_len // self.cache.block_size))
@@ -256,7 +258,7 @@ class Situation:
         with hint("A sequence that was preempted keeps its tokens: all of them are computed again."):
             self.expect("how many tokens each sequence has", {seq.seq_id: seq.num_tokens for seq in self.seqs}, lengths)
         self.check_parts(parts, admitted, held)
-        with hint("From the front of waiting to the end of running, so that both stay in order of arrival."):
+        with hint("A sequence that gets a part, and no other, goes from the front of waiting to the end of running."):
             self.check_queues(running, waiting, [])
 
     def check_make_room(self, number: int, num_tokens: int, answer: bool, preempted: list[int]) -> None:
@@ -326,7 +328,9 @@ def test_a_victims_blocks_are_retired(chapter: Any) -> None:
     assert cache.num_free_blocks, f"no block is free after make_room; retired were {cache.retired}\n{situation.story}"
 
 
-@pytest.mark.task("4.3", hint="The victim is the latest arrival. running is in order of arrival: where in it is that one?")
+@pytest.mark.task(
+    "4.3", hint="The victim is the latest arrival, the last in running, and only as many are preempted as are needed."
+)
 def test_the_victim_is_the_latest_arrival(chapter: Any) -> None:
     situation = after_one_preemption(chapter)
     situation.expect("the list of those given to retire", situation.cache.retired, [2])
@@ -578,7 +582,7 @@ def test_there_must_be_blocks_for_all_tokens_of_the_first_in_the_queue(chapter: 
 
 
 @pytest.mark.task(
-    "4.2", hint="A preempted sequence comes back with prompt and answer so far: all of it needs blocks, whatever the budget."
+    "4.2", hint="A preempted sequence comes back with prompt and answer: all of it is computed again and needs blocks."
 )
 def test_a_preempted_sequence_comes_back_with_its_output(chapter: Any) -> None:
     Situation(chapter, [], [(4, 5), (1, 0)], free_blocks=2).check_admit(16, {})
@@ -625,9 +629,7 @@ def test_the_rest_of_the_queue_is_not_looked_at(chapter: Any) -> None:
     situation = Situation(chapter, [(4, 4)], [(3, 0)] * 40, free_blocks=90)
     situation.check_admit(7, {1: 3, 2: 3, 3: 1})
     asked = sorted(seq.seq_id for seq in situation.seqs if seq.seq_id in situation.cache.asked or seq.num_reads)
-    assert set(asked) <= {0, 1, 2, 3, 4}, (
-        f"three sequences came in, and the counts or blocks of these were looked at: {asked}"
-    )
+    assert set(asked) <= {0, 1, 2, 3, 4}, f"three sequences came in, but counts or blocks of {len(asked)} were looked at"
 
 
 def check_steps(steps: list[StepTrace], seats: int, budget: int) -> None:
