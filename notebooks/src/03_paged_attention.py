@@ -14,19 +14,21 @@
 # # Chapter 03: read the pages where they lie
 #
 # Chapter 02 cut the cache into blocks that may lie anywhere. To attend, it first *gathers* them: it copies all keys and
-# values of a sequence into one piece, for every token and in every layer, uses the copy once and throws it away.
+# values of a sequence into one piece, for every token and in every layer. The copy is used once and thrown away.
 #
-# The copy is there because softmax seems to need all scores at once. It does not. This chapter computes softmax one page at a
-# time. (A *page* is a sequence's block seen from the sequence: page 0 holds its first tokens, wherever the block lies.)
+# The copy is there because softmax seems to need all scores at the same time. It does not. This chapter computes softmax one
+# page at a time. (A *page* is a block as its sequence sees it: page 0 holds the sequence's first tokens, wherever the block
+# lies.)
 #
-# **You need:** chapter 02, and softmax. (One cell counts operations with a tool of PyTorch's; read over it.) **Time:** about six hours with the
-# exercises.
+# **You need:** chapter 02, and softmax. **Time:** about six hours, exercises included.
 #
-# *You will be able to* derive the online softmax and prove it right, write attention that follows a block table, do it for
-# many queries side by side, and say honestly what that saves and what it does not.
+# *After this chapter you can* derive the online softmax and prove it right, write attention that follows a block table, do it
+# for many queries side by side, and say what that saves and what it does not save.
 #
-# *If this chapter is left to you (a copy from a course), the cells run on your own file in `work/` and stop with a `TodoError`
-# where it is not done. Read the page with its stored outputs first; run it when `python -m chapters check 03` passes.*
+# *If this chapter is left to you (a copy from a course), the cells use your own file in `work/` for the tasks that are done, and
+# lent functions for the others. So the page runs from the beginning, and each exercise stands right after its idea.
+# `python -m chapters start 03` writes `work/ch03_paged_attention.py`, unless it is there already; `python -m chapters check 03`
+# checks it.*
 
 # %%
 import sys
@@ -39,11 +41,10 @@ import random
 import time
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from transformers import AutoTokenizer, GPT2LMHeadModel
 from transformers.utils import logging
 
+from chapters.aids.new_tensors import NewTensors
 from chapters.course import load_stage
 from pagebrain import PageBrainConfig, viz
 from pagebrain.assets import BUNDLED_MODEL
@@ -61,43 +62,19 @@ tokenizer = AutoTokenizer.from_pretrained(BUNDLED_MODEL)
 # %% [markdown]
 # ## The problem, measured
 #
-# A decode step computes one new token. How many bytes does chapter 02 copy for it? We let PyTorch tell us: this small watcher
-# sees every operation and notes each tensor that is *new*, that is, not a view of one that was there before.
-
+# A decode step computes one new token. How many bytes does chapter 02 copy for it? PyTorch can tell us. Inside
+# `with NewTensors() as made:`, each operation is counted, and each tensor that is *new* is noted. A tensor is new if it is no
+# view of a tensor that was there before. This is all that you need to know of it:
 
 # %%
-class NewTensors(TorchDispatchMode):
-    """Notes what every operation under it creates; counts the operations, too."""
+print(NewTensors.__doc__)
 
-    def __init__(self):
-        super().__init__()
-        self.num_operations = 0
-        self.sizes = []  # of each new tensor: how many numbers, and how many bytes
-
-    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        out = operation(*args, **(kwargs or {}))
-        given = tree_leaves((args, kwargs))
-        old = {x.untyped_storage().data_ptr() for x in given if isinstance(x, torch.Tensor)}
-        self.num_operations += 1
-        for x in tree_leaves(out):
-            if isinstance(x, torch.Tensor) and x.untyped_storage().data_ptr() not in old:
-                self.sizes.append((x.numel(), x.numel() * x.element_size()))
-        return out
-
-    @property
-    def num_bytes(self):
-        return sum(num_bytes for _, num_bytes in self.sizes)
-
-    @property
-    def largest(self):
-        return max(numel for numel, _ in self.sizes)
-
-
+# %%
 text = (tokenizer.encode("One day a girl met a fox. ") * 150)[:1000]
 
 
 def before_token(length):
-    """A cache that holds ``length - 1`` tokens of the text, and the step that computes the next."""
+    """A cache that holds ``length - 1`` tokens of the text, and the step that computes the next one."""
     config = PageBrainConfig.for_model(model, num_blocks=64)
     cache = ch02.PagedCache(ch02.BlockManager(config), config)
     cache.grow(0, length)
@@ -116,7 +93,7 @@ bytes_per_token = 2 * num_layers * model.config.n_embd * 4
 cached = {length: before_token(length) for length in (64, 256, 960)}
 
 # %%
-print(f"K and V of the new token itself: {bytes_per_token:,} bytes")
+print(f"K and V of the new token: {bytes_per_token:,} bytes")
 for length, (cache, _) in cached.items():
     with NewTensors() as copies:
         for layer in range(num_layers):
@@ -127,13 +104,14 @@ pages = [-(-length // 16) for length in range(1, 961)]
 print(f"for a text of 960 tokens: {sum(pages) * 16 * bytes_per_token / 1e9:.2f} GB in all")
 
 # %% [markdown]
-# The new token adds 4 KiB to the cache, and to attend from it, chapter 02 copies everything that is there. Summed over a text,
-# that grows with the square of its length: chapter 00's trouble, back in another place. What does it cost in time?
+# The new token adds 4 KiB to the cache. To attend from it, chapter 02 copies everything that the cache holds. Summed over a
+# text, these copies grow with the square of its length. Chapter 00 had the same problem in another place. What does it cost in
+# time?
 
 
 # %%
 def best_seconds(run, num_runs=3) -> float:
-    """The best of a few runs: whatever else the machine did only ever adds."""
+    """The shortest of a few runs: other work on the machine can only make a run longer."""
     times = []
     for _ in range(num_runs):
         began = time.perf_counter()
@@ -151,8 +129,8 @@ for length, (cache, rows) in cached.items():
     print(f"of which copying {copy * 1e3:5.2f} ms ({copy / step:.0%})")
 
 # %% [markdown]
-# The copy's share grows with the context. And time is only one half. The copy needs *room*, in one piece, as long as the
-# longest context: just what chapter 02 had made unnecessary.
+# The copy's share of the time grows with the context. The copy also needs *memory*: one piece, as long as the longest context.
+# Chapter 02 had made such pieces unnecessary.
 #
 # ## The idea: softmax piece by piece
 #
@@ -160,8 +138,8 @@ for length, (cache, rows) in cached.items():
 #
 # $$\mathrm{out} \;=\; \frac{\sum_j e^{s_j}\, v_j}{\sum_j e^{s_j}}$$
 #
-# These are two sums, and sums can be taken page by page: no page needs another. If that were all, we would be done. But
-# nobody computes softmax in this form, for a reason that real numbers show.
+# These are two sums, and sums can be computed page by page: no page needs another. If that were all, we would be done. But
+# softmax is not computed in this form, for a reason that a few numbers show.
 
 # %% tags=["nbval-check-output"]
 for score in (10.0, 88.0, 89.0, -80.0, -110.0):
@@ -171,7 +149,7 @@ for score in (10.0, 88.0, 89.0, -80.0, -110.0):
 # float32 ends at about $3.4 \cdot 10^{38}$, which is $e^{88.7}$. (float16 ends at 65504, which is $e^{11.1}$.) Above that
 # comes `inf`, and `inf / inf` is `nan`. On the other side, if *all* terms become 0, we get `0 / 0`, `nan` again.
 #
-# So we want the scores near 0. They may be put there, since a constant $c$ taken from all scores falls out of the fraction:
+# So we want the scores near 0. They can be moved there, because a constant $c$ that is subtracted from all scores cancels:
 #
 # $$\frac{\sum_j e^{s_j - c}\, v_j}{\sum_j e^{s_j - c}}
 #   \;=\; \frac{e^{-c}\sum_j e^{s_j}\, v_j}{e^{-c}\sum_j e^{s_j}} \;=\; \mathrm{out}$$
@@ -179,9 +157,9 @@ for score in (10.0, 88.0, 89.0, -80.0, -110.0):
 # The usual choice is the maximum, $c = m = \max_j s_j$. Then the largest term is $e^0 = 1$, every other is at most 1, and
 # the sum of $n$ terms lies between 1 and $n$. No overflow, and no division by zero.
 #
-# To see it on real scores we need a real query. `ch02.generate` takes the function that makes `attend`, so we can put a
-# wrapper around chapter 02's that keeps what passes through. Three stories are written; we keep what the *last* token of the
-# second one, B, asked for, in each layer.
+# To see it on real scores we need a real query. `ch02.generate` takes the function that makes `attend`, so a wrapper around
+# chapter 02's function can keep what passes through it. Three stories are generated. We keep the query of the *last* token of
+# the second story, B, in each layer.
 
 # %% tags=["nbval-check-output"]
 prompts = [
@@ -234,15 +212,15 @@ for shift in (0, 100, -200):
     safe = (scores + shift - (scores + shift).max()).exp()
     weights = [(terms / terms.sum()).max().item() for terms in (plain, safe)]
     print(f"all scores {shift:+4d}: largest weight {weights[0]:.4f}", end=", ")
-    print(f"with the maximum taken off {weights[1]:.4f}")
+    print(f"with the maximum subtracted {weights[1]:.4f}")
 
 # %% [markdown]
-# The second and third lines are the same softmax as the first, by the formula above. Softmax, and so the loss of training,
-# does not change if all scores of a query move together; training has no reason to hold them near 0. So we subtract the
+# By the formula above, the second and third lines are the same softmax as the first. Softmax, and with it the loss of training,
+# does not change if all scores of a query move together. So training has no reason to keep them near 0, and we subtract the
 # maximum, always.
 #
-# And there is the obstacle: **the maximum is known only when all scores have been seen.** A page may bring a larger one, when
-# many terms with the old one have been summed already.
+# Here is the obstacle: **the maximum is known only when all scores have been seen.** A page may bring a larger maximum after
+# many terms have been summed with the old one.
 #
 # ### The way out
 #
@@ -259,8 +237,8 @@ for shift in (0, 100, -200):
 #
 # $$\sum_{j \in S} e^{s_j - m'} \;=\; e^{m - m'} \sum_{j \in S} e^{s_j - m} \;=\; e^{m - m'}\, \ell$$
 #
-# So the old scores are not needed again. One factor, $e^{m - m'} \le 1$, corrects all that was summed before. With $v_j$
-# under the sums nothing changes, and we have the recurrence (Milakov and Gimelshein, 2018, for the sum; FlashAttention, Dao
+# So the old scores are not needed again. One factor, $e^{m - m'} \le 1$, corrects everything that was summed before. With $v_j$
+# in the sums the derivation is the same, and this is the recurrence (Milakov and Gimelshein, 2018, for the sum; FlashAttention, Dao
 # et al., 2022, for the values):
 #
 # $$\begin{aligned}
@@ -274,18 +252,19 @@ for shift in (0, 100, -200):
 #
 # *Invariant:* after each page, $m$, $\ell$ and $a$ are what the three definitions say for the set $S$ of all tokens seen.
 #
-# *Start.* $S$ is empty. Take $m = -\infty$, $\ell = 0$, $a = 0$. The sums are empty, and the largest of no numbers is
-# $-\infty$ by convention. *First page.* With $e^{-\infty} = 0$ the factor is 0 and the recurrence leaves just the page's own sums.
-# *Step.* Let the invariant hold for $S$. The derivation above shows that the new values are those of the
+# *Start.* $S$ is empty. Take $m = -\infty$, $\ell = 0$, $a = 0$. The sums are empty, and the maximum of an empty set is
+# $-\infty$ by convention. *First page.* With $e^{-\infty} = 0$ the factor is 0, and the recurrence leaves only the page's own
+# sums. *Step.* Let the invariant hold for $S$. The derivation above shows that the new values are those of the
 # definitions for $S \cup P$. *End.* $S$ is all tokens, and $a / \ell$ is the fraction we began with, for $c = m$. $\square$
 #
-# Two things come for free. Once a token has been seen, $1 \le \ell \le |S|$: the largest term is 1. And among pages with a
-# visible token, the proof does not ask in which order they come, nor how many tokens each has.
+# Two things follow. Once a token has been seen, $1 \le \ell \le |S|$, because the largest term is 1. And the proof does not
+# depend on the order of the pages, nor on the number of tokens in each, as long as each has a visible token.
 #
-# What of a page of which the query sees *nothing*, all of its scores being $-\infty$? If it comes *later*, $m$ is a number by then.
-# So $m' = m$, the factor is $e^0 = 1$, each new term is $e^{-\infty - m} = 0$, and nothing changes, as it should be. If it comes
-# *first*, $m' = -\infty$, and the factor is $e^{-\infty - (-\infty)}$. That is `nan` in floating point, and `nan` it stays. So
-# the first page must have a visible token. In causal attention it has: every query sees token 0.
+# What happens with a page of which the query sees *nothing*, so that all of its scores are $-\infty$? If it comes *later*, $m$ is
+# already a number. So $m' = m$, the factor is $e^0 = 1$, each new term is $e^{-\infty - m} = 0$, and nothing changes, as it
+# should be. If it comes *first*, $m' = -\infty$, and the factor is $e^{-\infty - (-\infty)}$. In floating point that is `nan`,
+# and every later result is `nan` too. So the first page must have a visible token. In causal attention it has one: every query
+# sees token 0.
 #
 # ### By hand
 #
@@ -304,10 +283,28 @@ for shift in (0, 100, -200):
 # *End:* $\mathrm{out} = \tfrac{9}{2} / 2 = 2.25$. All at once: $(1 \cdot 4 + 2 \cdot 1 + 4 \cdot 1 + 1 \cdot 8) / (1 + 2 + 4 + 1)
 # = 18 / 8 = 2.25$.
 #
-# The chapter keeps the three in a tuple, for any number of queries and heads at once:
+# The chapter keeps the three numbers in a tuple, for any number of queries and heads at once:
 
 # %%
 viz.show_source(ch03.Partial)
+
+# %% [markdown]
+# ### Exercise 3.1: one more page (12 points)
+#
+# You have the recurrence. First work out the shapes on paper: there is one $m$ and one $\ell$ for each head, and one `acc` for
+# each head and dimension. Which of them needs an extra dimension, and where? Then try the two special cases of the proof: the
+# first page, where $m = -\infty$, and a *later* page that is hidden as a whole. Does your expression for the factor give 0 in the
+# one case and 1 in the other, or `nan`? (The task promises that the first page is never hidden as a whole.) The old `partial`
+# belongs to the caller: return new tensors. `python -m chapters check 03` checks what you have done so far.
+
+# %%
+viz.show_task(ch03.add_page)
+
+# %% tags=["solution", "hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
+viz.show_source(ch03.add_page)
+
+# %% [markdown]
+# The next cell repeats the calculation by hand with `add_page`.
 
 # %% tags=["nbval-check-output"]
 hand_scores = torch.tensor([[1.0, 2.0], [4.0, 1.0]], dtype=torch.float64).log()
@@ -327,7 +324,7 @@ print(f"acc / l = {acc / total:.4f}, softmax over all four = {at_once:.4f}")
 
 # %% [markdown]
 # > **Predict.** Go on by hand. After page 1, $\ell = 2$. Page 2 has one visible token, with a score of $\ln 4000$. Does $\ell$
-# > become larger or smaller, and what is it about?
+# > become larger or smaller, and what is it, roughly?
 
 # %% tags=["nbval-check-output"]
 new_score, new_value = (
@@ -340,22 +337,22 @@ print(f"l was {partial.total.item():.3f} and is {after.total.item():.3f}")
 # %% [markdown]
 # <details><summary><b>If you said larger, about 3</b></summary>
 #
-# $\ell$ is a sum of positive terms and one more is added, so it should grow: true as long as the maximum stays. But terms are
-# measured *relative to the maximum*. A new one a thousand times as large makes all earlier terms a thousand times smaller:
+# $\ell$ is a sum of positive terms, and one more term is added. So it grows, as long as the maximum stays. But the terms are
+# relative to the *maximum*. A new maximum that is a thousand times as large makes all earlier terms a thousand times smaller:
 # $2 / 1000 + 1 = 1.002$.
 # </details>
 #
 # <details><summary><b>If you said 1: the new maximum starts afresh</b></summary>
 #
-# Nearly, and for a score large enough float32 would show you exactly 1. But what came before is not forgotten, it *shrinks*.
-# A program that resets $\ell$ and `acc` at a new maximum is right in a test where each new maximum dwarfs the rest, and wrong
-# on real scores, as the next picture shows.
+# Nearly, and with a score that is large enough float32 would show exactly 1. But the earlier sums are not dropped, they
+# *shrink*. A program that resets $\ell$ and `acc` at a new maximum is right in a test in which each new maximum is far larger
+# than all earlier ones. On real scores it is wrong, as the next picture shows.
 # </details>
 #
 # ## A real query, page by page
 #
-# Here is the kept query of the story: layer 1, head 1, four full pages and one partly filled. The pieces go through
-# `add_page` one after the other.
+# Here is the query of story B that was kept: layer 1, head 1, four full pages and one that is partly filled. The pages go
+# through `add_page` one after the other.
 
 # %%
 keys, values = kept[LAYER]["gathered"]
@@ -372,27 +369,27 @@ assert torch.allclose(
 viz.attention_by_page(steps, block_table)
 
 # %% [markdown]
-# The bars in the upper part are scores, the line is $m$. The middle part shows the weights in the end. The lower part
-# compares `acc / l` after each page with what it will be: a partial output is no estimate of the whole one, it is
-# the exact attention over the pages so far. In this head the last page has more than half of the weight, so before it everything is far
-# off. The final result is exact all the same.
+# The bars in the upper part are scores, and the line is $m$. The middle part shows the final weights. The lower part compares
+# `acc / l` after each page with its final value. A partial output is no estimate of the final one: it is the exact attention
+# over the pages so far. In this head the last page has more than half of the weight, so all earlier outputs are far from the
+# final one. The final output is exact all the same.
 
 # %% tags=["nbval-check-output"]
 for page, step in enumerate(steps):
     print(f"after page {page}: m = {step.maximum:6.2f}, l = {step.total:5.2f}")
 
 # %% [markdown]
-# So $\ell$ goes down and up again on real scores.
+# So on real scores $\ell$ goes down and up again.
 #
 # ## Pages anywhere
 #
-# The proof needs a page's scores and values. Where they lie does not matter: the block table says where to read. Let us hand
-# out the blocks in a shuffled order and look.
+# The proof needs the scores and values of a page. Their place in memory does not matter: the block table says where to read. To
+# see this, we hand out the blocks in a shuffled order.
 
 
 # %%
 def logits_with_blocks_shuffled(seed):
-    """The stories' next logits, all K and V in blocks that were handed out in random order."""
+    """The next logits of the stories, with all K and V in blocks that were handed out in random order."""
     config = PageBrainConfig.for_model(exact, num_blocks=16)
     manager = ch02.BlockManager(config)
     block_ids = manager.allocate(config.num_blocks)
@@ -413,9 +410,9 @@ shuffled = [logits_with_blocks_shuffled(seed) for seed in range(5)]
 viz.block_tables(shuffled[0][1], with_pool=True)
 
 # %% [markdown]
-# > **Predict.** Two different changes. (i) The same pages, in the same logical order, lie in other physical blocks. (ii) A
-# > query takes its pages in another *order*, say the last one first. Which of the two changes the result? And which changes its
-# > last bits?
+# > **Predict.** Compare two changes. (i) The same pages, in the same logical order, lie in other physical blocks. (ii) A query
+# > takes its pages in another *order*, for example the last one first. Which of the two changes the result? Which of them
+# > changes its last bits?
 
 # %%
 with torch.no_grad():
@@ -441,22 +438,37 @@ print(f"(ii) {len(outs)} orders: equal to 5 digits: {close}; equal in every bit:
 # %% [markdown]
 # <details><summary><b>If you said that neither changes anything</b></summary>
 #
-# In exact arithmetic that is right: the invariant speaks of a *set*. Floating-point addition rounds, though, and
-# $(x + y) + z$ may round differently from $x + (y + z)$. Another order, other last bits. That is why we compare with Hugging Face to
-# a tolerance, and why two correct kernels may differ.
+# In exact arithmetic that is right: the invariant is about a *set*. But floating-point addition rounds, and $(x + y) + z$ may
+# round differently from $x + (y + z)$. So another order gives other last bits. For this reason we compare with Hugging Face up
+# to a tolerance, and two correct kernels may differ.
 # </details>
 #
 # <details><summary><b>If you said that (ii) must be wrong, since text has an order</b></summary>
 #
-# Attention does not know the order. It enters GPT-2 in the embedding of positions, before the first layer; keys and values
-# carry it along. Attention itself only needs to know which tokens *may be seen*.
+# The order of the tokens enters GPT-2 in the embedding of positions, before the first layer, and so it is already part of the
+# keys and values. Attention itself only needs to know which tokens *may be seen*.
 # </details>
 #
 # <details><summary><b>If you said that (i) changes bits</b></summary>
 #
-# A block's address is no operand of any sum. The same numbers are added in the same order.
+# The address of a block does not enter any sum. The same numbers are added in the same order.
 # </details>
+
+# %% [markdown]
+# ### Exercise 3.2: one query over its pages (8 points)
 #
+# Take a context of 9 tokens in blocks of 4, and the block table `[6, 2, 7, 5]`. Write down which blocks are read, and how many
+# slots of each. Then do the same for 8 tokens. The table may be longer than the context needs, and the entries after that may
+# be anything. `add_page` does the rest, if you give it one page at a time. Gathering the whole context first would give the same
+# numbers, but that is chapter 02: the tests watch how much is copied at a time.
+
+# %%
+viz.show_task(ch03.attend_one)
+
+# %% tags=["solution", "hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
+viz.show_source(ch03.attend_one)
+
+# %% [markdown]
 # > **Predict.** B's last page is not full: some of its 16 slots hold no token of B. Suppose we forget to mask and attend
 # > over the whole page. The pool is filled with zeros at the start. Is the result right as long as these slots are zero?
 
@@ -497,24 +509,24 @@ print(
 # %% [markdown]
 # <details><summary><b>If you said yes: zeros add nothing</b></summary>
 #
-# A zero *value* adds nothing to `acc`. But a zero *key* gives a score of 0, and $e^{0 - m}$ is not 0. It goes into $\ell$, and
-# the output comes out too small. To be invisible a slot needs the score $-\infty$, whose term is exactly 0.
+# A zero *value* adds nothing to `acc`. But a zero *key* gives a score of 0, and $e^{0 - m}$ is not 0. This term is added to
+# $\ell$, and the output becomes too small. A slot is invisible only with the score $-\infty$, whose term is exactly 0.
 # </details>
 #
 # <details><summary><b>If you said that it does not matter, since softmax weights are small</b></summary>
 #
-# They are small if $m$ lies far above the scores of the empty slots. Here that holds for the tokens of page 0, by luck, and
-# neither for zeros nor for the tokens of page 3. A forgotten mask is a mistake that depends on the head, on the text and on
-# who had the block before. Reading the output will not find it. The
-# exercise's tests fill all slots that hold no token with a huge number, so that no head gets away with it.
+# They are small if $m$ is far above the scores of the empty slots. Here that happens to be true for the tokens of page 0. It is
+# not true for zeros, nor for the tokens of page 3. A forgotten mask is a mistake that depends on the head, on the text and on
+# the tokens that the block held before. Reading the output will not find it. The tests fill all slots that hold no token with a
+# huge number, so that the mistake is seen in every head.
 # </details>
 #
 # ## Many queries at once: lanes
 #
-# A step has many queries: the decodes of some sequences and a chunk of another's prompt. Each row of `query` is a *lane*: one
-# query with a context of its own, which ends at its own token. In step $p$ all lanes take page $p$ of *their* sequence
-# together. Here is a small batch with blocks of 4 slots: A computes three prompt tokens, B and C decode. Each entry is the
-# block that the lane reads, and in brackets how many of its slots the lane may see.
+# A step of the engine has many queries: the decodes of some sequences, and a chunk of the prompt of another one. Each row of
+# `query` is a *lane*: one query with a context of its own, which ends at its own token. In step $p$ of the loop all lanes take
+# page $p$ of *their* sequence together. Here is a small batch with blocks of 4 slots: A computes three prompt tokens, B and C
+# decode. Each entry is the block that the lane reads, and in brackets how many of its slots the lane may see.
 
 # %%
 config = PageBrainConfig.for_model(exact, block_size=4, num_blocks=8)
@@ -540,14 +552,34 @@ for lane, (seq_id, position) in enumerate(
     print(f"{lane:4d}  {'ABC'[seq_id]}{position:<5d}" + "".join(f"{e:>9}" for e in entries))
 
 # %% [markdown]
-# Read it by columns. In step 0 every lane has a page. In step 1, C stands by. In step 2 lane 2 is the only one of A that has
-# a page: its token is the first in that block, and the two before it must not see it. Lane 0 sees one slot less of page 1 than
-# lane 1. That is the causal mask, and nothing else is needed for it: the number of visible slots covers both later tokens and empty slots.
+# Read it column by column. In step 0 every lane has a page. In step 1, C has none. In step 2, lane 2 is the only lane of A that
+# has a page: its token is the first in that block, and the two tokens before it must not see it. Lane 0 sees one slot less of
+# page 1 than lane 1. This is the causal mask, and nothing else is needed for it: the number of visible slots hides both later
+# tokens and empty slots.
 #
-# The chapter gives you the function that builds these inputs and calls yours:
+# The chapter contains the function that makes these inputs and calls yours:
 
 # %%
 viz.show_source(ch03.attend_paged)
+
+# %% [markdown]
+# ### Exercise 3.3: all lanes together (15 points)
+#
+# Draw the table of lanes above for a batch of your own, from `block_tables`, `context_lens` and `query_starts` alone. Two
+# questions come first for each lane: to which sequence does it belong, and how many tokens does it see? For a decode the second
+# answer is the context length. For the first token of a chunk of three it is the context length less two. Then decide what a
+# lane does in a step in which it has no page. Leaving it out and masking it are both right. Reading past the end of a block
+# table is not. A loop over the rows would be short, but it starts as many operations as there are rows: let all lanes take
+# their page together.
+
+# %%
+viz.show_task(ch03.paged_attention)
+
+# %% tags=["solution", "hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
+viz.show_source(ch03.paged_attention)
+
+# %% [markdown]
+# The batch of the table, computed in both ways:
 
 # %% tags=["nbval-check-output"]
 results = {}
@@ -587,13 +619,13 @@ print(f"3 answers of 40 tokens, {compared:,} logits equal to Hugging Face's")
 # %% [markdown]
 # ## What was gained, and what was not
 #
-# The same watcher, now around attention as a whole. What is the largest tensor that attention has to make, in a decode
-# step? `attend_one` is asked for one query in one layer, the other two for a whole step.
+# `NewTensors` again, now around attention as a whole. What is the largest tensor that attention makes in a decode step?
+# `attend_one` computes one query in one layer, the other two a whole step.
 
 
 # %%
 def watched(make_attend):
-    """The same attention, and the watcher that sees what it makes."""
+    """The same attention, and the ``NewTensors`` that watches it."""
     made = NewTensors()
 
     def make(model, cache, rows):
@@ -631,16 +663,16 @@ for length in cached:
     print(f"{length:7d} {sizes[0]:>10,} {sizes[1]:>17,} {sizes[2]:>12,}")
 
 # %% [markdown]
-# Gathering needs room that grows with the context. Page by page it stays the same: for `paged_attention` here one page of keys, 16
-# tokens of 128 numbers, and for `attend_one` no more than a query. (Another correct solution may make somewhat larger ones,
-# but none that grow.) This is the gain, and on a GPU it is a large one.
+# Gathering needs memory that grows with the context. Page by page, the size stays the same: for `paged_attention` here it is one
+# page of keys, 16 tokens of 128 numbers, and for `attend_one` it is no more than a query. (Another correct solution may make
+# somewhat larger tensors, but none that grow.) This is the gain, and on a GPU it is a large one.
 #
-# Now the part that is easily left out.
+# Now the other side.
 #
-# > **Predict.** The room is constant. Is a decode step of chapter 03 also *faster* than one of chapter 02, here, in PyTorch on
+# > **Predict.** The memory is constant. Is a decode step of chapter 03 also *faster* than one of chapter 02, here, in PyTorch on
 # > a CPU?
 #
-# (Where the two lines lie far apart, the axis of time is logarithmic: each mark is about twice the one below it.)
+# (The axis of time is logarithmic where the two lines are far apart: each mark is about twice the one below it.)
 
 # %%
 context_lens = [16, 128, 256, 512, 960]
@@ -667,38 +699,51 @@ for length, (cache, rows) in cached.items():
             f"context {length:3d}, chapter {name}: {made.num_operations:5,} operations in attention,"
             f" {made.num_bytes / 1e6:4.2f} MB made, step {seconds * 1e3:5.1f} ms"
         )
-for name in ("02", "03"):
-    more = seen[name, 960].num_operations - seen[name, 64].num_operations
-    per_page = more / ((960 - 64) / 16) / num_layers
-    print(f"chapter {name}: {per_page:.0f} more operations for each page and layer")
 
 # %% [markdown]
 # <details><summary><b>If you said faster, since nothing is copied</b></summary>
 #
-# Look at the megabytes: about as many are made as before, only in small pieces. When PyTorch picks pages with an index tensor,
-# it copies them, one page for each lane; it has no operation that computes with pages at a list of addresses. (`attend_one`
-# picks a page with a plain number. That gives a *view*, and no key or value is copied at all. But it handles one query.)
+# Look at the megabytes: about as many are made as before, in smaller pieces. When PyTorch picks pages with an index tensor, it
+# copies them, one page for each lane. It has no operation that computes with pages at a list of addresses. (`attend_one` picks a
+# page with a plain number. That gives a *view*, and no key or value is copied at all. But it computes one query.)
 # </details>
 #
 # <details><summary><b>If you said equal, since the arithmetic is the same</b></summary>
 #
-# The arithmetic is. The number of *operations* is not: chapter 02 starts the same number for any context, chapter 03
-# some dozens more for every page in every layer, as the last line says. Each has a price of some microseconds for being started
-# from Python, however little it computes. With 60 pages that price is nearly all of the time.
+# The arithmetic is equal. The number of *operations* is not, as the column says: chapter 02 starts the same number for any
+# context, and in chapter 03 the number grows with the pages. To start an operation from Python costs some microseconds, however
+# little it computes. With 60 pages this cost is nearly all of the time.
 # </details>
 #
 # <details><summary><b>If you said slower, because of the indexing</b></summary>
 #
-# Slower is right, and indexing has a part in it: each page is picked out with an index tensor, and that copies it. But the
-# megabytes show that about as much is copied in chapter 02, which picks the same slots, only in one go. What differs is
-# *how often* something is started: to pick a page, to score it, to mask it, to take it into the sums, for each page anew. Take the
-# indexing away, as `attend_one` does, and most of these operations remain.
+# Slower is right, and indexing is a part of the reason: each page is picked with an index tensor, and that copies it. But the
+# megabytes show that chapter 02 copies about as much, because it picks the same slots in one operation. The difference is *how
+# many operations* are started for each page: to pick it, to score it, to mask it, and to add it to the sums. Without the
+# indexing, as in `attend_one`, most of these operations remain.
 # </details>
+
+# %% [markdown]
+# ### Exercise 3.4: measure and explain (3 points)
 #
-# So on this machine chapter 03 is slower than chapter 02, and the longer the context, the more so. What it gives is a
-# *method*. A kernel, which is a program written for the GPU itself, runs this loop inside one operation: it reads a page from
-# the pool where it lies, keeps $m$, $\ell$ and `acc` in registers, and goes on to the next. No copy of K and V is written
-# to memory, and no operation is started for each page. Such a kernel is short, and it is what serving systems use.
+# How many operations does *your* `paged_attention` start for one more page of context? Use `NewTensors` as above, with two
+# contexts, and divide what differs. Then say in one to four sentences why chapter 03 is slower than chapter 02 on this machine,
+# and what a kernel changes. The number is checked, and your instructor reads the text. The next section has a part of the
+# answer.
+
+# %%
+viz.show_task(ch03.answer_3_4)
+
+# %% tags=["solution", "hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
+viz.show_source(ch03.answer_3_4)
+
+# %% [markdown]
+# ### What a kernel changes
+#
+# On this machine chapter 03 is slower than chapter 02, and the difference grows with the context. What it gives is a *method*. A
+# kernel is a program for the GPU itself. It runs this loop inside one operation: it reads a page from the pool where it lies,
+# keeps $m$, $\ell$ and `acc` in registers, and goes on to the next page. No copy of K and V is written to memory, and no
+# operation is started for each page. Such a kernel is short, and serving systems use it.
 #
 # One more number, for the prompt. There each of its tokens is a lane:
 
@@ -718,63 +763,20 @@ for length in (64, 512):
     )
 
 # %% [markdown]
-# Here our page-by-page version makes the *larger* tensors: a copy of the page for each lane, though all lanes of a prompt read
-# the same page. (A loop over the sequences in place of lanes would not.) Gathering makes the matrix of scores, which grows with the square of the prompt. In a kernel a group of
-# queries of one sequence reads a page once and shares it.
-#
-# ## Exercises
-#
-# `python -m chapters start 03` writes `work/ch03_paged_attention.py` with three gaps, unless it is there already;
-# `python -m chapters check 03` checks them.
-#
-# ### Exercise 3.1: one more page (12 points)
-#
-# You have the recurrence. Work out the shapes on paper first: one $m$ and one $\ell$ per head, one `acc` per head and
-# dimension; which of them needs an extra dimension, and where? Then try the two odd cases of the proof: the first page, where
-# $m = -\infty$, and a *later* page that is hidden as a whole. Does your line for the factor give 0 in the one and 1 in the other,
-# or `nan`? (That the first page is never hidden as a whole, the task promises.) And the old `partial` is not yours: return new tensors.
-
-# %%
-viz.show_task(ch03.add_page)
-
-# %% tags=["solution", "hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
-viz.show_source(ch03.add_page)
-
-# %% [markdown]
-# ### Exercise 3.2: one query over its pages (8 points)
-#
-# Take a context of 9 tokens in blocks of 4, and the block table `[6, 2, 7, 5]`. Write down which blocks are read and how many
-# slots of each. Then do the same for 8 tokens. The table may be longer than the context needs, and its further entries
-# may be anything.
-
-# %%
-viz.show_task(ch03.attend_one)
-
-# %% tags=["solution", "hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
-viz.show_source(ch03.attend_one)
-
-# %% [markdown]
-# ### Exercise 3.3: all lanes together (15 points)
-#
-# Draw the table of lanes above for a batch of your own, from nothing but `block_tables`, `context_lens` and `query_starts`.
-# Two questions come first for each lane: whose is it, and how many tokens does it see? For a decode the second is
-# easy; for the first token of a chunk of three it is the context length less two. Then decide what a lane does in a step in
-# which it has no page. Leaving it out and masking it are both right; reading past the end of a block table is not.
-
-# %%
-viz.show_task(ch03.paged_attention)
-
-# %% tags=["solution", "hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
-viz.show_source(ch03.paged_attention)
+# Here our page-by-page version makes the *larger* tensors: a copy of the page for each lane, although all lanes of a prompt
+# read the same page. (A loop over the sequences, with all queries of a sequence together, needs no such copies.) Gathering makes
+# the matrix of scores, which grows with the square of the prompt. In a kernel, a group of queries of one sequence reads a page
+# once and shares it.
 
 # %% [markdown]
 # ## What the next chapter must fix
 #
-# Memory is settled: blocks anywhere, read where they lie, given back when a text ends. And attention now takes any mixture of
-# prompt chunks and decodes in one call. But the loop does not use that yet: the batch is still the list of prompts with which `generate` was
-# called. It must fit into memory as a whole before it starts, it shrinks as answers end, and nobody joins it.
+# The memory is now used well: blocks lie anywhere, are read where they lie, and are given back when a text ends. And attention
+# computes any mixture of prompt chunks and decodes in one call. But the loop does not use this yet: the batch is still the list
+# of prompts with which `generate` was called. It must fit into memory as a whole before it starts, it shrinks as answers end, and
+# no request can join it.
 #
-# Here is who is in which step when the three stories are told to their end:
+# These are the sequences in each step when the three stories are generated to their end:
 
 # %%
 traces = []
@@ -789,5 +791,5 @@ for trace in traces:
         )
 
 # %% [markdown]
-# All prompts in the first step, then one token for each sequence, and fewer and fewer of them, whoever else may be waiting. Chapter 04 decides anew in
-# every step who is in the batch.
+# All prompts are computed in the first step. Then each sequence gets one token a step, and there are fewer and fewer sequences,
+# even if other requests wait. Chapter 04 decides anew in every step which sequences are in the batch.

@@ -15,7 +15,7 @@ class Source:
     """Pieces of source code with their places. A notebook cell shows them highlighted.
 
     Attributes:
-        pieces: ``(place, code)``; a place is ``path:line``.
+        pieces: ``(place, code)``; a place is ``path:line``, or ``path: name``.
     """
 
     def __init__(self, pieces: list[tuple[str, str]]) -> None:
@@ -84,14 +84,19 @@ def _code(thing: Any) -> str:
 
 
 def _place(thing: Any) -> str:
-    """``package/module.py:line``; for a file outside a package ``folder/file.py:line``."""
+    """``package/module.py:line``; for a file outside a package ``folder/file.py:line``.
+
+    In a file with solutions ``package/module.py: name``: a copy for students lacks them, so its lines have other numbers.
+    """
     thing = _unwrapped(thing)
     file = Path(inspect.getsourcefile(thing) or "?")
     root = file.parent if (file.parent / "__init__.py").exists() else file.parent.parent
     while (root / "__init__.py").exists():
         root = root.parent
-    line = max(1, inspect.getsourcelines(thing)[1])
-    return f"{file.relative_to(root).as_posix()}:{line}"
+    place = file.relative_to(root).as_posix()
+    if any(map(_BEGIN.match, file.read_text(encoding="utf-8").splitlines())):
+        return f"{place}: {getattr(thing, '__qualname__', thing.__name__)}"
+    return f"{place}:{max(1, inspect.getsourcelines(thing)[1])}"
 
 
 def _unwrapped(thing: Any) -> Any:

@@ -485,13 +485,13 @@ def test_live_source_is_shown_with_its_place() -> None:
     assert lines[int(line) - 1].strip() == code.splitlines()[0] == "@property"
 
 
-def test_a_task_of_a_chapter_shows_its_docstring_and_no_solution() -> None:
+def test_a_task_of_a_chapter_shows_its_name_and_docstring_and_neither_solution_nor_line_number() -> None:
     from chapters.ch02_block_table import BlockManager
 
     source = viz.show_task(BlockManager.allocate)
     data = source._repr_mimebundle_()
     assert (
-        data["text/markdown"].startswith("`chapters/ch02_block_table.py:")
+        data["text/markdown"].startswith("`chapters/ch02_block_table.py: BlockManager.allocate`")
         and "```python\ndef allocate" in data["text/markdown"]
     )
     assert "Task 2.1" in repr(source) and "..." in repr(source) and "return" not in repr(source)
