@@ -303,7 +303,7 @@ def hinted(text: str | None) -> Iterator[None]:
 
 
 @pytest.mark.task("4.3", hint="Ask the cache first. If there is room, nothing changes and the answer is True.")
-def test_nobody_is_preempted_while_there_is_room(chapter: Any) -> None:
+def test_no_sequence_is_preempted_while_there_is_room(chapter: Any) -> None:
     Situation(chapter, [(5, 4), (5, 5)], [(3, 0)], free_blocks=1).check_make_room(0, 5, True, [])
     Situation(chapter, [(5, 5), (5, 5)], [(3, 0)], free_blocks=0).check_make_room(0, 8, True, [])
 
@@ -565,7 +565,7 @@ def test_no_more_are_let_in_than_there_are_seats(chapter: Any) -> None:
 @pytest.mark.task(
     "4.2", hint="If can_grow says no for the first in the queue, it stays there and all wait. Ask for each one in its turn."
 )
-def test_nobody_overtakes_the_first_in_the_queue(chapter: Any) -> None:
+def test_no_sequence_overtakes_the_first_in_the_queue(chapter: Any) -> None:
     Situation(chapter, [(4, 4)], [(17, 0), (2, 0)], free_blocks=4).check_admit(99, {})
     Situation(chapter, [(4, 4)], [(2, 0), (17, 0), (2, 0)], free_blocks=5).check_admit(99, {1: 2})
     Situation(chapter, [(4, 4)], [(2, 0)], free_blocks=0).check_admit(99, {})

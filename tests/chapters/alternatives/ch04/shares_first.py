@@ -1,4 +1,4 @@
-"""Task 4.1: all shares are worked out before anyone is taken; running and waiting are cut with slices."""
+"""Task 4.1: all shares are worked out before a part is taken; running and waiting are cut with slices."""
 
 
 class Scheduler:
