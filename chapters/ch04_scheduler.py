@@ -111,7 +111,7 @@ class Scheduler:
 
         A sequence with ``num_unscheduled == 1`` gets its token, wherever it stands. What then remains of
         ``config.max_num_batched_tokens`` goes to the other sequences in order of arrival. Each gets as many tokens as it can
-        use, or what is left, be it a single token. A sequence that gets no token has no part.
+        use, or what is left, even a single token. A sequence that gets no token has no part.
 
         Before you :meth:`take` a part, ask :meth:`make_room` for the tokens that the sequence then has in the cache. This
         may remove sequences from the end of ``running``, the asking one included. A preempted sequence has no part in

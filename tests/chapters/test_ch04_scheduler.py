@@ -119,7 +119,7 @@ class Situation:
         self.scheduler = chapter.Scheduler(config, self.cache)
         self.seqs: list[WatchedSequence] = []
         self.limits = (
-            f"blocks of {block_size} slots: {free_blocks} free; max_num_seqs {seats}; max_num_batched_tokens {budget}"
+            f"blocks of {block_size} slots: {free_blocks} free\nmax_num_seqs {seats}; max_num_batched_tokens {budget}"
         )
         self.story = ""
         for num_tokens, num_cached in running:
@@ -143,12 +143,12 @@ class Situation:
 
     def call(self, what: str) -> None:
         """Note the situation as it is now, and the call that follows: what a failure shows."""
-        lines = ["The situation:", "sequence  state    tokens  cached  to compute  blocks"]
+        lines = ["The situation:", "seq  state  tokens  cached  to compute  blocks"]
         for seq in self.seqs:
             state = "runs" if seq in self.scheduler.running else "waits"
             blocks = len(self.cache.block_table(seq.seq_id))
             counts = f"{seq.num_tokens:6d}  {seq.num_computed:6d}  {seq.num_unscheduled:10d}  {blocks:6d}"
-            lines.append(f"{seq.seq_id:8d}  {state:7s}  {counts}")
+            lines.append(f"{seq.seq_id:3d}  {state:5s}  {counts}")
         self.story = "\n".join([*lines, self.limits, f"the call: {what}"])
         for seq in self.seqs:
             seq.num_reads = 0
