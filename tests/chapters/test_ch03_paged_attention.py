@@ -225,6 +225,12 @@ class Scene:
             (index, position) for index, (count, length) in enumerate(lens) for position in range(length - count, length)
         ]
 
+    def with_very_low_scores(self) -> "Scene":
+        """The same scene, with all scores below -100,000."""
+        self.key_pool.abs_().add_(1)
+        self.query = -1e5 * (self.query.abs() + 1)
+        return self
+
     def slot(self, index: int, position: int) -> int:
         return self.tables[index][position // self.block_size] * self.block_size + position % self.block_size
 
@@ -467,6 +473,13 @@ def test_entries_past_the_context_are_not_followed(chapter: Any, seed: int, kind
         check_one(chapter, scene, num_seen, kind([*table, *[10**6] * 3]))  # blocks that do not exist follow
 
 
+@pytest.mark.task("3.2", hint="Hidden slots score minus infinity: any finite number may lie above the visible scores.")
+def test_hidden_slots_lose_against_any_visible_score(chapter: Any, seed: int) -> None:
+    scene = Scene(seed, [(6, 6)]).with_very_low_scores()
+    for num_seen in (1, 3, 5, 6):
+        check_one(chapter, scene, num_seen, scene.tables[0])
+
+
 @pytest.mark.task("3.2", hint="Compute in the dtype of the query. In float32 exp(89) is inf: the maximum comes off first.")
 @pytest.mark.parametrize("spread", [2, 200])
 def test_one_query_in_float32(chapter: Any, seed: int, spread: float) -> None:
@@ -576,6 +589,11 @@ def test_a_batch_with_blocks_of_any_size(chapter: Any, seed: int, block_size: in
 @pytest.mark.parametrize("lens", [[(0, 5), (1, 9)], [(2, 6), (0, 0), (0, 21), (3, 3)], [(1, 4), (0, 9)]], ids=str)
 def test_a_sequence_may_have_no_rows(chapter: Any, seed: int, lens: list[tuple[int, int]]) -> None:
     Scene(seed, lens).check_batch(chapter.paged_attention)
+
+
+@pytest.mark.task("3.3", hint="Hidden slots score minus infinity: any finite number may lie above the visible scores.")
+def test_hidden_slots_of_a_batch_lose_against_any_visible_score(chapter: Any, seed: int) -> None:
+    Scene(seed, [(1, 6), (3, 9)]).with_very_low_scores().check_batch(chapter.paged_attention)
 
 
 @pytest.mark.task("3.3", hint="Compute in the dtype of the query. In float32 exp(89) is inf: the maximum comes off first.")
