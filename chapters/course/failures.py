@@ -7,6 +7,8 @@ from collections.abc import Collection
 from pathlib import Path
 from types import ModuleType, TracebackType
 
+from chapters.course.diagnoses import diagnose, lead
+
 _MAX_LINES = 20
 _MAX_CHARS = 4000
 _TIMEOUT = re.compile(r"Timeout \(>([\d.]+)s\) from pytest-timeout")
