@@ -207,11 +207,12 @@ def _without_unsupported(
 ) -> PageBrainConfig:
     """``config`` without the features that a part lacks. ``notices`` gets a line for each feature that is switched off."""
     features = (
-        ("async_scheduling", "async_scheduling", "async scheduling is"),
-        ("cuda_graphs", "cuda_graph", "CUDA graphs are"),
+        ("async_scheduling", "async_scheduling", "async scheduling is", tuple(parts)),
+        ("cuda_graphs", "cuda_graph", "CUDA graphs are", tuple(parts)),
+        ("prefix_caching", "prefix_caching", "prefix caching is", ("block_manager", "scheduler")),
     )
-    for setting, feature, what in features:
-        lacking = parts_without(feature, parts)
+    for setting, feature, what, concerned in features:
+        lacking = parts_without(feature, {name: parts[name] for name in concerned})
         is_on = on_gpu if getattr(config, setting) is None else getattr(config, setting)
         if is_on and lacking:
             verb = "does" if len(lacking) == 1 else "do"

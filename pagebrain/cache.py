@@ -1,20 +1,22 @@
 """The block table of each sequence: which physical blocks hold its K and V, and when they are freed.
 
 The :class:`CacheManager` grows block tables a block at a time, computes the slot of each token's K and V (the slot mapping),
-and frees a sequence's blocks when no step in flight reads them. All of this is host code. The plan of the next step carries
-the changes of the tables to the executor. The manager owns the :class:`~pagebrain.attention.kv_pool.KVPool` that the tables
-point into; only the attention backend reads and writes the pool.
+and frees a sequence's blocks when no step in flight reads them. With prefix caching, a sequence that begins with the same
+tokens as an earlier one gets that one's full blocks and does not compute them. All of this is host code. The plan of the
+next step carries the changes of the tables to the executor. The manager owns the
+:class:`~pagebrain.attention.kv_pool.KVPool` that the tables point into. Only the attention backend reads and writes it.
 """
 
 import functools
+from array import array
 from collections import Counter
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from pagebrain.block import BlockManagerPart
+from pagebrain.block import BlockKey, BlockManagerPart
 from pagebrain.config import PageBrainConfig
 from pagebrain.errors import BlockTableError, IntegrityError, OutOfBlocksError
 
@@ -35,6 +37,28 @@ class RetiringSequence(Protocol):
 
     seq_id: int
     num_unread_steps: int
+
+
+class CachedRequest(Protocol):
+    """What prefix caching reads of a sequence's request."""
+
+    @property
+    def first_parent(self) -> bytes: ...
+
+
+class CachedSequence(Protocol):
+    """What prefix caching reads of a sequence; see :class:`~pagebrain.engine.sequence.Sequence`.
+
+    ``block_keys`` holds the keys of its first full blocks. Only the cache manager changes it.
+    """
+
+    seq_id: int
+    token_ids: list[int]
+    num_scheduled: int
+    block_keys: list[BlockKey]
+
+    @property
+    def request(self) -> "CachedRequest": ...
 
 
 class BlockTables:
@@ -91,6 +115,7 @@ class CacheManager:
         self._first_new: dict[int, int] = {}
         self._released: dict[int, None] = {}  # an ordered set
         self._last_released: tuple[int, ...] = ()
+        self.prefix_caching = config.prefix_caching and "prefix_caching" in getattr(block_manager, "supports", ())
 
     @functools.cached_property
     def pool(self) -> "KVPool":
@@ -129,6 +154,9 @@ class CacheManager:
         Raises ``OutOfBlocksError``, before anything changed, if too few blocks are free.
         """
         block_ids = self.block_manager.allocate(self.num_missing_blocks(seq_id, num_tokens))
+        self._append(seq_id, block_ids)
+
+    def _append(self, seq_id: int, block_ids: list[int]) -> None:
         if block_ids:
             table = self._tables.by_id.setdefault(seq_id, [])
             self._first_new.setdefault(seq_id, len(table))
@@ -157,18 +185,75 @@ class CacheManager:
             self.grow(seq_id, num_tokens)
 
     def free(self, seq_id: int) -> None:
-        """Free a sequence's blocks at once; without blocks nothing happens."""
-        self.block_manager.free(self._tables.by_id.get(seq_id, ()))
+        """Free a sequence's blocks at once; without blocks nothing happens.
+
+        The last block is freed first, so that it is evicted first: without its beginning, a cached prefix is useless.
+        """
+        self.block_manager.free(reversed(self._tables.by_id.get(seq_id, [])))
         if self._tables.by_id.pop(seq_id, None) is not None:
             self._first_new.pop(seq_id, None)
             self._released[seq_id] = None
+
+    # Prefix caching ---------------------------------------------------------------------------------------------------
+
+    def find_prefix(self, seq: CachedSequence) -> list[int]:
+        """Cached blocks with the tokens that the sequence computes next; none if it holds blocks for some of them already.
+
+        At least one token is left to compute: without it there is nothing to sample from.
+        """
+        first = len(self._tables.by_id.get(seq.seq_id, ()))
+        if not self.prefix_caching or seq.num_scheduled != first * self.block_size:
+            return []
+        manager: Any = self.block_manager
+        limit = (len(seq.token_ids) - 1) // self.block_size
+        found: list[int] = []
+        for key in self._keys(seq, first, limit):
+            block_id = manager.find(key)
+            if block_id is None:
+                break
+            found.append(block_id)
+        return found
+
+    def num_unheld(self, block_ids: Iterable[int]) -> int:
+        """How many of these blocks are free."""
+        return sum(1 for block_id in block_ids if self.block_manager.ref_count(block_id) == 0)
+
+    def attach(self, seq: CachedSequence, block_ids: list[int]) -> None:
+        """Append blocks from :meth:`find_prefix` to the sequence's block table, which holds them from now on."""
+        manager: Any = self.block_manager
+        for block_id in block_ids:
+            manager.share(block_id)
+        self._append(seq.seq_id, block_ids)
+
+    def register(self, seq: CachedSequence, start: int, end: int) -> None:
+        """Make the blocks findable that tokens ``start .. end - 1`` of the sequence have filled.
+
+        K and V of its first ``end`` tokens have been computed, and the step that did it has been read.
+        """
+        manager: Any = self.block_manager
+        table = self._tables.by_id[seq.seq_id]
+        first, limit = start // self.block_size, end // self.block_size
+        for index, key in enumerate(self._keys(seq, first, limit), start=first):
+            manager.register(table[index], key)
+
+    def _keys(self, seq: CachedSequence, first: int, limit: int) -> Iterator[BlockKey]:
+        """The keys of blocks ``first .. limit - 1``; each is computed once, when it is first asked for."""
+        keys, size = seq.block_keys, self.block_size
+        for index in range(min(len(keys), first), limit):
+            if index == len(keys):
+                tokens = array("i", seq.token_ids[index * size : (index + 1) * size]).tobytes()
+                keys.append(BlockKey.after(keys[-1].chain_hash if keys else seq.request.first_parent, tokens))
+            if index >= first:
+                yield keys[index]
 
     # Deferred free ----------------------------------------------------------------------------------------------------
 
     @property
     def num_retiring_blocks(self) -> int:
-        """Blocks of retired sequences that will be free when the steps in flight have been read."""
-        return sum(len(self._tables.by_id.get(seq_id, ())) for seq_id in self._retiring)
+        """Blocks that only retired sequences hold: they will be free when the steps in flight have been read."""
+        tables = self._tables.by_id
+        held = Counter(block_id for seq_id in self._retiring for block_id in tables.get(seq_id, ()))
+        return sum(1 for block_id, count in held.items() if self.block_manager.ref_count(block_id) == count)
 
     def retire(self, seq: RetiringSequence) -> None:
         """Free the blocks of a sequence that ended or was preempted, as soon as its last step in flight has been read.

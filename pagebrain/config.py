@@ -55,6 +55,7 @@ class PageBrainConfig:
             blocks.
         async_scheduling: launch the next step before the last one is read (depth 1); ``None`` is true on a GPU.
         cuda_graphs: replay decode steps as CUDA graphs; ``None`` is true on a GPU.
+        prefix_caching: keep the blocks of sequences that ended, and let a prompt that begins with the same tokens use them.
         seed: engine seed; requests without a seed derive theirs from it and from their arrival number.
         check_integrity: verify the bookkeeping of all blocks after every step (slow; for tests and debugging).
         parts: part name -> object or ``path:Name`` that replaces the engine's own part.
@@ -78,6 +79,7 @@ class PageBrainConfig:
     max_model_len: int | None = None
     async_scheduling: bool | None = None
     cuda_graphs: bool | None = None
+    prefix_caching: bool = True
     seed: int = 0
     check_integrity: bool = False
     parts: Mapping[str, Any] = field(default_factory=dict)
@@ -100,7 +102,12 @@ class PageBrainConfig:
         if self.max_model_len is not None:
             _check_int("max_model_len", self.max_model_len, 2)
         _check_int("seed", self.seed, None)
-        for name, allowed in (("async_scheduling", None), ("cuda_graphs", None), ("check_integrity", False)):
+        for name, allowed in (
+            ("async_scheduling", None),
+            ("cuda_graphs", None),
+            ("prefix_caching", False),
+            ("check_integrity", False),
+        ):
             value = getattr(self, name)
             if not isinstance(value, bool) and (value is not None or allowed is not None):
                 raise ConfigError(f"{name} must be True or False, got {value!r}")
@@ -269,16 +276,17 @@ class PageBrainConfig:
 
 
 def with_own_names(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings in which two of vLLM's names are replaced by PageBrain's.
+    """Settings in which three of vLLM's names are replaced by PageBrain's.
 
-    ``gpu_memory_utilization`` is ``memory_fraction``, and ``enforce_eager=True`` is ``cuda_graphs=False``. Raises
-    ``ConfigError`` if both names of one setting are given.
+    ``gpu_memory_utilization`` is ``memory_fraction``, ``enable_prefix_caching`` is ``prefix_caching``, and
+    ``enforce_eager=True`` is ``cuda_graphs=False``. Raises ``ConfigError`` if both names of one setting are given.
     """
     own = dict(settings)
-    if "gpu_memory_utilization" in own:
-        if own.get("memory_fraction") is not None:
-            raise ConfigError("gpu_memory_utilization and memory_fraction are two names of one setting: give one of them")
-        own["memory_fraction"] = own.pop("gpu_memory_utilization")
+    for name, own_name in (("gpu_memory_utilization", "memory_fraction"), ("enable_prefix_caching", "prefix_caching")):
+        if name in own:
+            if own.get(own_name) is not None:
+                raise ConfigError(f"{name} and {own_name} are two names of one setting: give one of them")
+            own[own_name] = own.pop(name)
     eager = own.pop("enforce_eager", False)
     if not isinstance(eager, bool):
         raise ConfigError(f"enforce_eager must be True or False, got {eager!r}")

@@ -37,13 +37,17 @@ class CompletionOutput:
 
 @dataclass(frozen=True)
 class RequestMetrics:
-    """Times of one request in seconds of ``time.monotonic``; ``None`` where it has not happened yet."""
+    """Times of one request in seconds of ``time.monotonic``; ``None`` where it has not happened yet.
+
+    ``num_cached_tokens``: prompt tokens of the first sample that were in the prefix cache when it started.
+    """
 
     arrival_s: float
     first_scheduled_s: float | None = None
     first_token_s: float | None = None
     finished_s: float | None = None
     num_preemptions: int = 0
+    num_cached_tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,11 @@ class RequestOutput:
     finished: bool
     metrics: RequestMetrics
     prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
+
+    @property
+    def num_cached_tokens(self) -> int | None:
+        """See :class:`RequestMetrics`."""
+        return self.metrics.num_cached_tokens
 
 
 class OutputDelta(NamedTuple):

@@ -155,6 +155,7 @@ def as_json(llm: "LLM", output: "RequestOutput") -> dict[str, Any]:
             "total_s": total_s,
             "tokens_per_s": num_generated / total_s if total_s else None,
             "num_preemptions": times.num_preemptions,
+            "num_cached_tokens": times.num_cached_tokens,
         },
         "notices": list(llm.notices),
     }

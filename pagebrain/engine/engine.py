@@ -88,17 +88,21 @@ class Engine:
         *,
         wants_deltas: bool = True,
         keeps_logprobs: bool = True,
+        cache_salt: str | None = None,
     ) -> Request:
         """Queue a request. Raises ``InvalidRequestError``, before anything changed, if it can never be served.
 
         Without ``wants_deltas`` :meth:`step` returns only the delta that ends the request. Without ``keeps_logprobs`` its
-        log-probabilities are in the deltas and not in the output at the end.
+        log-probabilities are in the deltas and not in the output at the end. It shares cached prefixes only with requests of
+        the same ``cache_salt``, so that a user's prompt does not make another user's answer start sooner.
         """
         request_id = self._new_request_id() if request_id is None else request_id
         if request_id in self.outputs.requests:
             raise InvalidRequestError(f"request id {request_id!r} is under way already: choose another")
         has_text = self.detokenizer is not None
-        request = make_request(prompt, params, request_id, self._num_requests, self.config, self.encode, has_text)
+        request = make_request(
+            prompt, params, request_id, self._num_requests, self.config, self.encode, has_text, cache_salt
+        )
         limit = max_num_tokens(len(request.prompt_token_ids), request.params, self.config)
         ids = range(self._next_seq_id, self._next_seq_id + request.params.n)
         sequences = [Sequence(seq_id, request, index, limit) for index, seq_id in enumerate(ids)]
@@ -204,6 +208,9 @@ class Engine:
             seq.num_unread_steps += 1
             seq.num_unread_tokens += samples
             if seq.status is not _RUNNING:
+                if seq.num_preemptions == 0 and self.cache_manager.prefix_caching:
+                    self._totals.prefix_cache_queries += seq.num_prompt_tokens
+                    self._totals.prefix_cache_hits += seq.num_cached_tokens or 0
                 seq.status = _RUNNING
                 state = self.outputs.requests[seq.request.request_id]
                 state.first_scheduled_s = state.first_scheduled_s or began
@@ -253,12 +260,15 @@ class Engine:
         """Add the step's tokens to its sequences. Returns the ids of the sequences that ended."""
         finished: list[int] = []
         logprobs, of_prompts, append = result.logprobs, result.prompt_logprobs, self.outputs.append
+        block_size, caches = self.config.block_size, self.cache_manager.prefix_caching
         entries = zip(group.scheduled, result.token_ids, strict=True)
         for index, ((seq, start, num_tokens, _), token_ids) in enumerate(entries):
             if seq.status is _FINISHED:
                 continue  # it ended while this step was in flight: the sampled token is past the end
             if of_prompts and index in of_prompts:
                 self.outputs.keep_prompt_logprobs(seq, *of_prompts[index])
+            if caches and (start + num_tokens) % block_size < num_tokens and seq.status is _RUNNING:  # it filled a block
+                self.cache_manager.register(seq, start, start + num_tokens)
             if token_ids and append(seq, token_ids, logprobs.get(index, ()) if logprobs else (), now):
                 finished.append(seq.seq_id)
                 self._retire(seq)

@@ -54,6 +54,7 @@ class RequestState:
                 first_token_s=self.first_token_s,
                 finished_s=self.finished_s,
                 num_preemptions=sum(seq.num_preemptions for seq in self.sequences),
+                num_cached_tokens=first.num_cached_tokens,
             ),
             prompt_logprobs=tuple(first.prompt_logprobs) if wants_prompt_logprobs else None,
         )

@@ -29,6 +29,7 @@ def make_request(
     config: PageBrainConfig,
     encode: Callable[[str], list[int]] | None,
     has_detokenizer: bool,
+    cache_salt: str | None = None,
 ) -> Request:
     """A checked request. ``None`` for ``params`` is ``SamplingParams()``.
 
@@ -49,6 +50,7 @@ def make_request(
         seed=request_seed(params, config.seed, arrival_index),
         arrival_index=arrival_index,
         arrival_s=time.monotonic(),
+        cache_salt=cache_salt,
     )
 
 

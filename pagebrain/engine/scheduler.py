@@ -2,8 +2,8 @@
 
 Sequences join and leave the batch at every step (Yu et al., "Orca", OSDI 2022). A step has a budget of tokens. Each decode
 takes one token of it, and prompts share the rest in chunks, so that a long prompt does not delay the decodes (Agrawal et
-al., "Sarathi-Serve", OSDI 2024). The scheduler reads counts and never token values, so a step can be planned before the last
-one was read.
+al., "Sarathi-Serve", OSDI 2024). A prompt whose beginning is in the prefix cache computes only the rest. The scheduler reads
+counts and never token values, so a step can be planned before the last one was read.
 """
 
 from collections import deque
@@ -20,7 +20,7 @@ class Scheduler:
     another, and every sequence finishes in the end.
     """
 
-    supports = frozenset({"cuda_graph", "async_scheduling"})
+    supports = frozenset({"cuda_graph", "async_scheduling", "prefix_caching"})
 
     def __init__(self, config: PageBrainConfig, cache_manager: CacheManager) -> None:
         self.config = config
@@ -65,7 +65,9 @@ class Scheduler:
                 scheduled.append(ScheduledSequence(seq, seq.num_scheduled, 1, True))
                 continue
             is_prefill = num_tokens > 1
-            num_tokens = min(num_tokens, prefill_budget) if is_prefill else num_tokens
+            if is_prefill:
+                self._skip(seq, self._cached_blocks(seq))  # another sequence may have computed the next blocks meanwhile
+                num_tokens = min(seq.num_unscheduled, prefill_budget)
             if num_tokens > 0 and self._make_room(seq, seq.num_scheduled + num_tokens):
                 prefill_budget -= num_tokens if is_prefill else 0
                 scheduled.append(self._take(seq, num_tokens))
@@ -78,13 +80,31 @@ class Scheduler:
             seq = self.waiting[0]
             if promised is None:
                 promised = sum(map(self._num_missing_blocks, self.running))
-            if self._num_missing_blocks(seq) + promised > self.cache_manager.num_free_blocks:
+            cached = self._cached_blocks(seq)
+            num_taken = self._num_missing_blocks(seq) - len(cached) + self.cache_manager.num_unheld(cached)
+            if num_taken + promised > self.cache_manager.num_free_blocks:
                 return
             self.running.append(self.waiting.popleft())
+            self._skip(seq, cached)
+            if seq.num_cached_tokens is None:
+                seq.num_cached_tokens = seq.num_computed
             num_tokens = min(seq.num_unscheduled, prefill_budget)
             prefill_budget -= num_tokens
             scheduled.append(self._take(seq, num_tokens))
             promised += self._num_missing_blocks(seq)  # for its later chunks
+
+    def _cached_blocks(self, seq: Sequence) -> list[int]:
+        """Cached blocks that continue the sequence's table; none while one of its steps is in flight.
+
+        A request that wants log-probabilities of its prompt computes all of it.
+        """
+        if seq.num_unread_steps or seq.params.prompt_logprobs is not None:
+            return []
+        return self.cache_manager.find_prefix(seq)
+
+    def _skip(self, seq: Sequence, cached: list[int]) -> None:
+        self.cache_manager.attach(seq, cached)
+        seq.skip(len(cached) * self.config.block_size)
 
     def _num_missing_blocks(self, seq: Sequence) -> int:
         """Blocks that the sequence lacks for the tokens that it has."""

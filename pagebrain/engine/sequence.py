@@ -12,8 +12,10 @@ and tokens *computed*. It also counts the sampled tokens that the engine has not
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from hashlib import blake2b
 from typing import Literal, NamedTuple
 
+from pagebrain.block import BlockKey
 from pagebrain.cache import NewBlocks
 from pagebrain.outputs import FinishReason, TokenLogprobs
 from pagebrain.sampling_params import SamplingParams
@@ -26,7 +28,7 @@ class Request:
     """What a user asked for, checked and tokenized.
 
     All random numbers of the request derive from ``seed``, which the user gave or the engine chose. ``arrival_index`` counts
-    requests. "First come, first served" means by this number.
+    requests. "First come, first served" means by this number. Requests share cached prefixes within one ``cache_salt``.
     """
 
     request_id: str
@@ -36,6 +38,12 @@ class Request:
     seed: int
     arrival_index: int
     arrival_s: float
+    cache_salt: str | None = None
+
+    @property
+    def first_parent(self) -> bytes:
+        """The parent hash of the first block, see :meth:`BlockKey.after <pagebrain.block.BlockKey.after>`."""
+        return b"" if self.cache_salt is None else blake2b(self.cache_salt.encode(), digest_size=16).digest()
 
 
 class SequenceStatus(Enum):
@@ -63,6 +71,8 @@ class Sequence:
         num_unread_tokens: tokens that those steps sample. Their number is known, their values are not.
         num_to_catch_up: leading tokens that were known when the sequence started, or started again after a preemption. The
             sequence prefills until all of them are scheduled. Then it decodes.
+        num_cached_tokens: prompt tokens that were in the prefix cache when the sequence first started; ``None`` before that.
+        block_keys: keys of its first full blocks, see :class:`~pagebrain.block.BlockKey`. The cache manager fills it.
     """
 
     seq_id: int
@@ -77,10 +87,12 @@ class Sequence:
     num_unread_tokens: int = 0
     num_to_catch_up: int = 0
     num_preemptions: int = 0
+    num_cached_tokens: int | None = None
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprobs | None] = field(default_factory=list)
+    block_keys: list[BlockKey] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if not self.token_ids:
@@ -115,6 +127,11 @@ class Sequence:
         """
         num_tokens = len(self.token_ids) + self.num_unread_tokens  # the property num_tokens would cost another call
         return 0 if num_tokens >= self.max_num_tokens else num_tokens - self.num_scheduled
+
+    def skip(self, num_tokens: int) -> None:
+        """Count the next ``num_tokens`` tokens as computed: their K and V were found in the prefix cache."""
+        self.num_scheduled += num_tokens
+        self.num_computed += num_tokens
 
     def preempt(self) -> None:
         """Reset the counts. The tokens stay, and K and V of all of them are computed again later."""

@@ -93,6 +93,8 @@ class StepTotals:
         num_steps, num_prefill_tokens, num_decode_tokens: steps launched, and the tokens they computed by phase.
         num_graph_decode_tokens: decode tokens whose step replayed a CUDA graph.
         num_preemptions: how often a sequence lost its blocks.
+        prefix_cache_queries, prefix_cache_hits: prompt tokens of the sequences that started with prefix caching, and those
+            of them that were in the cache. A sequence that starts again after a preemption does not count.
         schedule_s, launch_s, wait_s, output_s: seconds of the engine's thread, divided as in :class:`StepTrace`.
     """
 
@@ -101,6 +103,8 @@ class StepTotals:
     num_decode_tokens: int = 0
     num_graph_decode_tokens: int = 0
     num_preemptions: int = 0
+    prefix_cache_queries: int = 0
+    prefix_cache_hits: int = 0
     schedule_s: float = 0.0
     launch_s: float = 0.0
     wait_s: float = 0.0

@@ -11,6 +11,9 @@ from pagebrain import SamplingParams
 from pagebrain.engine.sequence import SequenceGroup
 from tests.support.hashing import VOCAB_SIZE, continuation, hash_engine
 
+SHARED = [(5 * position) % VOCAB_SIZE for position in range(20)]
+"""Most prompts begin with some of these tokens."""
+
 seen: dict[str, int] = {}
 
 
@@ -47,6 +50,8 @@ class EngineLife(RuleBasedStateMachine):
     def add(self, data: st.DataObject, n: int, use_stop: bool) -> None:
         limit = self.engine.config.max_model_len or 0
         prompt = data.draw(st.lists(st.integers(0, VOCAB_SIZE - 1), min_size=1, max_size=min(limit - 1, 20)), label="prompt")
+        num_shared = data.draw(st.integers(0, min(limit - 1, 20)), label="shared")
+        prompt[:num_shared] = SHARED[:num_shared]
         max_tokens = data.draw(st.integers(1, 20), label="max_tokens")
         room = min(max_tokens, limit - len(prompt))
         full = continuation(prompt, room)
@@ -96,6 +101,8 @@ class EngineLife(RuleBasedStateMachine):
         assert not self.expected, f"never finished: {sorted(self.expected)}"
         manager = self.engine.cache_manager
         assert manager.seq_ids == ()
+        seen["hit"] = seen.get("hit", 0) + self.engine.stats().prefix_cache_hits
+        seen["evicted"] = seen.get("evicted", 0) + manager.block_manager.num_evicted  # type: ignore[attr-defined]
         assert manager.num_free_blocks == manager.num_blocks
         executor: Any = self.engine.executor
         executor.rows.apply(SequenceGroup(()).with_changes(*manager.take_changes()))  # what the next plan would carry
@@ -112,7 +119,7 @@ def live(machine: type[EngineLife], num_lives: int) -> None:
     seen.clear()
     profile = settings(max_examples=num_lives, stateful_step_count=60, suppress_health_check=list(HealthCheck))
     run_state_machine_as_test(machine, settings=profile)
-    assert seen.get("preempted", 0) > 0 and seen.get("mixed", 0) > 0 and seen.get("aborted", 0) > 0
+    assert all(seen.get(event, 0) > 0 for event in ("preempted", "mixed", "aborted", "hit", "evicted")), seen
 
 
 @pytest.mark.parametrize("machine", [EngineLife, EngineLifeAhead])

@@ -120,7 +120,10 @@ def test_a_part_that_does_not_declare_async_scheduling_switches_it_off_and_says_
     base = random_gpt2()
     llm = LLM(base, num_blocks=16, async_scheduling=True, parts={"scheduler": Modest})
     assert not llm.config.async_scheduling and llm.engine.depth == 0
-    assert llm.notices == ("async scheduling is off: scheduler does not declare support for async_scheduling",)
+    assert llm.notices == (
+        "async scheduling is off: scheduler does not declare support for async_scheduling",
+        "prefix caching is off: scheduler does not declare support for prefix_caching",
+    )
     assert tokens(llm) == expected(base)
     assert LLM(base, num_blocks=16, async_scheduling=True, parts={"scheduler": Scheduler}).notices == ()
 

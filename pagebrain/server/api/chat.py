@@ -40,9 +40,9 @@ def chat_routes(service: Service) -> APIRouter:
         prompts = await service.prompts.token_ids([prompt], params, bool(body.add_special_tokens))
         heading = Heading.new("chatcmpl", service.model_name, body.request_id)
         if body.stream:
-            [stream] = service.submit(prompts, params, heading.id, request, body.end_user)
+            [stream] = service.submit(prompts, params, heading.id, request, body.end_user, body.cache_salt)
             return EventStream([stream], ChatEvents(heading, stream, service.texts, options))
-        streams, hold = service.submit_whole(prompts, params, heading.id, request, body.end_user, shape=CHAT)
+        streams, hold = service.submit_whole(prompts, params, heading.id, request, body.end_user, body.cache_salt, CHAT)
 
         def write(answers: Answers) -> Iterator[str]:
             service.check_complete(answers)

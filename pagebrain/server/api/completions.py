@@ -39,11 +39,11 @@ def completion_routes(service: Service) -> APIRouter:
         prompts = await service.prompts.token_ids(body.prompts, params, body.add_special_tokens is not False)
         heading = Heading.new("cmpl", service.model_name, body.request_id)
         if body.stream:
-            streams = service.submit(prompts, params, heading.id, request, body.end_user)
+            streams = service.submit(prompts, params, heading.id, request, body.end_user, body.cache_salt)
             writers = make_writers(service, body, streams)
             return EventStream(streams, CompletionEvents(heading, streams, writers, options))
         streams, hold = service.submit_whole(
-            prompts, params, heading.id, request, body.end_user, shape=COMPLETION, echo=bool(body.echo)
+            prompts, params, heading.id, request, body.end_user, body.cache_salt, COMPLETION, echo=bool(body.echo)
         )
 
         def write(answers: Answers) -> Iterator[str]:

@@ -154,6 +154,12 @@ class ServerMetrics:
             "num_preemptions", "How often a sequence lost its blocks and had to be computed again", stats.num_preemptions
         )
         yield self._counter(
+            "prefix_cache_queries", "Prompt tokens that were looked up in the prefix cache", stats.prefix_cache_queries
+        )
+        yield self._counter(
+            "prefix_cache_hits", "Prompt tokens that were in the prefix cache and not computed", stats.prefix_cache_hits
+        )
+        yield self._counter(
             "prompt_tokens",
             "Prompt tokens, counted for each sample when its request's first token comes; computing them again after a "
             "preemption does not count",

@@ -71,6 +71,7 @@ class RequestLog:
             "user": None if request.user is None else request.user[:MAX_USER_CHARACTERS],
             "outcome": outcome,
             "prompt_tokens": request.num_prompt_tokens,
+            "cached_tokens": None if times is None else times.num_cached_tokens,
             "generated_tokens": request.num_generated,
             "queue_s": _since(request.arrival_s, scheduled_s),
             "ttft_s": _since(request.arrival_s, request.first_token_s),

@@ -5,15 +5,22 @@ They are plain dictionaries. The type checker checks the code against them, and 
 
 from typing import Literal
 
-from typing_extensions import TypedDict
+from typing_extensions import NotRequired, TypedDict
+
+
+class PromptTokensDetails(TypedDict):
+    """``cached_tokens``: prompt tokens whose keys and values were in the prefix cache, and were not computed."""
+
+    cached_tokens: int
 
 
 class Usage(TypedDict):
-    """Number of tokens in all prompts and all answers of a request."""
+    """Number of tokens in all prompts and all answers of a request. The details come with its end."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: NotRequired[PromptTokensDetails]
 
 
 class CompletionLogprobs(TypedDict):

@@ -78,6 +78,7 @@ class Service:
         answer_id: str,
         request: Request,
         user: str | None = None,
+        cache_salt: str | None = None,
     ) -> list[RequestStream]:
         """Submit all prompts to the engine, or none.
 
@@ -87,12 +88,13 @@ class Service:
             answer_id: id of the engine's request. Of several prompts each gets its index appended.
             request: the client's request. It has arrived when its body was complete.
             user: the end user's name, for the request log.
+            cache_salt: the request shares cached prefixes only with requests of the same salt.
         """
         secret = page_secret(request)
         self._check_size(prompts, params)
         ids = [answer_id] if len(prompts) == 1 else [f"{answer_id}-{index}" for index in range(len(prompts))]
         source = client_of(request) if self.options.fair_queue else None
-        streams = self.client.submit_all([(prompt, params, name) for prompt, name in zip(prompts, ids)], source)
+        streams = self.client.submit_all([(prompt, params, name) for prompt, name in zip(prompts, ids)], source, cache_salt)
         for stream in streams:
             stream.user, stream.secret, stream.arrival_s = user, secret, request.state.arrival_s
         return streams
@@ -104,6 +106,7 @@ class Service:
         answer_id: str,
         request: Request,
         user: str | None,
+        cache_salt: str | None,
         shape: JsonShape,
         echo: bool = False,
     ) -> tuple[list[RequestStream], Hold]:
@@ -128,7 +131,7 @@ class Service:
         hold = self.held.hold(sum(held_bytes(params, *length) for length in lengths))
         try:
             hold.use(sum(held_bytes(params, num_tokens, 0) for num_tokens, _ in lengths))
-            return self.submit(prompts, params, answer_id, request, user), hold
+            return self.submit(prompts, params, answer_id, request, user, cache_salt), hold
         except BaseException:
             hold.close()
             raise
@@ -217,7 +220,10 @@ class Heading:
 
 def usage(streams: Sequence[RequestStream]) -> Usage:
     """The tokens of a request's prompts and answers."""
-    return _usage(sum(stream.num_prompt_tokens for stream in streams), sum(stream.num_generated for stream in streams))
+    counted = _usage(sum(stream.num_prompt_tokens for stream in streams), sum(stream.num_generated for stream in streams))
+    found = [stream.metrics.num_cached_tokens or 0 for stream in streams if stream.metrics is not None]
+    counted["prompt_tokens_details"] = {"cached_tokens": sum(found)}
+    return counted
 
 
 def _usage(prompt_tokens: int, completion_tokens: int) -> Usage:

@@ -166,11 +166,15 @@ class EngineClient:
         return self.submit_all([(prompt_token_ids, params, request_id)])[0]
 
     def submit_all(
-        self, requests: list[tuple[Iterable[int], SamplingParams, str]], source: str | None = None
+        self,
+        requests: list[tuple[Iterable[int], SamplingParams, str]],
+        source: str | None = None,
+        cache_salt: str | None = None,
     ) -> list[RequestStream]:
         """Send all of several requests to the engine, or none.
 
-        With a ``source`` they wait for the turn of that client. Without one they are served in order of arrival.
+        With a ``source`` they wait for the turn of that client. Without one they are served in order of arrival. They share
+        cached prefixes only with requests of the same ``cache_salt``.
         """
         self.handle.poll()  # the event loop may have been busy for long, and started requests leave the queue
         if self.failure is not None:
@@ -190,7 +194,7 @@ class EngineClient:
         for stream in streams:
             self.admission.wait(stream.request_id, _work(stream), source)
             self._streams[stream.request_id] = stream
-            self.handle.submit(Submit(stream.request_id, stream.prompt_token_ids, stream.params, source))
+            self.handle.submit(Submit(stream.request_id, stream.prompt_token_ids, stream.params, source, cache_salt))
         return streams
 
     def abort_request(self, request_id: str, secret: str) -> bool:

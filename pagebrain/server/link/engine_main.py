@@ -190,7 +190,13 @@ class EngineLoop:
 
     def _submit(self, message: Submit) -> None:
         try:
-            self.engine.add_request(message.prompt_token_ids, message.params, message.request_id, keeps_logprobs=False)
+            self.engine.add_request(
+                message.prompt_token_ids,
+                message.params,
+                message.request_id,
+                keeps_logprobs=False,
+                cache_salt=message.cache_salt,
+            )
         except InvalidRequestError as error:  # rare, because the server's process checks requests before
             self.channel.send(Refused(message.request_id, str(error), is_mistake=True))
         except Exception as error:  # a part that the user wrote failed: end this request alone

@@ -27,12 +27,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Submit:
-    """A request that the server's process has checked. With a ``source`` it waits for the turn of that client."""
+    """A request that the server's process has checked. With a ``source`` it waits for the turn of that client.
+
+    It shares cached prefixes only with requests of the same ``cache_salt``.
+    """
 
     request_id: str
     prompt_token_ids: tuple[int, ...]
     params: SamplingParams
     source: str | None = None
+    cache_salt: str | None = None
 
 
 @dataclass(frozen=True)
