@@ -65,11 +65,12 @@ class BlockTables:
         return self.block_manager.can_allocate(self.num_missing_blocks(seq_id, num_tokens))
 
     def grow(self, seq_id: int, num_tokens: int) -> None:
-        block_ids = self.block_manager.allocate(self.num_missing_blocks(seq_id, num_tokens))
-        self._tables.setdefault(seq_id, []).extend(block_ids)
+        count = self.num_missing_blocks(seq_id, num_tokens)
+        self._tables[seq_id] = [*self.block_table(seq_id), *self.block_manager.allocate(count)]
 
     def free(self, seq_id: int) -> None:
-        self.block_manager.free(self._tables.pop(seq_id, []))
+        self.block_manager.free(self.block_table(seq_id))
+        self._tables.pop(seq_id, None)
 
     def retire(self, seq: Sequence) -> None:
         self.retired.append(seq.seq_id)
