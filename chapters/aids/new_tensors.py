@@ -1,8 +1,6 @@
 """What a piece of PyTorch code starts and makes: the number of operations, and every tensor that is new.
 
-with NewTensors() as made:
-    attend_one(...)
-print(made.num_operations, made.largest, made.most_at_once)
+``with NewTensors() as made:`` stands around the code. Then ``made`` has the numbers.
 """
 
 import weakref

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from chapters.aids.new_tensors import NewTensors
 from tests.support.answers import assert_answer
 from tests.support.departures import assert_same, assert_same_tokens
 from tests.support.hints import hint
-from tests.support.largest_tensor import LargestTensor
 from tests.support.models import POISON, hf_cache, hf_greedy, hf_logits, random_gpt2
 
 CHAPTER = "01"
@@ -131,13 +131,13 @@ def test_a_write_copies_no_more_than_the_new_tokens(chapter: Any, seed: int) -> 
     keys, values = cache.keys, cache.values
     key, value = drawn(seed, 2, 4, 2, NUM_HEADS, HEAD_DIM)
     positions = torch.tensor([[3, 4], [297, 298], [0, 1], [150, 151]])
-    with LargestTensor() as largest:
+    with NewTensors() as made:
         cache.write(1, positions, key, value)
     for name, was in (("keys", keys), ("values", values)):
         assert getattr(cache, name).data_ptr() == was.data_ptr(), f"write put another tensor in the place of cache.{name}"
     row = max_len * NUM_HEADS * HEAD_DIM
-    assert largest.numel < row, (
-        f"to write {key.numel()} keys and as many values, write made a tensor of {largest.numel} numbers; "
+    assert made.largest < row, (
+        f"to write {key.numel()} keys and as many values, write made a tensor of {made.largest} numbers; "
         f"all that is reserved for one sequence in one layer is {row}"
     )
 

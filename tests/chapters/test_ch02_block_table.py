@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from chapters import TodoError
+from chapters.aids.new_tensors import NewTensors
 from pagebrain import PageBrainConfig
 from pagebrain.block import BlockManager
 from pagebrain.errors import BlockError, BlockTableError, OutOfBlocksError
 from tests.support.answers import assert_answer
 from tests.support.departures import assert_same, assert_same_tokens
 from tests.support.hints import hint
-from tests.support.largest_tensor import LargestTensor
 from tests.support.models import POISON, hf_cache, hf_greedy, hf_logits, poison, random_gpt2
 
 CHAPTER = "02"
@@ -575,10 +575,10 @@ def test_gathering_copies_no_more_than_the_pages_of_one_layer(chapter: Any, seed
     assert_gathers(cache, pools, 1, 1000, 3)
     page = 4 * pools["keys"][0, 0, 0].numel()
     table = cache.block_table(1000)
-    with LargestTensor() as largest:
+    with NewTensors() as made:
         cache.gather(1, 1000, 3)
-    assert largest.numel <= len(table) * page, (
-        f"gather made a tensor of {largest.numel} numbers; the sequence's pages in a layer have {len(table)} times {page} "
+    assert made.largest <= len(table) * page, (
+        f"gather made a tensor of {made.largest} numbers; the sequence's pages in a layer have {len(table)} times {page} "
         f"numbers, and a layer's pool has {pools['keys'][0].numel()}"
     )
 

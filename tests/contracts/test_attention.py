@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from chapters import ch03_paged_attention
+from chapters.aids.new_tensors import NewTensors
 from pagebrain.attention import paged_attention
 from tests.support.attention_scene import Scene
 from tests.support.kernels import require_kernels
@@ -108,24 +108,10 @@ def test_the_pools_are_only_read(name: str) -> None:
     assert torch.equal(scene.key_pool, before[0]) and torch.equal(scene.value_pool, before[1])
 
 
-class LargestTensor(TorchDispatchMode):
-    """Remembers the most elements that any operation's fresh result had."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.numel = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if isinstance(result, Tensor) and not any(isinstance(a, Tensor) and a.data_ptr() == result.data_ptr() for a in args):
-            self.numel = max(self.numel, result.numel())
-        return result
-
-
 def largest_temporary(scene: Scene, pages_per_step: int) -> int:
-    with LargestTensor() as mode:
+    with NewTensors() as made:
         scene.run(lambda *args: paged_attention(*args, pages_per_step=pages_per_step))
-    return mode.numel
+    return made.largest
 
 
 @pytest.mark.parametrize("pages_per_step", [1, 4, 16])
