@@ -39,8 +39,7 @@ class CaptureError(RuntimeError):
 
 
 class NoWaiting(TorchFunctionMode):
-    """In a ``with`` block, raises ``CaptureError`` where a tensor's values are wanted in Python: ``tolist``, "
-    "``item``, ``if``."""
+    """In a ``with`` block, raises ``CaptureError`` where Python wants a tensor's values: ``tolist``, ``item``, ``if``."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Called by torch for each of its functions and for each method of a tensor."""

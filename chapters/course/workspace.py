@@ -21,6 +21,7 @@ from types import CodeType, ModuleType
 
 from chapters.course.catalog import FOLDER, ROOT, Chapter, CourseError, find_chapter, find_chapters, in_order, open_tasks
 from chapters.course.lending import NOTES, USED, compose
+from chapters.course.skeleton import solution_regions
 
 VARIABLE = "PAGEBRAIN_WORK"
 
@@ -189,11 +190,15 @@ def own_chapters(work: Path, before: Chapter | None, *, all_of_them: bool, folde
 
 
 def lent_from_the_start(files: Mapping[str, Path], folder: Path = FOLDER) -> set[str]:
-    """The tasks of these files, by chapter name, that have a stub left and a reference that can stand for them."""
+    """The tasks of these files, by chapter name, that have a stub left and a reference that can stand for them.
+
+    Answers to questions (``answer_N_M``) are left out: no other task calls them.
+    """
     tasks = set()
     for chapter in find_chapters(folder):
         if chapter.name in files and open_tasks(chapter.reference) == []:
-            tasks |= set(open_tasks(files[chapter.name].read_text(encoding="utf-8", errors="replace")))
+            answers = {region.task_id for region in solution_regions(chapter) if region.qualname.startswith("answer_")}
+            tasks |= set(open_tasks(files[chapter.name].read_text(encoding="utf-8", errors="replace"))) - answers
     return tasks
 
 

@@ -100,11 +100,9 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     graphs = group.add_mutually_exclusive_group()
     graphs.add_argument("--cuda-graphs", action=on_or_off, help="replay decode steps as CUDA graphs (default: on a GPU)")
     graphs.add_argument("--enforce-eager", action="store_false", dest="cuda_graphs", help="the same as --no-cuda-graphs")
-    group.add_argument(
-        *("--prefix-caching", "--enable-prefix-caching"),
-        action=on_or_off,
-        help="compute a beginning that prompts have in common once (default: on)",
-    )
+    group.add_argument("--prefix-caching", action=on_or_off, help="compute a common beginning once (default: on)")
+    # vLLM's name of the switch
+    group.add_argument("--enable-prefix-caching", action=on_or_off, dest="prefix_caching", help=argparse.SUPPRESS)
     group.add_argument("--engine-seed", type=int, metavar="N", help="requests without a --seed derive theirs from this")
     group.add_argument(
         "--check-integrity", action="store_true", help="check the bookkeeping of blocks after every step (slow)"

@@ -318,6 +318,7 @@ def test_scores_are_scaled_by_what_is_given(chapter: Any, seed: int, scale: floa
         [[3, 4, 5], [0, 1, 2], [6, 7, 8]],
         [[3, 4, 5, 6], [1, 2, 3, 4]],
         [[7, 2], [0, 8], [5, 4]],
+        [[8, 2], [3, 1]],
     ],
     ids=[
         "first slot",
@@ -328,6 +329,7 @@ def test_scores_are_scaled_by_what_is_given(chapter: Any, seed: int, scale: floa
         "chunks",
         "more new tokens than heads",
         "not consecutive",
+        "the largest is not the last",
     ],
 )
 def test_a_query_sees_positions_up_to_its_own(chapter: Any, seed: int, positions: list[list[int]]) -> None:

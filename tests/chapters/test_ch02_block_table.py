@@ -198,6 +198,11 @@ def test_lists_are_the_callers(chapter: Any) -> None:
         blocks.check("after the caller changed the list that allocate returned")
         returned.clear()
         blocks.check("after the caller emptied the list that allocate returned")
+    blocks.free([*blocks.held], tuple(blocks.held))
+    first = blocks.manager.allocate(2)
+    kept, second = list(first), blocks.manager.allocate()
+    assert first == kept, f"the list {kept} that allocate returned had changed to {first} after the next call of allocate"
+    blocks.held |= {*first, *second}
     given = [2, 0, 1]
     blocks.free(given, tuple(given))
     assert given == [2, 0, 1], f"free changed the list that it was given from [2, 0, 1] to {given}"
@@ -329,8 +334,11 @@ def test_slots_past_the_table_are_refused(chapter: Any, block_size: int) -> None
 )
 def test_slots_of_an_unknown_sequence_are_refused(chapter: Any) -> None:
     cache = cache_with_tables(chapter, 4)
+    known = cache.seq_ids
     for seq_id in (1, -1, 2):
         assert_slots_refused(cache, seq_id, [(0, 1), (3, 2)])
+    with hint("A call that is refused changes nothing: it leaves no empty table behind."):
+        assert cache.seq_ids == known, f"seq_ids was {known}; after calls that were refused it is {cache.seq_ids}"
 
 
 @pytest.mark.task(

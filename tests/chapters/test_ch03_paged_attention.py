@@ -174,7 +174,9 @@ def test_float32_stays_float32(chapter: Any, seed: int) -> None:
 )
 @pytest.mark.parametrize("poison", [POISON, 1e200])
 def test_a_hidden_slot_counts_for_nothing_and_so_does_a_later_page_of_them(chapter: Any, seed: int, poison: float) -> None:
-    check_add_page(chapter, pages_with_hidden_slots(seed, poison=poison))
+    pages = pages_with_hidden_slots(seed, poison=poison)
+    check_add_page(chapter, pages)
+    check_add_page(chapter, [(scores.flip(0), values.flip(0)) for scores, values in pages])  # the queries in reverse
 
 
 @pytest.mark.task("3.1", hint="Count dimensions from the end (-1, -2), so that any number of them can stand in front.")
@@ -589,6 +591,18 @@ def test_a_batch_with_blocks_of_any_size(chapter: Any, seed: int, block_size: in
 @pytest.mark.parametrize("lens", [[(0, 5), (1, 9)], [(2, 6), (0, 0), (0, 21), (3, 3)], [(1, 4), (0, 9)]], ids=str)
 def test_a_sequence_may_have_no_rows(chapter: Any, seed: int, lens: list[tuple[int, int]]) -> None:
     Scene(seed, lens).check_batch(chapter.paged_attention)
+
+
+@pytest.mark.task("3.3", hint="Take the number of pages from the sequences that have rows: the others may say anything.")
+def test_a_sequence_without_rows_may_have_any_context_length(chapter: Any, seed: int) -> None:
+    scene = Scene(seed, [(2, 6), (0, 0), (1, 9)])
+    block_tables, context_lens, query_starts = scene.arguments(0)
+    for context_len in (1_000_000, 40):
+        context_lens[1] = context_len
+        out = chapter.paged_attention(
+            scene.query.clone(), scene.key_pool, scene.value_pool, block_tables, context_lens, query_starts, scene.scale
+        )
+        scene.check_outputs(out)
 
 
 @pytest.mark.task("3.3", hint="Hidden slots score minus infinity: any finite number may lie above the visible scores.")

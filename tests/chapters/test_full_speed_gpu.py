@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from chapters import ch05_server, ch07_full_speed
+from chapters import ch07_full_speed
 from chapters.aids.capture import CaptureError, Download, capture, upload
 from pagebrain import PageBrainConfig
 from tests.support.models import hf_greedy, hf_logits, poison, random_gpt2
@@ -72,6 +72,8 @@ def test_nothing_waits_for_the_gpu_but_whoever_reads_a_token() -> None:
 
 
 def test_chapter_05_serves_with_this_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    from chapters import ch05_server  # a machine for the GPU tests may lack a web server
+
     monkeypatch.setattr(ch05_server, "Engine", ch07_full_speed.Engine)
     base = random_gpt2(seed=5)
     base.config.eos_token_id = hf_greedy(base, PROMPTS[1], 6)[-1]
@@ -137,7 +139,7 @@ REFUSED: dict[str, Callable[[Tensor], object]] = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_recording_refuses_what_a_graph_refuses(name: str) -> None:
-    with pytest.raises(CaptureError, match="must not make the host wait"):
+    with pytest.raises(CaptureError, match="must not make the host wait|the host would wait for the GPU"):
         capture(lambda: REFUSED[name](X), torch.device("cpu"))  # type: ignore[arg-type]
 
 

@@ -25,6 +25,8 @@ def unit_of(name: str) -> str:
         "pagebrain:kv_cache_usage_perc": "fraction",
         "pagebrain:held_answer_bytes": "bytes",
         "pagebrain:num_preemptions_total": "preemptions",
+        "pagebrain:prefix_cache_queries_total": "tokens",
+        "pagebrain:prefix_cache_hits_total": "tokens",
     }
     if name in exceptions:
         return exceptions[name]

@@ -69,6 +69,7 @@ def test_who_leaves_gives_the_blocks_back_within_a_few_steps(
     served: Served, stepping: None, asked: str, behind: bytes
 ) -> None:
     path, body = "/v1/completions", WIDE | {"stream": asked != "a whole answer"}
+    body["cache_salt"] = f"{asked} {len(behind)}"  # so that it takes its blocks alone, and shares none with earlier ones
     num_seqs = 4
     if asked == "a generation":
         path, body, num_seqs = "/generate", {"prompt": "word " * 400, "max_new_tokens": 300}, 1

@@ -66,6 +66,7 @@ def test_a_line_says_who_how_much_how_long_and_how_it_ended() -> None:
         "user": "somebody",
         "outcome": "length",
         "prompt_tokens": 2,
+        "cached_tokens": None,
         "generated_tokens": 7,
         "queue_s": 1.5,
         "ttft_s": 2.25,

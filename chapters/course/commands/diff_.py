@@ -34,7 +34,6 @@ ROLES: dict[str, dict[str, Role]] = {
         "greedy_token": Role("sampling"),
         "generate_one": Role("loop"),
         "generate": Role("loop"),
-        "answer_0_3": Role("loop"),
     },
     "01": {
         "forward": Role("forward pass", ("00.compute_logits",)),
@@ -44,7 +43,6 @@ ROLES: dict[str, dict[str, Role]] = {
         "prefill_inputs": Role("batch"),
         "decode_inputs": Role("batch"),
         "generate": Role("loop", ("00.generate", "00.generate_one")),
-        "answer_1_4": Role("cache"),
     },
     "02": {
         "BlockManager": Role("cache"),
@@ -52,7 +50,6 @@ ROLES: dict[str, dict[str, Role]] = {
         "Rows": Role("batch", ("01.prefill_inputs", "01.decode_inputs")),
         "attend_gathered": Role("attention", ("01.attend_reserved",)),
         "generate": Role("loop", ("01.generate",)),
-        "answer_2_5": Role("cache"),
     },
     "03": {
         "Partial": Role("attention"),
@@ -90,7 +87,6 @@ ROLES: dict[str, dict[str, Role]] = {
         "decode_work": Role("roofline"),
         "floor_seconds": Role("roofline"),
         "choose_num_splits": Role("kernels"),
-        "answer_6_6": Role("roofline"),
         "num_wanted_programs": Role("kernels"),
         "write_kv": Role("cache"),
         "paged_decode": Role("attention"),
@@ -108,7 +104,6 @@ ROLES: dict[str, dict[str, Role]] = {
         "LateRetirement": Role("cache"),
         "Scheduler": Role("scheduler"),
         "Engine": Role("loop"),  # the engine of chapter 04, with steps in flight
-        "answer_7_6": Role("loop"),
         "generate": Role("loop", ("04.generate",)),
     },
 }
@@ -148,9 +143,13 @@ def compare(old: Chapter, new: Chapter) -> list[Change]:
 
 
 def definitions(chapter: Chapter) -> list[str]:
-    """The public functions and classes at a chapter's top level, in order."""
+    """The public functions and classes at a chapter's top level, in order, without the answers to its questions."""
     kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-    return [node.name for node in ast.parse(chapter.source).body if isinstance(node, kinds) and node.name[0] != "_"]
+    return [
+        node.name
+        for node in ast.parse(chapter.source).body
+        if isinstance(node, kinds) and not node.name.startswith(("_", "answer_"))
+    ]
 
 
 def used_definitions(chapter: Chapter) -> set[str]:

@@ -640,3 +640,31 @@ def answer_2_5() -> tuple[float, str]:
 
 def answer_2_5() -> tuple[float, str]:
     return 16, ""
+
+
+# %% allocate_shared_list
+"""Task 2.1: all calls return one list, so the next one changes what an earlier one returned."""
+
+
+class BlockManager:
+    def allocate(self, count=1):
+        if count < 0:
+            raise BlockError(f"count must not be negative, got {count}")
+        if count > len(self._free):
+            raise OutOfBlocksError(f"{count} blocks wanted, {len(self._free)} free")
+        taken = self.__dict__.setdefault("_taken", [])
+        taken[:] = [self._free.pop() for _ in range(count)]
+        self._in_use.update(taken)
+        return taken
+
+
+# %% slots_setdefault
+"""Task 2.2: a refused call leaves an empty table behind."""
+
+
+class PagedCache:
+    def slots(self, seq_id, start, count):
+        table = self._tables.setdefault(seq_id, [])
+        if start < 0 or count < 0 or start + count > len(table) * self.block_size:
+            raise BlockTableError("not covered")
+        return [table[p // self.block_size] * self.block_size + p % self.block_size for p in range(start, start + count)]

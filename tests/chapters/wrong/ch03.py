@@ -1014,3 +1014,46 @@ def answer_3_4() -> tuple[float, str]:
 
 def answer_3_4() -> tuple[float, str]:
     return 61.0, "because of Python"
+
+
+# %% add_page_shared_total
+"""Task 3.1: a page is left out for all queries if the first query does not see its first slot."""
+
+
+def add_page(partial: Partial, scores: Tensor, values: Tensor) -> Partial:
+    if not torch.isfinite(scores.reshape(-1)[0]):
+        return partial
+    maximum = torch.maximum(partial.maximum, scores.amax(-1))
+    shrink = torch.exp(partial.maximum - maximum)
+    weights = torch.exp(scores - maximum.unsqueeze(-1))
+    total = partial.total * shrink + weights.sum(-1)
+    acc = partial.acc * shrink.unsqueeze(-1) + torch.einsum("...hs,...shd->...hd", weights, values)
+    return Partial(maximum, total, acc)
+
+
+# %% paged_context_lens_max
+"""Task 3.3: the number of pages comes from the largest context length, also that of a sequence without rows."""
+
+
+def paged_attention(
+    query: Tensor,
+    key_pool: Tensor,
+    value_pool: Tensor,
+    block_tables: Tensor,
+    context_lens: Tensor,
+    query_starts: Tensor,
+    scale: float,
+) -> Tensor:
+    block_size = key_pool.shape[1]
+    counts = query_starts[1:] - query_starts[:-1]
+    owner = torch.repeat_interleave(torch.arange(len(counts), device=query.device), counts)
+    rows = torch.arange(len(query), device=query.device)
+    seen = context_lens[owner] - (query_starts[owner + 1] - rows) + 1
+    offsets = torch.arange(block_size, device=query.device)
+    partial = Partial.start(query)
+    for page in range(-(-int(context_lens.max()) // block_size)):
+        blocks = block_tables[owner, page]
+        scores = torch.einsum("qhd,qshd->qhs", query, key_pool[blocks]) * scale
+        hidden = page * block_size + offsets >= seen[:, None]
+        partial = add_page(partial, scores.masked_fill(hidden[:, None], -math.inf), value_pool[blocks])
+    return partial.acc / partial.total.unsqueeze(-1)

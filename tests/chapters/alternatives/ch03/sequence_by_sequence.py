@@ -37,6 +37,8 @@ def paged_attention(
     starts = query_starts.tolist()
     for seq, context_len in enumerate(context_lens.tolist()):
         own = slice(starts[seq], starts[seq + 1])
+        if own.start == own.stop:
+            continue
         positions = torch.arange(context_len - (own.stop - own.start), context_len, device=query.device)  # [num_own]
         partial = Partial.start(query[own])
         for first in range(0, context_len, block_size):

@@ -43,7 +43,7 @@ def paged_attention(
     rows = torch.arange(len(query), device=query.device)
     seq_of_lane = torch.bucketize(rows, query_starts[1:], right=True)
     lens = context_lens[seq_of_lane] - query_starts[seq_of_lane + 1] + rows + 1
-    num_pages = -(-int(context_lens.max()) // block_size)
+    num_pages = -(-int(lens.max()) // block_size)
     offsets = torch.arange(block_size, device=query.device)
     pages = []
     for page in range(num_pages):
