@@ -274,6 +274,10 @@ def test_a_row_comes_back_and_serves_another(chapter: Any) -> None:
     (row,) = place.update((new, 7))
     place.check_row(row, new, new.token_ids[0], 0)
     place.check_row(place.rows.row_of[2], other, other.token_ids[0], 0)
+    for seq_id in (2, 3):
+        place.release(seq_id)
+    with hint("Every row comes back. Row 0 is a row like the others, and Python takes the number 0 for false."):
+        assert sorted(place.rows.free) == [0, 1], f"both rows were released, but free is {place.rows.free}. {place.told}"
 
 
 @pytest.mark.task(
@@ -390,8 +394,12 @@ class Watcher:
         names = list(names)
         given = list(names)
         self.story += f"activate({names}, {bucket}); "
+        behind = self.rows.active_rows[bucket:].tolist()
         with without_waiting("activate"):
             self.rows.activate(names, bucket)
+        with hint("Only the first bucket entries are written: a graph of this bucket reads no others."):
+            now = self.rows.active_rows[bucket:].tolist()
+            assert now == behind, f"the entries of active_rows from {bucket} on were {behind} and are {now}. {self.story}"
         assert names == given, f"the list that activate was given is {names} now: it is the caller's"
         self.replay[bucket]()
         expected = given + [self.rows.dummy_row] * (bucket - len(given))

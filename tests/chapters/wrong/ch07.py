@@ -1499,3 +1499,25 @@ def answer_7_6() -> tuple[float, str]:
 
 def answer_7_6() -> tuple[float, str]:
     return 675.7, "The host reads the tokens, schedules and launches, and the GPU has to wait for it."
+
+
+# %% release_row_zero
+"""Task 7.1: row 0 is not given back: the number 0 is taken for no row."""
+
+
+class BatchRows:
+    def release(self, seq_id: int) -> None:
+        row = self.row_of.pop(seq_id, None)
+        self.num_sent.pop(seq_id, None)
+        if row:
+            self.free.append(row)
+
+
+# %% activate_writes_all
+"""Task 7.2: the padding goes on to the end of active_rows, behind the bucket."""
+
+
+class BatchRows:
+    def activate(self, rows: Sequence[int], bucket: int) -> None:
+        names = [*rows, *[self.dummy_row] * (len(self.active_rows) - len(rows))]
+        self.active_rows.copy_(upload(names, self.device))
