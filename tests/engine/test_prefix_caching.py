@@ -162,9 +162,24 @@ def test_a_preempted_sequence_finds_its_own_blocks_again(async_scheduling: bool)
     assert computed[True] < computed[False]
 
 
+def test_a_sequence_in_the_middle_of_a_block_skips_nothing() -> None:
+    """The next cached block does not follow at the end of its table: the tokens before it are not computed yet."""
+    engine = hash_engine(num_blocks=60, max_model_len=80, max_num_batched_tokens=12)
+    traces = watched(engine)
+    first = [(3 * position) % 96 for position in range(58)]
+    second = [*first, *range(10)]
+    for token_ids in (first, second):
+        engine.add_request(token_ids, GREEDY)
+    outputs = run_all(engine)
+    assert list(outputs["request-1"].outputs[0].token_ids) == continuation(second, 6)
+    rows = [row for trace in traces for row in trace.rows if row.request_id == "request-1" and row.phase == "prefill"]
+    assert [(row.start, row.num_tokens) for row in rows] == [(48, 2), (50, 11), (61, 7)]
+
+
 @depths
-def test_the_second_turn_of_a_chat_finds_the_answer_of_the_first(async_scheduling: bool) -> None:
-    engine = hash_engine(async_scheduling=async_scheduling)
+@pytest.mark.parametrize("budget", [8, 64])
+def test_the_second_turn_of_a_chat_finds_the_answer_of_the_first(async_scheduling: bool, budget: int) -> None:
+    engine = hash_engine(async_scheduling=async_scheduling, max_num_batched_tokens=budget)
     first = served(engine, PREFIX[:10], max_tokens=10)
     history = [*PREFIX[:10], *first.outputs[0].token_ids]
     assert served(engine, [*history, 5, 6, 7]).num_cached_tokens == 16  # of 20: the last of them was never computed
