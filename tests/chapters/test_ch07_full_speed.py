@@ -394,12 +394,8 @@ class Watcher:
         names = list(names)
         given = list(names)
         self.story += f"activate({names}, {bucket}); "
-        behind = self.rows.active_rows[bucket:].tolist()
         with without_waiting("activate"):
             self.rows.activate(names, bucket)
-        with hint("Only the first bucket entries are written: a graph of this bucket reads no others."):
-            now = self.rows.active_rows[bucket:].tolist()
-            assert now == behind, f"the entries of active_rows from {bucket} on were {behind} and are {now}. {self.story}"
         assert names == given, f"the list that activate was given is {names} now: it is the caller's"
         self.replay[bucket]()
         expected = given + [self.rows.dummy_row] * (bucket - len(given))

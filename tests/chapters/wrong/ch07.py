@@ -1511,13 +1511,3 @@ class BatchRows:
         self.num_sent.pop(seq_id, None)
         if row:
             self.free.append(row)
-
-
-# %% activate_writes_all
-"""Task 7.2: the padding goes on to the end of active_rows, behind the bucket."""
-
-
-class BatchRows:
-    def activate(self, rows: Sequence[int], bucket: int) -> None:
-        names = [*rows, *[self.dummy_row] * (len(self.active_rows) - len(rows))]
-        self.active_rows.copy_(upload(names, self.device))
