@@ -1,4 +1,4 @@
-"""The chapters' tests use the course tool's plugin, whether the tool runs them or somebody calls pytest."""
+"""The chapters' tests use the course tool's plugin, whether the tool runs them or pytest is called directly."""
 
 import pytest
 

@@ -97,7 +97,7 @@ def test_max_reserves_the_longest_text_for_everyone() -> None:
     allocator = Contiguous(partial(fragmentation.reserve_max, max_len=8), num_slots=20)
     steps = watch(allocator, [Request(2, 3)] * 3, num_steps=5)
     assert steps == [
-        (Slots(4, 6, 6, 4), [0, 1]),  # of 8 each: 2 written, 3 to come, 3 never; 4 slots fit nobody
+        (Slots(4, 6, 6, 4), [0, 1]),  # of 8 each: 2 written, 3 to come, 3 never; 4 slots fit no request
         (Slots(6, 4, 6, 4), [0, 1]),
         (Slots(8, 2, 6, 4), [0, 1]),
         (Slots(10, 0, 6, 4), [0, 1]),

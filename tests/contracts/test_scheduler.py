@@ -1,4 +1,4 @@
-"""What every scheduler must do, seen from outside: budgets kept, first come first served, nobody starves, texts right."""
+"""What every scheduler must do, seen from outside: budgets, first come first served, no starvation, right texts."""
 
 from collections.abc import Callable
 from typing import Any

@@ -187,5 +187,5 @@ def test_a_trace_tells_all_about_a_step(llm: LLM) -> None:
 
 
 def test_without_observers_no_trace_is_made(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "trace_step", lambda *args: pytest.fail("a trace was made for nobody"))
+    monkeypatch.setattr(engine, "trace_step", lambda *args: pytest.fail("a trace was made without an observer"))
     llm.generate("a", GREEDY, use_tqdm=False)

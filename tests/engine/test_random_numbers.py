@@ -16,11 +16,11 @@ from pagebrain.sampling import Sampler, SampleRow, random_bits
 from pagebrain.sampling_params import SamplingParams
 
 CPU = torch.device("cpu")
-NOBODY = torch.empty(0, dtype=torch.int64)
+NO_IDS = torch.empty(0, dtype=torch.int64)
 
 
 def row(seed: int = 0, sample_index: int = 0, output_position: int = 0, params: SamplingParams | None = None) -> SampleRow:
-    return SampleRow(params or SamplingParams(), seed, sample_index, output_position, NOBODY, 0)
+    return SampleRow(params or SamplingParams(), seed, sample_index, output_position, NO_IDS, 0)
 
 
 def words(rows: list[SampleRow], vocab_size: int) -> Tensor:
@@ -158,7 +158,7 @@ def test_noise_is_gumbel_distributed(dtype: torch.dtype) -> None:
 def test_noise_keeps_its_resolution_where_rare_tokens_win(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     extremes = [0, 1, 2, 3, 100, 2**16, 2**31, 2**32 - 129, 2**32 - 2, 2**32 - 1]
     monkeypatch.setattr(random_bits, "random_bits", lambda keys, hashes: torch.tensor([extremes]))
-    noise = random_bits.gumbel_noise(NOBODY, NOBODY, dtype)[0]
+    noise = random_bits.gumbel_noise(NO_IDS, NO_IDS, dtype)[0]
     assert noise.isfinite().all()
     expected = [-math.log(-math.log1p(-(word + 0.5) * 2.0**-32)) for word in extremes[:-3]]
     assert torch.allclose(noise[:-3], torch.tensor(expected, dtype=dtype), rtol=1e-5)

@@ -150,7 +150,7 @@ def test_chunks_that_are_padded_for_a_graph_bring_the_same_tokens(
     engine = full_speed(device, async_scheduling=async_scheduling, **settings)
     plain = LLM(small("cpu"), **settings)
     for params in ([GREEDY] * len(PROMPTS), SAMPLED, SPECIAL):
-        engine.executor.rows._free.reverse()  # so that padding which goes to row 0 instead of the dummy's hits somebody
+        engine.executor.rows._free.reverse()  # so that row 0 is in use, and padding in it is seen
         sizes.clear()
         outputs = engine.generate(PROMPTS, params)
         expected = plain.generate(PROMPTS, params, use_tqdm=False)
@@ -265,7 +265,7 @@ def test_a_sequence_may_fit_into_one_block(device: str) -> None:
 
 @pytest.mark.parametrize("async_scheduling", [False, True])
 def test_an_interrupt_while_a_step_is_launched_costs_nobody_a_token(async_scheduling: bool, device: str) -> None:
-    """The device has taken the step, the engine has not: whoever goes on must not skip a token."""
+    """The device has taken the step, the engine has not: the next step must not skip a token."""
     params = SamplingParams(temperature=2.0, seed=5, max_tokens=12, ignore_eos=True)
     alone = LLM(small("cpu"), num_blocks=32, block_size=8).generate([PROMPTS[3]], params, use_tqdm=False)
     expected = list(alone[0].outputs[0].token_ids)

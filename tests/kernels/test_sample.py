@@ -70,9 +70,9 @@ class Batch:
 
     def expected(self) -> list[int]:
         """What the sampler of torch operations draws from the same numbers in float32."""
-        nobody = torch.empty(0, dtype=torch.int64)
+        no_ids = torch.empty(0, dtype=torch.int64)
         rows = [
-            SampleRow(params, self.seeds[i], self.sample_indices[i], self.positions[i], nobody, self.prompt_lens[i])
+            SampleRow(params, self.seeds[i], self.sample_indices[i], self.positions[i], no_ids, self.prompt_lens[i])
             for i, params in enumerate(self.params)
         ]
         sampler: Any = Sampler(SimpleNamespace(vocab_size=self.vocab_size, eos_token_ids=()))  # type: ignore[arg-type]

@@ -296,7 +296,7 @@ class FakeClient:
                 self.news.notify_all()
 
     def add_request(self) -> None:
-        """Somebody else's request, of a length that varies."""
+        """Another client's request, of a length that varies."""
         self._num_requests += 1
         samples = 3 if self._num_requests % 5 == 0 else 1
         name = f"cmpl-{self._num_requests}"

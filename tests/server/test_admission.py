@@ -140,7 +140,7 @@ def test_the_time_to_come_back_is_forgotten_with_the_pace() -> None:
     while engine.arrive() is None:
         pass
     assert engine.arrive() == 5  # a hundred wait, and twenty a second were served
-    engine.next_step_s = math.inf  # somebody pauses the engine
+    engine.next_step_s = math.inf  # the engine is paused
     engine.run(5.0)
     assert engine.arrive() == 18  # forty in seven seconds
     engine.run(11.0)

@@ -58,7 +58,7 @@ def assert_gone(pids: Sequence[int]) -> None:
 
 
 def is_running(pid: int) -> bool:
-    """Whether there is such a process, other than one that has ended and that nobody has asked about yet."""
+    """Whether there is such a process, other than one that has ended and whose status was not read yet."""
     try:
         os.kill(pid, 0)
         status = Path(f"/proc/{pid}/stat").read_text() if sys.platform == "linux" else ""

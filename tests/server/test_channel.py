@@ -1,4 +1,4 @@
-"""What goes wrong between the two processes is told to both sides: nobody waits for ever."""
+"""What goes wrong between the two processes is told to both sides: neither waits for ever."""
 
 import multiprocessing
 import threading

@@ -1,4 +1,4 @@
-"""How long connections last: without headers, without a request, with an answer that nobody takes; and no longer."""
+"""How long connections last: without headers, without a request, with an answer that is not read; and no longer."""
 
 import logging
 import socket

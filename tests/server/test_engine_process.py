@@ -257,7 +257,7 @@ def test_live_updates_come_only_while_somebody_watches(engine: Engine) -> None:
         assert first._update is None
         second = engine.client.subscribe_live()
         update = await second.__aiter__().__anext__()
-        assert update["steps"] == []  # nobody kept what happened meanwhile
+        assert update["steps"] == []  # steps are not kept while no viewer is there
         second.close()
 
     engine.run(scenario())

@@ -35,7 +35,7 @@ def test_when_the_engine_is_killed_everybody_is_told_and_the_server_exits_with_a
             data = events(response)
             got = [next(data)]
             served.engine.kill()
-            got.extend(data)  # ends: nobody hangs
+            got.extend(data)  # ends: no client hangs
         error = json.loads(got[-1] if got[-1] != "[DONE]" else got[-2])["error"]
         assert "the engine has stopped" in error["message"]
         health = other.get("/health")
@@ -48,7 +48,7 @@ def test_when_the_engine_is_killed_everybody_is_told_and_the_server_exits_with_a
 
 STARTER = """
 import pathlib, signal, subprocess, sys, time
-signal.signal(signal.SIGHUP, signal.SIG_DFL)  # it is inherited, and whoever runs the tests may ignore it
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # it is inherited, and the process that runs the tests may ignore it
 leads_a_session = pathlib.Path("setsid.txt").exists()
 server = subprocess.Popen(sys.argv[1:], stderr=open("stderr.txt", "w"), start_new_session=leads_a_session)
 print(server.pid, flush=True)
@@ -59,7 +59,7 @@ time.sleep(600)
 def told_to_end_again_and_again(served: Served, number: signal.Signals) -> None:
     """It ends in order, and says why once."""
     times = 0
-    while served.process.poll() is None:  # to its very end, when nobody listens to signals any more
+    while served.process.poll() is None:  # to its very end, when signals are not handled any more
         served.process.send_signal(number)
         times += 1
         time.sleep(0.01)
@@ -131,7 +131,7 @@ def test_a_server_meant_to_stay_outlives_its_parent_and_when_it_is_killed_its_en
         assert all(process.is_running() for process in family)
         url = said().splitlines()[-1].rpartition(" at ")[2].strip()
         with httpx.stream("POST", url + "/v1/completions", json=ENDLESS, timeout=60) as response:
-            data = events(response)  # kept: whoever drops it closes the stream
+            data = events(response)  # kept: dropping it closes the stream
             next(data)
             server.kill()
 

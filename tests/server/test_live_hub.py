@@ -1,4 +1,4 @@
-"""Many viewers of one engine: who gets which updates, and that nobody pays for anybody else."""
+"""Many viewers of one engine: who gets which updates, and that no viewer costs another one."""
 
 import asyncio
 import json
@@ -211,7 +211,7 @@ def test_when_the_engine_dies_the_viewers_learn_why() -> None:
     run(test())
 
 
-@pytest.mark.parametrize("who", ["a viewer", "somebody who does not watch"])
+@pytest.mark.parametrize("who", ["a viewer", "a client that does not watch"])
 def test_a_pause_that_nobody_watches_ends_and_both_are_logged(
     who: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -115,7 +115,7 @@ def test_a_pace_outlives_a_pause_and_a_step(open_page: OpenPage, address: str, c
     page.locator("#pool .pool-stage").focus()
     page.keyboard.press("p")
     page.wait_for_function("() => document.querySelector('#pause').innerText.startsWith('Resume')")
-    page.wait_for_timeout(1200)  # longer than a page takes to believe that somebody else resumed
+    page.wait_for_timeout(1200)  # longer than a page takes to believe that another viewer resumed
     assert pace.input_value() == "8"
     num_steps = client.simulation.num_steps
     page.wait_for_timeout(400)

@@ -107,7 +107,7 @@ def test_a_drain_lasts_until_slow_clients_have_their_answers() -> None:
         assert streaming.take() and waiting.take()
         served.wait_until(lambda: served.num_ended("length") == 2 and served.is_idle(), "the engine did not finish")
         served.process.send_signal(signal.SIGTERM)
-        streaming.trickle(3.5)  # the engine has nothing left to do, and yet nobody may be cut off
+        streaming.trickle(3.5)  # the engine has nothing left to do, and yet no client may be cut off
         stream, answer = streaming.take_all(), waiting.take_body()
         assert served.wait() == 0
     assert stream.count('"finish_reason": "length"') == 64 and "data: [DONE]\n\n" in stream

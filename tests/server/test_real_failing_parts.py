@@ -1,4 +1,4 @@
-"""A part of somebody's own fails behind the real server: who is concerned is told, and what prompts hold stays inside."""
+"""A user's part fails behind the real server: the requests concerned are told, and the text of prompts stays inside."""
 
 import re
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ ASKED = {"max_tokens": 5, "ignore_eos": True}
 
 @contextmanager
 def streaming(served: Served) -> Iterator[Iterator[str]]:
-    """The events of somebody else's request, which has begun."""
+    """The events of another client's request, which has begun."""
     with httpx.stream("POST", served.url + "/v1/completions", json=INNOCENT, timeout=60) as response:
         data = events(response)
         next(data)

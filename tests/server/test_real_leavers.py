@@ -34,7 +34,7 @@ def served() -> Iterator[Served]:
 def stepping(served: Served) -> Iterator[None]:
     """Another request keeps the engine stepping and has tokens left when the test is over."""
     with httpx.stream("POST", served.url + "/v1/completions", json=LONG | {"stream": True}, timeout=60) as response:
-        data = events(response)  # kept: whoever drops it closes the stream
+        data = events(response)  # kept: dropping it closes the stream
         next(data)
         yield
         assert served.metric("num_requests_running") == 1, "the engine stood still meanwhile"

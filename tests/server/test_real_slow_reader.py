@@ -33,7 +33,7 @@ def test_who_never_reads_holds_up_nobody_and_ends_with_an_error(served: Served) 
             num_served += 1
             assert served.num_ended("length") == num_served, "the slow client's request came to its end"
             num_meanwhile += served.num_ended("error") == 0
-        assert num_meanwhile >= 2, "nobody was served while the slow client's request ran"
+        assert num_meanwhile >= 2, "no other client was served while the slow client's request ran"
         assert len(texts) == 1
         served.wait_until(served.is_idle, "the slow client's blocks did not come back")
         assert served.num_ended("error") == 1

@@ -57,13 +57,13 @@ def request_of(params: SamplingParams | None = None) -> RequestStream:
 
 def test_a_line_says_who_how_much_how_long_and_how_it_ended() -> None:
     request = request_of(SamplingParams(temperature=0.5, max_tokens=7, seed=1))
-    request.user = "somebody"
+    request.user = "a user"
     entry = logged(request, "length")
     written = datetime.fromisoformat(entry.pop("time"))
     assert written.utcoffset() == timedelta(0) and abs(datetime.now(timezone.utc) - written) < timedelta(minutes=1)
     assert entry == {
         "request_id": "cmpl-1",
-        "user": "somebody",
+        "user": "a user",
         "outcome": "length",
         "prompt_tokens": 2,
         "cached_tokens": None,
@@ -129,7 +129,7 @@ logging.getLogger("pagebrain.engine.engine").warning("a step failed")
 logging.getLogger("uvicorn.error").info("Started server process")
 logging.getLogger("uvicorn.error").warning("Invalid HTTP request received.")
 logging.getLogger("uvicorn.access").info('%s - "%s %s HTTP/%s" %d', "127.0.0.1:5", "GET", "/", "1.1", 200)
-logging.getLogger("somebody.else").info("chatter")
+logging.getLogger("another.package").info("chatter")
 logging.getLogger("pagebrain.requests").info("{}")
 """
     assert stderr_of(script).splitlines() == [
@@ -174,7 +174,7 @@ body.prompt = secret
 body.model_dump_json()
 logging.getLogger("pagebrain.server").warning("the test has come this far: Error")
 """,
-    "a task that nobody awaited": """
+    "a task that was never awaited": """
 async def fail():
     raise RuntimeError(secret)
 async def main():

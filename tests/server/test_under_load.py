@@ -63,7 +63,7 @@ def test_ten_rounds_of_clients_who_come_and_go_leave_nothing_behind(asks: list[A
             assert num_left == num_leavers(asks)
             served.wait_until(served.is_idle, "something was left in the engine")
             num_whole = served.num_ended("length") + served.num_ended("stop")
-            assert num_whole == (number + 1) * (NUM_CLIENTS - num_leavers(asks)), "an answer was computed for nobody"
+            assert num_whole == (number + 1) * (NUM_CLIENTS - num_leavers(asks)), "an answer was computed for a leaver"
             sizes.append(resident_bytes(served))
             num_files.append(server.num_fds())
         assert served.num_ended("error") == 0

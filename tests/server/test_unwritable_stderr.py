@@ -88,7 +88,7 @@ def test_when_its_engine_dies_it_ends_with_an_error_though_the_disk_of_its_log_i
 
 STARTER = """
 import signal, subprocess, sys
-signal.signal(signal.SIGHUP, signal.SIG_DFL)  # it is inherited, and whoever runs the tests may ignore it
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # it is inherited, and the process that runs the tests may ignore it
 subprocess.Popen(sys.argv[1:], stderr=subprocess.PIPE).wait()
 """
 

@@ -66,7 +66,7 @@ def mutants(source: str) -> Iterator[Mutant]:
     for index, node in enumerate(ast.walk(tree)):
         task = inside.get(getattr(node, "lineno", 0))
         if task is None or node in messages or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)):
-            continue  # what an error says in which words is nobody's exercise
+            continue  # the wording of an error is no exercise
         for variant in range(_num_variants(node)):
             changed = copy.deepcopy(tree)
             place = next(other for number, other in enumerate(ast.walk(changed)) if number == index)

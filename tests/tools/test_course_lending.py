@@ -243,7 +243,7 @@ def test_an_empty_file_is_told_what_is_missing_and_not_that_lent_code_fails(tmp_
 
 
 def test_a_failure_in_lent_code_is_not_what_a_learner_is_told(toy: Chapter) -> None:
-    """The learner's own ``add`` fails in a way of its own; the lent one raises where nobody can look."""
+    """The learner's own ``add`` fails in a way of its own; the lent one raises where no line is shown."""
     test = (
         "\n\n@pytest.mark.task('0.2')\ndef test_both(chapter):\n    assert chapter.add(chapter.mul(2, 3), 2) == 8, 'both'\n"
     )

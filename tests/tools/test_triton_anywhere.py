@@ -1,4 +1,4 @@
-"""Chapter 06 finds a Triton that works here, whoever imported what before; without one it says so in a line."""
+"""Chapter 06 finds a Triton that works here, in any order of imports; without one it says so in a line."""
 
 import os
 import subprocess
@@ -33,7 +33,7 @@ assert generate(model, [[1, 2, 3]], 3) == [hf_greedy(model, [1, 2, 3], 3, 96)]
 
 
 def run(script: str, *options: str, **environment: str) -> "subprocess.CompletedProcess[str]":
-    """A Python of its own, in whose environment nobody has chosen between interpreter and compiler."""
+    """A Python of its own, whose environment does not choose between interpreter and compiler."""
     chosen = {name: value for name, value in os.environ.items() if name not in ("TRITON_INTERPRET", "PYTEST_ADDOPTS")}
     command = [sys.executable, *(options or ("-c", script))]
     return subprocess.run(command, cwd=ROOT, env=chosen | environment, capture_output=True, text=True, timeout=120)

@@ -36,7 +36,7 @@ def mul(a, b):
 
 
 def call(function, *arguments):
-    """Calls somebody back."""
+    """Calls the function that it is given."""
     return function(*arguments)
 '''
 
