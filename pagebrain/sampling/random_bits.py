@@ -46,7 +46,7 @@ def mix64(word: int) -> int:
     return word ^ (word >> 31)
 
 
-@lru_cache(maxsize=1 << 12)  # more entries than sequences run at once; the limit bounds a server's memory
+@lru_cache(maxsize=1 << 10)  # as many as run at once on a CPU; on a GPU each key is computed once
 def stream_key(seed: int, sample_index: int) -> int:
     """A 64-bit key for one sample of one request.
 
