@@ -1,6 +1,7 @@
 """Two hundred clients at once on a pool that is far too small, a third of whom hang up: nothing is lost, nothing is left."""
 
 import asyncio
+import itertools
 import random
 import time
 from statistics import median
@@ -23,9 +24,9 @@ from tests.support.served import Served
 NUM_CLIENTS = 200
 NUM_ROUNDS = 10
 ENGINE = {"num_blocks": 24, "block_size": 8, "max_num_seqs": 24, "max_num_batched_tokens": 96, "dtype": "float64"}
-MAX_GROWTH_BYTES = 1 << 20
-"""Between the middle of rounds 4 to 6 and that of rounds 8 to 10, eight hundred requests later: 1.3 kB each. The rounds
-before fill buffers and caches, and of three rounds the middle one forgives an outlier."""
+MAX_GROWTH_BYTES = 1 << 17
+"""From one round to the next, the median from the fourth round on: 0.65 kB a request. The rounds before fill buffers and
+caches. A leak is in every round; Python's next arena, up to 1 MiB, is in one."""
 
 
 @pytest.fixture(scope="module")
@@ -71,8 +72,8 @@ def test_ten_rounds_of_clients_who_come_and_go_leave_nothing_behind(asks: list[A
         assert served.metric("num_preemptions_total") > 30 * NUM_ROUNDS
         assert num_files[-1] <= num_files[0] + 2  # no connection stayed open
         for name in ("server", "engine"):
-            early, late = (median(size[name] for size in some) for some in (sizes[3:6], sizes[7:10]))
-            assert late - early < MAX_GROWTH_BYTES, (name, sizes)
+            growths = [late[name] - early[name] for early, late in itertools.pairwise(sizes[3:])]
+            assert median(growths) < MAX_GROWTH_BYTES, (name, sizes)
         assert served.get("/health").status_code == 200
         assert not [line for line in served.lines if "rror" in line or "Traceback" in line]
 

@@ -73,11 +73,38 @@ def test_no_line_of_a_solution_is_anywhere_that_students_look(released: Path) ->
             assert not [line for line in secret if line in path.read_text("utf-8")], path
 
 
-def test_all_chapters_can_be_released_at_once(tmp_path: Path) -> None:
+SHOW_SOURCE = """
+import ast, json
+from pathlib import Path
+for path in sorted(Path("notebooks").glob("*.ipynb")):
+    names = {}
+    cells = [cell for cell in json.loads(path.read_text("utf-8"))["cells"] if cell["cell_type"] == "code"]
+    for statement in [statement for cell in cells for statement in ast.parse("".join(cell["source"])).body]:
+        code = ast.unparse(statement)
+        if isinstance(statement, ast.Import | ast.ImportFrom) or "load_stage(" in code:
+            exec(code, names)
+        elif code.startswith("viz.show_"):
+            shown = eval(code, names)
+            print(json.dumps([path.stem, code, shown.pieces]))
+"""
+
+
+def test_all_chapters_can_be_released_at_once_and_their_notebooks_show_each_task_that_is_not_done(tmp_path: Path) -> None:
+    """Tasks that are not done run on lent functions. What is shown is the student's file, never the lent function."""
     skeletons = release(tmp_path / "all", find_chapters())
     assert [path.name for path in skeletons] == [chapter.path.name for chapter in find_chapters()]
     for chapter in find_chapters():
         assert (tmp_path / "all" / chapter.notebook).is_file() == (ROOT / chapter.notebook).is_file()
+    lines = in_copy(tmp_path / "all", SHOW_SOURCE).splitlines()
+    shown = [json.loads(line) for line in lines if line.startswith("[")]
+    pieces = [piece for _, code, found in shown if "show_task" in code for piece in found]
+    assert {name for name, *_ in shown} == {chapter.name.removeprefix("ch") for chapter in find_chapters()}
+    assert len(pieces) >= len([task for chapter in find_chapters() for task in chapter.tasks])
+    for place, code in pieces:
+        file, _, line = place.partition(":")
+        written = (tmp_path / "all" / file).read_text("utf-8").splitlines()[int(line) - 1]
+        assert file.startswith("work/") and written.strip() == code.splitlines()[0], place
+        assert '"""' in code and code.splitlines()[-1].strip() == "...", code
 
 
 def test_what_a_notebook_draws_from_a_recording_comes_with_it(tmp_path: Path) -> None:
