@@ -84,6 +84,11 @@ class BlockManager:
         return (*self._free, *self._free_cached)
 
     @property
+    def num_cached_blocks(self) -> int:
+        """Number of cached blocks, free or held."""
+        return len(self._key_of)
+
+    @property
     def cached_blocks(self) -> dict[int, BlockKey]:
         """The contents of the cached blocks, free or held."""
         return dict(self._key_of)

@@ -2,7 +2,8 @@
 
 The :class:`CacheManager` grows block tables a block at a time, computes the slot of each token's K and V (the slot mapping),
 and frees a sequence's blocks when no step in flight reads them. With prefix caching, a sequence that begins with the same
-tokens as an earlier one gets that one's full blocks and does not compute them. All of this is host code. The plan of the
+tokens as an earlier one gets that one's full blocks and does not compute them. :meth:`CacheManager.fork` lets a sequence
+continue the tokens of another one. All of this is host code. The plan of the
 next step carries the changes of the tables to the executor. The manager owns the
 :class:`~pagebrain.attention.kv_pool.KVPool` that the tables point into. Only the attention backend reads and writes it.
 """
@@ -115,7 +116,9 @@ class CacheManager:
         self._first_new: dict[int, int] = {}
         self._released: dict[int, None] = {}  # an ordered set
         self._last_released: tuple[int, ...] = ()
-        self.prefix_caching = config.prefix_caching and "prefix_caching" in getattr(block_manager, "supports", ())
+        self._copied: list[tuple[int, int]] = []  # (from, to)
+        self.can_share = "prefix_caching" in getattr(block_manager, "supports", ())
+        self.prefix_caching = config.prefix_caching and self.can_share
 
     @functools.cached_property
     def pool(self) -> "KVPool":
@@ -214,6 +217,18 @@ class CacheManager:
             found.append(block_id)
         return found
 
+    @property
+    def num_cached_blocks(self) -> int:
+        """Blocks that :meth:`find_prefix` can find, free or held."""
+        manager: Any = self.block_manager
+        return manager.num_cached_blocks if self.prefix_caching else 0
+
+    @property
+    def num_evicted_blocks(self) -> int:
+        """How many contents the prefix cache lost since the start."""
+        manager: Any = self.block_manager
+        return manager.num_evicted if self.prefix_caching else 0
+
     def num_unheld(self, block_ids: Iterable[int]) -> int:
         """How many of these blocks are free."""
         return sum(1 for block_id in block_ids if self.block_manager.ref_count(block_id) == 0)
@@ -246,6 +261,26 @@ class CacheManager:
             if index >= first:
                 yield keys[index]
 
+    # Forks ------------------------------------------------------------------------------------------------------------
+
+    def fork(self, parent: CachedSequence, child: CachedSequence, num_tokens: int) -> None:
+        """Let ``child``, which has no blocks, continue the first ``num_tokens`` tokens of ``parent``.
+
+        K and V of these tokens have been computed. The two share the full blocks among them. Each of them writes its next
+        token into the last block if it has free slots, so the child gets a copy of it (copy-on-write). The executor makes
+        the copy before it computes the next plan.
+
+        Raises ``OutOfBlocksError``, before anything changed, if no block is free for the copy.
+        """
+        table = self._tables.by_id[parent.seq_id]
+        num_full = num_tokens // self.block_size
+        last = table[num_full : self.config.blocks_for(num_tokens)]
+        copies = self.block_manager.allocate(len(last))
+        self.attach(child, table[:num_full])
+        self._append(child.seq_id, copies)
+        self._copied.extend(zip(last, copies))
+        child.block_keys[:] = parent.block_keys[:num_full]
+
     # Deferred free ----------------------------------------------------------------------------------------------------
 
     @property
@@ -271,8 +306,8 @@ class CacheManager:
 
     # Changes for the executor -----------------------------------------------------------------------------------------
 
-    def take_changes(self) -> tuple[tuple[int, ...], tuple[NewBlocks, ...]]:
-        """Changes of the block tables since the last call: ids of released sequences, then new blocks.
+    def take_changes(self) -> tuple[tuple[int, ...], tuple[NewBlocks, ...], tuple[tuple[int, int], ...]]:
+        """Changes since the last call: ids of released sequences, new blocks, and ``(from, to)`` of copied blocks.
 
         They belong into the next plan, which must reach the executor.
         """
@@ -281,15 +316,19 @@ class CacheManager:
         new_blocks = tuple(
             [NewBlocks(seq_id, first, tuple(tables[seq_id][first:])) for seq_id, first in self._first_new.items()]
         )
+        copied = tuple(self._copied)
         self._first_new.clear()
         self._released.clear()
-        return self._last_released, new_blocks
+        self._copied.clear()
+        return self._last_released, new_blocks, copied
 
     def report_anew(self) -> None:
         """Let the next plan carry all tables, because the executor may not have applied the last plan.
 
-        The executor drops its state of these sequences and builds it again.
+        The executor drops its state of these sequences and builds it again. Copies are not repeated: a forked sequence
+        whose first step was not read computes the tokens of the copied block itself.
         """
+        self._copied.clear()
         self._released.update(dict.fromkeys((*self._last_released, *self._tables.by_id)))
         self._first_new = dict.fromkeys(self._tables.by_id, 0)
 

@@ -42,11 +42,12 @@ class KVPool:
         self.dtype = dtype
         self.device = torch.device(device)
         self.dummy_block = num_blocks
-        shape = (num_layers, num_blocks + 1, num_kv_heads, block_size, head_dim)
+        shape = (2, num_layers, num_blocks + 1, num_kv_heads, block_size, head_dim)
         # Zeros, not empty: a masked slot is multiplied by a weight of 0, and 0 * NaN would be NaN.
-        keys, values = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
-        self.key_pools: tuple[Tensor, ...] = keys.transpose(2, 3).unbind(0)
-        self.value_pools: tuple[Tensor, ...] = values.transpose(2, 3).unbind(0)
+        self._pools = torch.zeros(shape, dtype=dtype, device=device)
+        keys, values = self._pools.transpose(3, 4)
+        self.key_pools: tuple[Tensor, ...] = keys.unbind(0)
+        self.value_pools: tuple[Tensor, ...] = values.unbind(0)
 
     @classmethod
     def for_config(cls, config: PageBrainConfig, num_blocks: int) -> "KVPool":
@@ -63,9 +64,11 @@ class KVPool:
         )
 
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
-        """Copy K and V of whole blocks in all layers. A pair is ``(from, to)``; each block is a target at most once."""
+        """Copy K and V of whole blocks, for all layers at once. A pair is ``(from, to)``.
+
+        Each block is a target at most once. All sources are read before a target is written.
+        """
         if pairs:
             on_host = torch.tensor(pairs, pin_memory=self.device.type == "cuda")
             sources, targets = on_host.to(self.device, non_blocking=True).unbind(1)  # each [num_pairs]
-            for pool in (*self.key_pools, *self.value_pools):
-                pool[targets] = pool[sources]
+            self._pools.index_copy_(2, targets, self._pools.index_select(2, sources))

@@ -105,7 +105,8 @@ class Engine:
         )
         limit = max_num_tokens(len(request.prompt_token_ids), request.params, self.config)
         ids = range(self._next_seq_id, self._next_seq_id + request.params.n)
-        sequences = [Sequence(seq_id, request, index, limit) for index, seq_id in enumerate(ids)]
+        sequences = [Sequence(ids[0], request, 0, limit)]
+        sequences += [Sequence(ids[index], request, index, limit, parent=sequences[0]) for index in range(1, len(ids))]
         self.outputs.add(request, sequences, wants_deltas, keeps_logprobs)
         self._num_requests += 1
         self._next_seq_id += len(sequences)
@@ -147,6 +148,8 @@ class Engine:
             num_running=len(self.scheduler.running),
             num_free_blocks=self.cache_manager.num_free_blocks,
             num_blocks=self.cache_manager.block_manager.num_blocks,
+            num_cached_blocks=self.cache_manager.num_cached_blocks,
+            num_evicted_blocks=self.cache_manager.num_evicted_blocks,
         )
 
     def snapshot(self) -> StepTrace:
@@ -208,9 +211,9 @@ class Engine:
             seq.num_unread_steps += 1
             seq.num_unread_tokens += samples
             if seq.status is not _RUNNING:
-                if seq.num_preemptions == 0 and self.cache_manager.prefix_caching:
+                if seq.num_preemptions == 0 and self.cache_manager.prefix_caching and seq.num_cached_tokens is not None:
                     self._totals.prefix_cache_queries += seq.num_prompt_tokens
-                    self._totals.prefix_cache_hits += seq.num_cached_tokens or 0
+                    self._totals.prefix_cache_hits += seq.num_cached_tokens
                 seq.status = _RUNNING
                 state = self.outputs.requests[seq.request.request_id]
                 state.first_scheduled_s = state.first_scheduled_s or began
@@ -224,6 +227,7 @@ class Engine:
         totals.num_decode_tokens += num_decode_tokens
         totals.num_graph_decode_tokens += in_flight.num_graph_decodes
         totals.num_preemptions += len(group.preempted)
+        totals.num_copied_blocks += len(group.copied_blocks)
         totals.launch_s += launched - planned
 
     def _read(self, launched: _Launched) -> None:

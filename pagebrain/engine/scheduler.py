@@ -4,13 +4,16 @@ Sequences join and leave the batch at every step (Yu et al., "Orca", OSDI 2022).
 takes one token of it, and prompts share the rest in chunks, so that a long prompt does not delay the decodes (Agrawal et
 al., "Sarathi-Serve", OSDI 2024). A prompt whose beginning is in the prefix cache computes only the rest. The scheduler reads
 counts and never token values, so a step can be planned before the last one was read.
+
+The prompt of a request with several samples is computed once, for the first sample. The others wait until K and V of the
+prompt are known to be computed, and begin as forks of the first.
 """
 
 from collections import deque
 
 from pagebrain.cache import CacheManager
 from pagebrain.config import PageBrainConfig
-from pagebrain.engine.sequence import ScheduledSequence, Sequence, SequenceGroup
+from pagebrain.engine.sequence import ScheduledSequence, Sequence, SequenceGroup, SequenceStatus
 
 
 class Scheduler:
@@ -76,18 +79,26 @@ class Scheduler:
     def _admit(self, scheduled: list[ScheduledSequence], prefill_budget: int) -> None:
         """Start waiting sequences, while a seat is free, and blocks for all their tokens beside those promised to others."""
         promised: int | None = None
-        while prefill_budget > 0 and self.waiting and len(self.running) < self.config.max_num_seqs:
-            seq = self.waiting[0]
+        block_size = self.config.block_size
+        while prefill_budget > 0 and len(self.running) < self.config.max_num_seqs:
+            seq = next((seq for seq in self.waiting if not self._waits_for_parent(seq)), None)
+            if seq is None:
+                return
             if promised is None:
                 promised = sum(map(self._num_missing_blocks, self.running))
-            cached = self._cached_blocks(seq)
-            num_taken = self._num_missing_blocks(seq) - len(cached) + self.cache_manager.num_unheld(cached)
-            if num_taken + promised > self.cache_manager.num_free_blocks:
+            cached, num_forked = self._cached_blocks(seq), self._num_forkable(seq)
+            forks = num_forked > 0 and num_forked >= len(cached) * block_size
+            num_shared = num_forked // block_size if forks else len(cached) - self.cache_manager.num_unheld(cached)
+            if self._num_missing_blocks(seq) - num_shared + promised > self.cache_manager.num_free_blocks:
                 return
-            self.running.append(self.waiting.popleft())
-            self._skip(seq, cached)
-            if seq.num_cached_tokens is None:
-                seq.num_cached_tokens = seq.num_computed
+            self.waiting.remove(seq)
+            self.running.append(seq)
+            if forks:
+                self._fork(seq, num_forked)
+            else:
+                self._skip(seq, cached)
+                if seq.num_cached_tokens is None:
+                    seq.num_cached_tokens = seq.num_computed
             num_tokens = min(seq.num_unscheduled, prefill_budget)
             prefill_budget -= num_tokens
             scheduled.append(self._take(seq, num_tokens))
@@ -105,6 +116,28 @@ class Scheduler:
     def _skip(self, seq: Sequence, cached: list[int]) -> None:
         self.cache_manager.attach(seq, cached)
         seq.skip(len(cached) * self.config.block_size)
+
+    def _waits_for_parent(self, seq: Sequence) -> bool:
+        """Whether the sequence will begin as a fork, and its parent has not computed the prompt yet."""
+        parent = seq.parent
+        if parent is None or parent.is_finished or seq.num_preemptions or not self.cache_manager.can_share:
+            return False
+        return parent.num_computed < seq.num_prompt_tokens - 1
+
+    def _num_forkable(self, seq: Sequence) -> int:
+        """Tokens that the sequence can take over from its parent: the prompt but for its last token, or none.
+
+        The sequence computes the last token itself, because it samples from that one's logits.
+        """
+        parent, num_tokens = seq.parent, seq.num_prompt_tokens - 1
+        if parent is None or seq.num_unread_steps or not self.cache_manager.can_share:
+            return 0
+        return num_tokens if parent.status is SequenceStatus.RUNNING and parent.num_computed >= num_tokens else 0
+
+    def _fork(self, seq: Sequence, num_tokens: int) -> None:
+        assert seq.parent is not None
+        self.cache_manager.fork(seq.parent, seq, num_tokens)
+        seq.fork(num_tokens, num_tokens - num_tokens % self.config.block_size)
 
     def _num_missing_blocks(self, seq: Sequence) -> int:
         """Blocks that the sequence lacks for the tokens that it has."""

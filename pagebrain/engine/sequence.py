@@ -73,6 +73,7 @@ class Sequence:
             sequence prefills until all of them are scheduled. Then it decodes.
         num_cached_tokens: prompt tokens that were in the prefix cache when the sequence first started; ``None`` before that.
         block_keys: keys of its first full blocks, see :class:`~pagebrain.block.BlockKey`. The cache manager fills it.
+        parent: the first sample of the request, whose prompt this one shares; ``None`` for the first sample itself.
     """
 
     seq_id: int
@@ -93,6 +94,7 @@ class Sequence:
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprobs | None] = field(default_factory=list)
     block_keys: list[BlockKey] = field(default_factory=list)
+    parent: "Sequence | None" = None
 
     def __post_init__(self) -> None:
         if not self.token_ids:
@@ -132,6 +134,16 @@ class Sequence:
         """Count the next ``num_tokens`` tokens as computed: their K and V were found in the prefix cache."""
         self.num_scheduled += num_tokens
         self.num_computed += num_tokens
+
+    def fork(self, num_tokens: int, num_in_full_blocks: int) -> None:
+        """Begin behind ``num_tokens`` tokens of the parent.
+
+        The executor has not copied the last block yet. Until the first step was read, only the tokens
+        ``num_in_full_blocks`` count as computed. If one token is left, it is a decode.
+        """
+        self.num_scheduled, self.num_computed = num_tokens, num_in_full_blocks
+        if self.num_tokens == num_tokens + 1:
+            self.num_to_catch_up = num_tokens
 
     def preempt(self) -> None:
         """Reset the counts. The tokens stay, and K and V of all of them are computed again later."""
@@ -200,11 +212,13 @@ class SequenceGroup:
     new_blocks: tuple[NewBlocks, ...] = ()
     copied_blocks: tuple[tuple[int, int], ...] = ()
 
-    def with_changes(self, released: tuple[int, ...], new_blocks: tuple[NewBlocks, ...]) -> "SequenceGroup":
+    def with_changes(
+        self, released: tuple[int, ...], new_blocks: tuple[NewBlocks, ...], copied_blocks: tuple[tuple[int, int], ...]
+    ) -> "SequenceGroup":
         """This plan with the changes of the block tables."""
-        if not released and not new_blocks:
+        if not released and not new_blocks:  # a copied block is a new block of a table too
             return self
-        return SequenceGroup(self.scheduled, self.preempted, released, new_blocks, self.copied_blocks)
+        return SequenceGroup(self.scheduled, self.preempted, released, new_blocks, copied_blocks)
 
     def __iter__(self) -> Iterator[ScheduledSequence]:
         return iter(self.scheduled)

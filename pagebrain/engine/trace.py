@@ -94,7 +94,9 @@ class StepTotals:
         num_graph_decode_tokens: decode tokens whose step replayed a CUDA graph.
         num_preemptions: how often a sequence lost its blocks.
         prefix_cache_queries, prefix_cache_hits: prompt tokens of the sequences that started with prefix caching, and those
-            of them that were in the cache. A sequence that starts again after a preemption does not count.
+            of them that were in the cache. A sequence that starts again after a preemption does not count, and neither does
+            a sample that starts as a fork.
+        num_copied_blocks: blocks that were copied for a fork.
         schedule_s, launch_s, wait_s, output_s: seconds of the engine's thread, divided as in :class:`StepTrace`.
     """
 
@@ -105,6 +107,7 @@ class StepTotals:
     num_preemptions: int = 0
     prefix_cache_queries: int = 0
     prefix_cache_hits: int = 0
+    num_copied_blocks: int = 0
     schedule_s: float = 0.0
     launch_s: float = 0.0
     wait_s: float = 0.0
@@ -142,6 +145,8 @@ class EngineStats(StepTotals):
     Attributes:
         num_waiting, num_running: sequences now; preempted sequences wait.
         num_free_blocks, num_blocks: the pool now.
+        num_cached_blocks: blocks now whose content the prefix cache can find, free or held.
+        num_evicted_blocks: how often such a block lost its content since the start, because its memory was needed.
         last_step_tokens: tokens of each step since the last report; the engine leaves it empty, the server fills it.
     """
 
@@ -149,6 +154,8 @@ class EngineStats(StepTotals):
     num_running: int = 0
     num_free_blocks: int = 0
     num_blocks: int = 0
+    num_cached_blocks: int = 0
+    num_evicted_blocks: int = 0
     last_step_tokens: tuple[int, ...] = ()
 
 

@@ -1,6 +1,6 @@
 """Random lives of an engine with a tiny pool: whatever order things happen in, every text is right and no block is lost."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -9,12 +9,27 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from pagebrain import SamplingParams
 from pagebrain.engine.sequence import SequenceGroup
-from tests.support.hashing import VOCAB_SIZE, continuation, hash_engine
+from tests.support.hashing import VOCAB_SIZE, continuation, hash_engine, is_possible
 
 SHARED = [(5 * position) % VOCAB_SIZE for position in range(20)]
 """Most prompts begin with some of these tokens."""
 
 seen: dict[str, int] = {}
+
+
+class Expected(NamedTuple):
+    """What each of the ``n`` samples of a request may be: ``text``, or ``num_tokens`` tokens that may follow each other."""
+
+    prompt: list[int]
+    n: int
+    num_tokens: int
+    text: list[int] | None
+
+    def allows(self, stream: list[int], is_whole: bool) -> bool:
+        """Whether a sample may begin like this, or be this."""
+        if self.text is not None:
+            return stream == (self.text if is_whole else self.text[: len(stream)])
+        return is_possible(self.prompt, stream) and (len(stream) == self.num_tokens or not is_whole)
 
 
 class EngineLife(RuleBasedStateMachine):
@@ -36,7 +51,7 @@ class EngineLife(RuleBasedStateMachine):
             async_scheduling=self.async_scheduling,
         )
         self.engine.observers.append(self.observe)
-        self.expected: dict[str, list[list[int]]] = {}
+        self.expected: dict[str, Expected] = {}
         self.aborted: set[str] = set()
         self.streamed: dict[tuple[str, int], list[int]] = {}
         self.steps_since_progress = 0
@@ -58,7 +73,16 @@ class EngineLife(RuleBasedStateMachine):
         stop = (full[len(full) // 2],) if use_stop else ()
         params = SamplingParams(temperature=0, n=n, max_tokens=max_tokens, stop_token_ids=stop)
         request = self.engine.add_request(prompt, params)
-        self.expected[request.request_id] = [continuation(prompt, room, stop)] * n
+        self.expected[request.request_id] = Expected(prompt, n, room, continuation(prompt, room, stop))
+
+    @rule(data=st.data(), n=st.integers(2, 4), seed=st.integers(0, 3))
+    def add_samples_that_differ(self, data: st.DataObject, n: int, seed: int) -> None:
+        """One that read another's tokens would go on in an impossible way."""
+        limit = self.engine.config.max_model_len or 0
+        prompt = data.draw(st.lists(st.integers(0, VOCAB_SIZE - 1), min_size=1, max_size=min(limit - 1, 14)), label="prompt")
+        num_tokens = min(data.draw(st.integers(1, 12), label="max_tokens"), limit - len(prompt))
+        request = self.engine.add_request(prompt, SamplingParams(n=n, temperature=1.0, seed=seed, max_tokens=num_tokens))
+        self.expected[request.request_id] = Expected(prompt, n, num_tokens, None)
 
     @precondition(lambda self: self.engine.has_unfinished_requests)
     @rule()
@@ -70,12 +94,10 @@ class EngineLife(RuleBasedStateMachine):
             assert delta.request_id not in self.aborted
             stream = self.streamed.setdefault((delta.request_id, delta.index), [])
             stream.extend(delta.token_ids)
-            wanted = self.expected[delta.request_id][delta.index]
-            assert stream == wanted[: len(stream)]
-            if delta.finish_reason is not None:
-                assert stream == wanted
+            assert self.expected[delta.request_id].allows(stream, is_whole=delta.finish_reason is not None)
             if delta.finished is not None:
-                assert [list(out.token_ids) for out in delta.finished.outputs] == self.expected.pop(delta.request_id)
+                streams = [self.streamed[delta.request_id, i] for i in range(self.expected.pop(delta.request_id).n)]
+                assert [list(out.token_ids) for out in delta.finished.outputs] == streams
 
     @precondition(lambda self: self.expected)
     @rule(data=st.data())
@@ -102,6 +124,7 @@ class EngineLife(RuleBasedStateMachine):
         manager = self.engine.cache_manager
         assert manager.seq_ids == ()
         seen["hit"] = seen.get("hit", 0) + self.engine.stats().prefix_cache_hits
+        seen["copied"] = seen.get("copied", 0) + self.engine.stats().num_copied_blocks
         seen["evicted"] = seen.get("evicted", 0) + manager.block_manager.num_evicted  # type: ignore[attr-defined]
         assert manager.num_free_blocks == manager.num_blocks
         executor: Any = self.engine.executor
@@ -119,7 +142,7 @@ def live(machine: type[EngineLife], num_lives: int) -> None:
     seen.clear()
     profile = settings(max_examples=num_lives, stateful_step_count=60, suppress_health_check=list(HealthCheck))
     run_state_machine_as_test(machine, settings=profile)
-    assert all(seen.get(event, 0) > 0 for event in ("preempted", "mixed", "aborted", "hit", "evicted")), seen
+    assert all(seen.get(event, 0) > 0 for event in ("preempted", "mixed", "aborted", "hit", "evicted", "copied")), seen
 
 
 @pytest.mark.parametrize("machine", [EngineLife, EngineLifeAhead])

@@ -32,6 +32,8 @@ def unit_of(name: str) -> str:
         return exceptions[name]
     if name.startswith("pagebrain:num_requests"):
         return "sequences"
+    if "_blocks" in name:
+        return "blocks"
     return "seconds" if name.endswith("_seconds") else "tokens" if "tokens" in name else "requests"
 
 

@@ -45,6 +45,18 @@ def continuation(prompt: list[int], num_tokens: int, stop: tuple[int, ...] = ())
     return token_ids[len(prompt) :]
 
 
+def second_token(token_ids: list[int]) -> int:
+    """The token that is nearly as probable as :func:`next_token`, so that samples differ."""
+    return next_token([*token_ids, -1])
+
+
+def is_possible(prompt: list[int], output: list[int]) -> bool:
+    """Whether each token of ``output`` is one of the two that may follow all tokens before it."""
+    token_ids = [*prompt, *output]
+    choices = [(next_token(token_ids[:end]), second_token(token_ids[:end])) for end in range(len(prompt), len(token_ids))]
+    return all(token_id in pair for token_id, pair in zip(output, choices, strict=True))
+
+
 class HashModel(Model):
     """``forward_tokens`` of a model with one layer, one head and head dim 1: keys are token ids, values positions."""
 
@@ -54,7 +66,7 @@ class HashModel(Model):
         self.backend = TorchBackend()
 
     def forward_tokens(self, batch: ForwardBatch) -> Tensor:
-        """One-hot logits ``[num_logits, VOCAB_SIZE]``."""
+        """Logits ``[num_logits, VOCAB_SIZE]`` of two tokens that may follow; those of the others are 0."""
         assert batch.logits_rows is not None
         keys, values = (numbers.double().view(-1, 1, 1) for numbers in (batch.token_ids, batch.positions))
         self.backend.write(0, self.cache_manager.pool, keys, values, batch)
@@ -63,7 +75,9 @@ class HashModel(Model):
         for out, row in zip(logits, batch.logits_rows.tolist(), strict=True):
             index = next(i for i in range(len(starts) - 1) if starts[i] <= row < starts[i + 1])
             length = int(batch.context_lens[index]) - (starts[index + 1] - 1 - row)
-            out[next_token(self._read(batch.block_tables[index].tolist(), length))] = 1.0
+            token_ids = self._read(batch.block_tables[index].tolist(), length)
+            out[second_token(token_ids)] = 40.0
+            out[next_token(token_ids)] = 40.5
         return logits
 
     def _read(self, table: list[int], length: int) -> list[int]:

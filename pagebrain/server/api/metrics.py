@@ -159,6 +159,17 @@ class ServerMetrics:
         yield self._counter(
             "prefix_cache_hits", "Prompt tokens that were in the prefix cache and not computed", stats.prefix_cache_hits
         )
+        yield self._gauge(
+            "num_cached_blocks", "Blocks whose content the prefix cache can find, in use or free", stats.num_cached_blocks
+        )
+        yield self._counter(
+            "evicted_blocks", "Cached blocks that lost their content, because others needed them", stats.num_evicted_blocks
+        )
+        yield self._counter(
+            "copied_blocks",
+            "Blocks that were copied, because two samples continue one that is partly filled",
+            stats.num_copied_blocks,
+        )
         yield self._counter(
             "prompt_tokens",
             "Prompt tokens, counted for each sample when its request's first token comes; computing them again after a "
