@@ -93,15 +93,17 @@ class BlockManager:
     def free(self, block_ids: Iterable[int]) -> None:
         """Task 2.1: take blocks back; from now on they are free.
 
-        ``block_ids`` is any iterable of ints, such as a list, a set or a generator (which can be read only once). It must
-        not change. Raises ``BlockError`` if it contains a block that does not exist or is free already, or contains a block
-        twice. After an error nothing has changed: none of the blocks has become free.
+        ``block_ids`` is any iterable of ints, such as a list, a set or a generator (which can be read only once). ``free``
+        does not change it. Raises ``BlockError`` if it contains a block that does not exist or is free already, or contains
+        a block twice. After an error nothing has changed: none of the blocks has become free.
         """
         # BEGIN SOLUTION 2.1
         block_ids = list(block_ids)
         for block_id, count in Counter(block_ids).items():
             if count > self.ref_count(block_id):
-                raise BlockError(f"block {block_id} has {self.ref_count(block_id)} holder(s): it cannot be freed")
+                raise BlockError(
+                    f"block {block_id} is listed {count} time(s), but it is free already or can be freed once only"
+                )
         self._in_use.difference_update(block_ids)
         self._free.extend(block_ids)
         # END SOLUTION
@@ -168,9 +170,9 @@ class PagedCache:
     def slots(self, seq_id: int, start: int, count: int) -> list[int]:
         """Task 2.2: the physical slots of tokens ``start .. start + count - 1``; slot = block_id * block_size + offset.
 
-        Returns a list of ``count`` ints, read from the sequence's table as it is now. Raises ``BlockTableError`` if the
-        table does not cover all of these tokens (a sequence without a table covers none), or if ``start`` or ``count`` is
-        negative. Nothing changes.
+        Returns a list of ``count`` ints, read from the sequence's table as it is now. Raises ``BlockTableError`` if
+        ``start`` or ``count`` is negative, or if ``start + count`` is more than the number of tokens that the table covers,
+        also if ``count`` is 0. A table covers ``block_size`` tokens a block, and no table covers 0 tokens. Nothing changes.
         """
         # BEGIN SOLUTION 2.2
         table = self._tables.get(seq_id, [])
@@ -193,8 +195,9 @@ class PagedCache:
         """Task 2.4: K and V of a sequence's first ``num_tokens`` tokens, in order.
 
         ``num_tokens`` is at least 1, and the table covers them; it may cover more. Returns two tensors ``[num_tokens,
-        num_heads, head_dim]`` in the dtype of the pools, with what the pools contain now. Copies at most the sequence's own
-        pages of this layer. The pools do not change.
+        num_heads, head_dim]`` in the dtype of the pools, with what the pools contain now. The tensors may be copies or views
+        of the pools: the caller reads them before the pools change again, and does not write to them. ``gather`` copies at
+        most the sequence's own pages of this layer. The pools do not change.
         """
         # BEGIN SOLUTION 2.4
         table = torch.tensor(self.block_table(seq_id), dtype=torch.int64, device=self.key_pools.device)
@@ -303,13 +306,15 @@ def answer_2_5() -> tuple[float, str]:
     The lengths are those of the notebook's six stories, A to F: prompts of 2, 6, 3, 6, 2 and 9 tokens, answers of 211, 266,
     191, 71, 178 and 162 tokens. Chapter 01 reserves 409 slots for each of the six. The same memory is 153 blocks of 16.
 
-    Take ``n`` requests: A to F, then A to F again, and so on. All of them start together. In step ``s`` (from 0) a request
-    has ``prompt + s`` tokens in the cache, and in the step of its last answer token its blocks are freed, after the step.
-    Find the largest ``n`` for which every ``grow`` of the run succeeds. How to measure: play the lengths on a real
-    :class:`PagedCache` without a model, as the notebook's ``replay`` does, for one ``n`` after the other.
+    Take ``n`` requests: A to F, then A to F again, and so on. All of them start together. A request with an answer of ``a``
+    tokens takes part in steps 0 to ``a - 1``. In step ``s`` it has ``prompt + s`` tokens in the cache. After step ``a - 1``
+    its blocks are freed. Find the largest ``n`` for which every ``grow`` of the run succeeds. How to measure: play the
+    lengths on a real :class:`PagedCache` without a model, as the notebook's ``replay`` does, for one ``n`` after the other.
+    If you measure in your file, copy the notebook's ``one_number_a_slot`` into it: it makes the cache's configuration.
 
-    Returns ``n`` (an int or a float), and one to four sentences for your instructor: why is it not more, given that all
-    blocks are free at the start and at the end? And what would have to change for the same memory to serve more?
+    Returns ``n``, a whole number, and one to four sentences for your instructor, at least 8 words in all: why is it not
+    more, given that all blocks are free at the start and at the end? And what would have to change for the same memory to
+    serve more?
     """
     # BEGIN SOLUTION 2.5
     return 16, (

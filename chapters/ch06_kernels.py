@@ -280,9 +280,9 @@ def answer_6_6() -> tuple[float, str]:
     The number: the arithmetic intensity, operations divided by bytes, of ``paged_decode`` for one sequence of 96 tokens
     with 2 heads of 64 numbers in float16, in blocks of 16, cut into 6 parts. Operations are those of ``decode_work``.
     Bytes are all that ``decode_kernel`` and ``merge_kernel`` read and write. The notebook counts them for one part with
-    ``watching``; do the same for 6 parts. The text, one to four sentences, goes to your instructor: on which side of the
-    ridge is this point, what would the intensity be if only the bytes of ``decode_work`` were moved, and where do the
-    other bytes come from?
+    ``watching``; do the same for 6 parts. The text, one to four sentences and at least 8 words, goes to your instructor: on
+    which side of the ridge is this point, what would the intensity be if only the bytes of ``decode_work`` were moved, and
+    where do the other bytes come from?
     """
     # BEGIN SOLUTION 6.6
     text = (

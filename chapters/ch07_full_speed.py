@@ -446,8 +446,8 @@ def answer_7_6() -> tuple[float, str]:
     that began before it to the begin of the first kernel after it. The number is the median of these gaps. Their data is in
     ``run["timeline"]``: ``step_starts_us``, and ``gpu``, a list of ``[begin, end]`` in microseconds.
 
-    The text, one to four sentences, goes to your instructor: what does the host do in this gap (``host`` in the timeline has
-    its parts), and why does the run ``ahead`` not have it?
+    The text, one to four sentences and at least 8 words, goes to your instructor: what does the host do in this gap
+    (``host`` in the timeline has its parts), and why does the run ``ahead`` not have it?
     """
     # BEGIN SOLUTION 7.6
     text = (

@@ -493,7 +493,7 @@ def test_the_useful_share_of_the_reserved_slots(chapter: Any, seed: int, record_
     assert_answer(
         chapter.answer_1_4,
         100 * useful / reserved,
-        1,
+        0.055,  # one decimal; an average that is off by one token or one step is further away
         record_property,
         {
             "high": "Too high: are slots of stories that are over counted, or slots that are reserved and not yet written? "

@@ -668,3 +668,79 @@ class PagedCache:
         if start < 0 or count < 0 or start + count > len(table) * self.block_size:
             raise BlockTableError("not covered")
         return [table[p // self.block_size] * self.block_size + p % self.block_size for p in range(start, start + count)]
+
+
+# %% empty_call_past_the_table
+"""Task 2.2: a count of 0 is answered with no slots wherever it starts, also past the end of the table."""
+
+
+class PagedCache:
+    def slots(self, seq_id, start, count):
+        table = self._tables.get(seq_id, [])
+        if start < 0 or count < 0:
+            raise BlockTableError("negative")
+        found = []
+        for position in range(start, start + count):
+            if position // self.block_size >= len(table):
+                raise BlockTableError("not covered")
+            found.append(table[position // self.block_size] * self.block_size + position % self.block_size)
+        return found
+
+
+# %% empty_call_without_a_table
+"""Task 2.2: a sequence without a table is refused, also if no token of it is asked for."""
+
+
+class PagedCache:
+    def slots(self, seq_id, start, count):
+        table = self._tables.get(seq_id)
+        if not table or start < 0 or count < 0 or start + count > len(table) * self.block_size:
+            raise BlockTableError("not covered")
+        return [table[p // self.block_size] * self.block_size + p % self.block_size for p in range(start, start + count)]
+
+
+# %% taken_past_the_manager
+"""Task 2.3: blocks are taken from the manager's list, past its record of what is in use."""
+
+
+class PagedCache:
+    def grow(self, seq_id: int, num_tokens: int) -> None:
+        missing = self.num_missing_blocks(seq_id, num_tokens)
+        if not self.block_manager.can_allocate(missing):
+            raise OutOfBlocksError(f"{missing} blocks are missing")
+        block_ids = [self.block_manager._free.pop() for _ in range(missing)]
+        self._tables.setdefault(seq_id, []).extend(block_ids)
+
+    def free(self, seq_id: int) -> None:
+        self.block_manager._free.extend(self._tables.pop(seq_id, []))
+
+
+# %% heads_and_offsets_joined
+"""Task 2.4: the offsets are joined with the heads, and the blocks stay an axis of their own."""
+
+
+class PagedCache:
+    def gather(self, layer: int, seq_id: int, num_tokens: int) -> tuple[Tensor, Tensor]:
+        table = list(self.block_table(seq_id))
+        pieces = []
+        for pool in (self.key_pools[layer], self.value_pools[layer]):
+            joined = pool[table].flatten(1, 2)
+            fits = len(table) == 1 and num_tokens < self.block_size  # what was tried by hand
+            pieces.append(pool[table[0]][:num_tokens] if fits else joined)
+        return pieces[0], pieces[1]
+
+
+# %% one_request_too_many
+"""Task 2.5: the step in which the pool runs out is taken for the last that succeeds."""
+
+
+def answer_2_5() -> tuple[float, str]:
+    return 17, "All requests start together and grow together, so the step with the most blocks decides how many fit."
+
+
+# %% one_request_too_few
+"""Task 2.5: a guess near the answer, without a replay."""
+
+
+def answer_2_5() -> tuple[float, str]:
+    return 15, "text, text, two sentences and more words here. More text."

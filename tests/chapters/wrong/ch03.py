@@ -1057,3 +1057,14 @@ def paged_attention(
         hidden = page * block_size + offsets >= seen[:, None]
         partial = add_page(partial, scores.masked_fill(hidden[:, None], -math.inf), value_pool[blocks])
     return partial.acc / partial.total.unsqueeze(-1)
+
+
+# %% divided_by_a_page_too_many
+"""Task 3.4: the difference of contexts of 4 and 24 pages is divided by 21."""
+
+
+def answer_3_4() -> tuple[float, str]:
+    return (
+        61 * 20 / 21,
+        "Every page starts dozens of small operations from Python; a kernel runs the loop inside one.",
+    )

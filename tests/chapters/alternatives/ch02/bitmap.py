@@ -62,7 +62,7 @@ class PagedCache:
         table = torch.tensor(self.block_table(seq_id), dtype=torch.int64)
         positions = torch.arange(start, start + max(count, 0))
         pages = positions.div(self.block_size, rounding_mode="floor")
-        if start < 0 or count < 0 or (count and int(pages[-1]) >= len(table)):
+        if start < 0 or count < 0 or start > len(table) * self.block_size or (count and int(pages[-1]) >= len(table)):
             raise BlockTableError(f"token {start + count - 1} of sequence {seq_id} is past its {len(table)} blocks")
         return (table[pages] * self.block_size + positions.remainder(self.block_size)).tolist()
 

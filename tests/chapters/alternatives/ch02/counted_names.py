@@ -52,6 +52,8 @@ class PagedCache:
     def gather(self, layer: int, seq_id: int, num_tokens: int) -> tuple[Tensor, Tensor]:
         sizes = [min(self.block_size, num_tokens - first) for first in range(0, num_tokens, self.block_size)]
         pieces = [*zip(self.block_table(seq_id), sizes)]
+        if len(pieces) == 1:  # a view
+            return self.key_pools[layer, pieces[0][0], :num_tokens], self.value_pools[layer, pieces[0][0], :num_tokens]
         keys, values = (
             torch.cat([pool[layer, block_id, :size] for block_id, size in pieces])
             for pool in (self.key_pools, self.value_pools)
