@@ -101,9 +101,7 @@ class BlockManager:
         block_ids = list(block_ids)
         for block_id, count in Counter(block_ids).items():
             if count > self.ref_count(block_id):
-                raise BlockError(
-                    f"block {block_id} is listed {count} time(s), but it is free already or can be freed once only"
-                )
+                raise BlockError(f"block {block_id} cannot be freed: it is free already, or it is listed twice")
         self._in_use.difference_update(block_ids)
         self._free.extend(block_ids)
         # END SOLUTION
