@@ -15,6 +15,7 @@ import pytest
 from chapters.course.catalog import Chapter, find_chapters
 from chapters.course.skeleton import solution_regions
 from chapters.course.workspace import load_file
+from tests.support.answers import MIN_WORDS
 from tests.support.judging import Verdict, judge
 from tests.support.kernels import kernel_device, require_kernels
 from tests.support.models import hf_greedy, random_gpt2
@@ -104,6 +105,31 @@ def test_a_wrong_solution_is_caught_by_its_task(overlay: Overlay, verdicts: dict
     assert verdicts[overlay].failures, overlay.summary
     first = verdicts[overlay].failures[0]
     assert first["message"] and first["hint"], f"{first['nodeid']} tells a learner nothing"
+
+
+HINTS = {
+    "ch02/named_twice": "listed once only",
+    "ch02/negative_block": "ids below 0",
+    "ch02/empty_call_past_the_table": "A count of 0",
+    "ch02/taken_past_the_manager": "block_manager.allocate",
+    "ch02/heads_and_offsets_joined": "axis 1 the offset",
+    "ch02/all_layers_gathered": "Choose the layer first",
+    "ch02/pool_copied": "Choose the blocks before",
+}
+"""Words of the hint that a mistake must get, where another mistake in the same test gets another hint."""
+
+
+@pytest.mark.parametrize("overlay", [overlay for overlay in WRONG if name_of(overlay) in HINTS], ids=name_of)
+def test_the_hint_is_about_the_mistake(overlay: Overlay, verdicts: dict[Overlay, Verdict]) -> None:
+    assert HINTS[name_of(overlay)] in verdicts[overlay].failures[0]["hint"]
+
+
+def test_every_task_that_asks_for_a_text_says_how_long_it_must_be() -> None:
+    for chapter in CHAPTERS.values():
+        asking = [region for region in solution_regions(chapter) if region.qualname.startswith("answer_")]
+        assert asking, f"chapter {chapter.number} asks for no answer"
+        for region in asking:
+            assert f"at least {MIN_WORDS} words" in " ".join(region.docstring.split()), region.qualname
 
 
 @pytest.mark.parametrize("overlay", RIGHT, ids=name_of)
