@@ -28,6 +28,7 @@ class Verdict:
         status: ``passed``, ``failed`` or ``todo``.
         lent: what the reference lent to the tests that decided: tasks such as ``1.1``, or ``chapter 00``.
         answer: of a task that asks for one, the learner's ``answer``, a text, and the ``number``.
+        tests: what the plugin wrote about each test of the run that decided.
         blames_lent: whether what failed was raised by lent code, which a learner cannot see.
     """
 
@@ -41,6 +42,7 @@ class Verdict:
     seconds: float = 0.0
     lent: tuple[str, ...] = ()
     answer: Mapping[str, Any] = field(default_factory=dict)
+    tests: tuple[Mapping[str, Any], ...] = ()
     blames_lent: bool = False
 
     @property
@@ -251,6 +253,7 @@ def judge_run(task: Task, run: Run, limits: Limits, plan: Mapping[str, str] | No
     counts: dict[str, Any] = {
         "num_tests": len(tests),
         "num_passed": len(passed),
+        "tests": tuple(records),
         "seconds": round(sum(record["seconds"] for record in records), 3),
         "lent": tuple(in_order({lent for record in records for lent in record.get("lent", ())})),
         "answer": {name: value for record in records for name, value in record.get("answer", {}).items()},

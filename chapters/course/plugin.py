@@ -328,6 +328,7 @@ def pytest_runtest_makereport(
         "in_lent": in_lent,
         "hint": hint,
         "seconds": round(call.duration, 3),
+        "report": _full_report(report) if report.failed else "",
         "lent": [] if judged is None else _lent(judged, _chapter_of(cast(Any, item).module)),
         "answer": {name: _plain(value) for name, value in item.user_properties if name in ("answer", "number")},
     }
@@ -339,6 +340,12 @@ def _lent(judged: Judged, chapter: Chapter) -> list[str]:
     """The tasks of which the test that has just run used lent functions. Kernels do not say, so they are named always."""
     unsaid = judged.lent & lending.kernel_tasks(chapter) if judged.lent else set()
     return in_order(lending.USED | unsaid)
+
+
+def _full_report(report: pytest.TestReport, longest: int = 20_000) -> str:
+    """The traceback of a failure and what the test printed: of a very long one, the end."""
+    printed = [f"--- {name} ---\n{text.rstrip()}" for name, text in report.sections if text.strip()]
+    return "\n".join([report.longreprtext, *printed])[-longest:]
 
 
 def _plain(value: object, longest: int = 4000) -> float | str:

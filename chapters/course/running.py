@@ -18,6 +18,7 @@ from chapters.course.catalog import ROOT, Chapter
 _SECRETS = ("TOKEN", "SECRET", "PASSWORD", "CREDENTIAL", "API_KEY", "ACCESS_KEY")
 _DROPPED = ("PYTEST_ADDOPTS", "PYTEST_PLUGINS", "PYTHONSTARTUP")
 _LONGEST_TEXT = 1 << 20  # bytes
+_LONGEST_REPORT = 16 << 20  # bytes; a failure takes up to 20,000 characters of it
 _GRACE_S = 1.0  # after a test's time, until the process is ended
 AGAIN_TIMEOUT_S = 3.0
 """A test's time limit once another test of the same file did not end: most of that file's time has been spent."""
@@ -225,7 +226,7 @@ def _worst_last(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _lines(path: Path) -> list[dict[str, Any]]:
     """The records of a report that may be cut off."""
     records = []
-    for line in _text(path).splitlines():
+    for line in _text(path, _LONGEST_REPORT).splitlines():
         try:
             records.append(json.loads(line))
         except ValueError:
@@ -233,11 +234,11 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def _text(path: Path) -> str:
+def _text(path: Path, longest: int = _LONGEST_TEXT) -> str:
     """What a file holds that the graded code may have written to: of a very long one, the end."""
     try:
         with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - _LONGEST_TEXT))
-            return file.read(_LONGEST_TEXT).decode("utf-8", errors="replace")
+            file.seek(max(0, path.stat().st_size - longest))
+            return file.read(longest).decode("utf-8", errors="replace")
     except OSError:
         return ""

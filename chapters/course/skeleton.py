@@ -6,7 +6,7 @@ A stub fails closed: it raises ``TodoError``, so a task that is not done can nev
 import ast
 import re
 import textwrap
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import TypeAlias
@@ -91,18 +91,45 @@ def untouched_tasks(source: str | bytes, chapter: Chapter) -> dict[str, str]:
 
     Raises ``SyntaxError`` or ``ValueError`` for a source that is not Python.
     """
-    there = _stubs(source)
+    there = _stubs(source, {region.qualname: region.task_id for region in solution_regions(chapter)})
     wanted = _stubs(make_skeleton(chapter))
     return {task: next(iter(stubs.values())) for task, stubs in wanted.items() if stubs.keys() <= there.get(task, {}).keys()}
 
 
-def _stubs(source: str | bytes) -> dict[str, dict[str, str]]:
-    """Task -> qualified name of a function that begins with a stub -> its message."""
+def unfinished_tasks(source: str, chapter: Chapter) -> set[str]:
+    """The tasks of a learner's file in one of whose functions ``TodoError`` is still raised, whatever it says.
+
+    Empty if the source is not Python.
+    """
+    try:
+        functions = dict(find_functions(ast.parse(source)))
+    except (SyntaxError, ValueError):
+        return set()
+    return {
+        region.task_id
+        for region in solution_regions(chapter)
+        if region.qualname in functions and any(map(_raises_todo, ast.walk(functions[region.qualname])))
+    }
+
+
+def _raises_todo(node: ast.AST) -> bool:
+    raised = node.exc.func if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) else getattr(node, "exc", None)
+    return isinstance(node, ast.Raise) and getattr(raised, "id", getattr(raised, "attr", "")) == "TodoError"
+
+
+def _stubs(source: str | bytes, tasks: Mapping[str, str] | None = None) -> dict[str, dict[str, str]]:
+    """Task -> qualified name of a function that begins with a stub -> its message.
+
+    ``tasks``: of these functions the task is known, so a stub that does not name its task is one too.
+    """
+    known = tasks or {}
     found: dict[str, dict[str, str]] = {}
     for qualname, function in find_functions(ast.parse(source)):
         body = function.body[1:] if ast.get_docstring(function) is not None else function.body
         if body and (message := stub_message(body[0])):
             found.setdefault(message.split()[1], {})[qualname] = message
+        elif body and qualname in known and _raises_todo(body[0]):
+            found.setdefault(known[qualname], {})[qualname] = ""
     return found
 
 

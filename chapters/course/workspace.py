@@ -21,7 +21,7 @@ from types import CodeType, ModuleType
 
 from chapters.course.catalog import FOLDER, ROOT, Chapter, CourseError, find_chapter, find_chapters, in_order, open_tasks
 from chapters.course.lending import NOTES, USED, compose
-from chapters.course.skeleton import solution_regions
+from chapters.course.skeleton import solution_regions, unfinished_tasks
 
 VARIABLE = "PAGEBRAIN_WORK"
 
@@ -198,7 +198,8 @@ def lent_from_the_start(files: Mapping[str, Path], folder: Path = FOLDER) -> set
     for chapter in find_chapters(folder):
         if chapter.name in files and open_tasks(chapter.reference) == []:
             answers = {region.task_id for region in solution_regions(chapter) if region.qualname.startswith("answer_")}
-            tasks |= set(open_tasks(files[chapter.name].read_text(encoding="utf-8", errors="replace"))) - answers
+            source = files[chapter.name].read_text(encoding="utf-8", errors="replace")
+            tasks |= (set(open_tasks(source)) | unfinished_tasks(source, chapter)) - answers
     return tasks
 
 
@@ -223,4 +224,6 @@ def load_stage(number: str) -> ModuleType:
             OwnChapters(own, lent).install()
     if said := in_order(task for task in lent if int(task.partition(".")[0]) <= int(chapter.number)):
         print(f"Lent by the reference until you have done them: {', '.join(said)}")
+    elif chapter.name in own:
+        print(f"Lent by the reference: nothing up to chapter {chapter.number}, all functions are yours")
     return importlib.import_module(f"chapters.{chapter.name}")

@@ -50,7 +50,7 @@ def pool_map(
     axes = figure.subplots()
     axes.set_title(title or _pool_title(trace))
     _draw_pool(axes, trace, columns, lengths)
-    legend_below(figure, _legend(trace, with_pool=True))
+    legend_below(figure, _legend(trace, lengths, with_pool=True))
     return Picture(figure, pool_alt(trace, lengths))
 
 
@@ -82,7 +82,8 @@ def block_tables(
         _draw_pool(below, trace, columns, lengths)
     else:
         above = figure.subplots()
-    above.set_title("Block tables: logical block above, physical block inside")
+    when = "" if with_pool else f" at step {trace.step}"  # the pool's title says it
+    above.set_title(f"Block tables{when}: logical block above, physical block inside")
     fill = block_fill(trace, lengths)
     held = holders(trace)
     for row, seq_id in enumerate(shown):
@@ -96,7 +97,7 @@ def block_tables(
                 above.add_patch(frame)
     hidden = len(trace.block_tables) - len(shown)
     _table_axes(above, shown, width, names or {}, hidden)
-    handles = _legend(trace, with_pool)
+    handles = _legend(trace, lengths, with_pool)
     alt = tables_alt(trace, lengths, with_pool)
     if marked:
         handles.append(Patch(facecolor=PAPER, edgecolor=INK, linewidth=3.2, label="marked"))
@@ -220,12 +221,14 @@ def _number(axes: Axes, x: float, y: float, block_id: int, owners: tuple[int, ..
     axes.text(x, y, str(block_id), va="top", fontsize=9, color=colour, bbox=box, zorder=4)
 
 
-def _legend(trace: StepTrace, with_pool: bool) -> list[Any]:
-    """The legend of the marks. Letters explain the colours."""
-    handles: list[Any] = [
-        Patch(facecolor=sequence_colour(0), edgecolor=INK, label="holds tokens"),
-        Patch(facecolor=PAPER, edgecolor=GREY, hatch=_EMPTY, label="held, empty"),
-    ]
+def _legend(trace: StepTrace, lengths: Mapping[int, int] | None, with_pool: bool) -> list[Any]:
+    """The legend of the marks that are in the picture. Letters explain the colours."""
+    fill = block_fill(trace, lengths)
+    handles: list[Any] = []
+    if any(fill.values()):
+        handles.append(Patch(facecolor=sequence_colour(min(trace.block_tables)), edgecolor=INK, label="holds tokens"))
+    if any(filled < trace.block_size for filled in fill.values()):
+        handles.append(Patch(facecolor=PAPER, edgecolor=GREY, hatch=_EMPTY, label="held, empty"))
     if with_pool and len(holders(trace)) < trace.num_blocks:
         handles.append(Patch(facecolor=PAPER, edgecolor="#BBBBBB", label="free"))
     if trace.shared_blocks:

@@ -68,16 +68,18 @@ def without_solutions(code: str) -> str:
 
 def _without_bodies(code: str) -> str:
     """``code`` with ``...`` in place of every function's statements after its docstring."""
-    lines: list[str | None] = list(code.splitlines())
-    for node in ast.walk(ast.parse(code)):
-        if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+    lines = code.splitlines()
+    shown: dict[int, str] = dict(enumerate(lines, start=1))
+    for node in ast.walk(ast.parse(code)):  # a function within another one comes after it
+        if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) or shown.get(node.lineno) != lines[node.lineno - 1]:
             continue
         body = node.body[1:] if ast.get_docstring(node) is not None else node.body
         if body and body[0].lineno > node.lineno:
-            for number in range(body[0].lineno - 1, body[-1].end_lineno or 0):
-                lines[number] = None
-            lines[body[0].lineno - 1] = " " * body[0].col_offset + "..."
-    return "\n".join(line for line in lines if line is not None)
+            first = min([body[0].lineno, *[item.lineno for item in getattr(body[0], "decorator_list", ())]])
+            for number in range(first, (body[-1].end_lineno or 0) + 1):
+                shown.pop(number, None)
+            shown[first] = " " * body[0].col_offset + "..."
+    return "\n".join(line for _, line in sorted(shown.items()))
 
 
 def _code(thing: Any) -> str:

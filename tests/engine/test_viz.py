@@ -1,6 +1,7 @@
 """The renderers draw what the traces say: counted in what they draw and read in the alt texts, on real and made-up runs."""
 
 import base64
+import functools
 import io
 import json
 import math
@@ -496,6 +497,39 @@ def test_a_task_of_a_chapter_shows_its_name_and_docstring_and_neither_solution_n
     )
     assert "Task 2.1" in repr(source) and "..." in repr(source) and "return" not in repr(source)
     assert "SOLUTION" not in repr(viz.show_source(BlockManager)) + repr(viz.show_task(BlockManager))
+
+
+def test_a_legend_has_the_marks_of_its_picture_and_a_title_names_the_step() -> None:
+    def labels(picture: viz.Picture) -> list[str]:
+        return [text.get_text() for legend in picture.figure.legends for text in legend.get_texts()]
+
+    trace = replace(HAND_MADE[0], rows=(), block_tables={1: (0,), 3: (2,)}, free_blocks=(1, 3), num_blocks=4, block_size=1)
+    picture = viz.pool_map(trace)
+    assert labels(picture) == ["holds tokens", "free"]
+    [patch, _] = picture.figure.legends[0].get_patches()
+    assert patch.get_facecolor() in [cell.get_facecolor() for cell in picture.figure.axes[0].patches]
+    assert labels(viz.pool_map(replace(trace, block_size=2), lengths={1: 1, 3: 2}))[:2] == ["holds tokens", "held, empty"]
+    assert viz.block_tables(trace).figure.axes[0].get_title().startswith(f"Block tables at step {trace.step}: ")
+    assert " at step" in viz.block_tables(trace, with_pool=True).figure.axes[1].get_title()
+
+
+def test_a_task_that_is_solved_with_nested_functions_shows_one_ellipsis() -> None:
+    def solved() -> int:
+        """Task 9.9: count."""
+
+        @functools.cache
+        def first(number: int) -> int:
+            return number
+
+        def second() -> int:
+            """Of the solution."""
+            return first(2)
+
+        return second()
+
+    assert solved() == 2
+    [(_, code)] = viz.show_task(solved).pieces
+    assert code == 'def solved() -> int:\n    """Task 9.9: count."""\n\n    ...'
 
 
 def test_a_fenced_block_in_a_docstring_does_not_end_the_fence() -> None:

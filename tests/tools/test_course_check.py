@@ -11,11 +11,11 @@ import pytest
 
 from chapters.course import running
 from chapters.course.catalog import ROOT, Chapter, CourseError, find_chapter
-from chapters.course.commands.check_ import as_gradescope, as_json, print_grade
+from chapters.course.commands.check_ import as_gradescope, as_json, describe_tests, print_grade
 from chapters.course.commands.list_ import save_progress, task_states
 from chapters.course.grading import grade_file, judge_run
 from chapters.course.running import Limits, read_report
-from chapters.course.skeleton import make_skeleton
+from chapters.course.skeleton import make_skeleton, unfinished_tasks, untouched_tasks
 from chapters.course.workspace import Snapshot
 from tests.tools.toy_course import LIMITS, REFERENCE, TESTS, grade, with_add
 from tests.tools.toy_course import toy as toy
@@ -142,6 +142,38 @@ def test_a_fresh_skeleton_is_told_apart_without_running_anything(toy: Chapter, m
     assert verdicts["0.1"].message == (
         "Task 0.1 (4 points), add: the sum of both. Read: notebooks/00_toy.ipynb, 'Exercise 0.1'."
     )
+
+
+def test_a_stub_with_other_words_is_a_stub_too(toy: Chapter, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("chapters.course.grading.run_tests", None)
+    source = make_skeleton(toy, done=["0.2"])
+    begin, end = source.index("raise TodoError("), source.index("def mul")
+    for other in ("raise TodoError('later')", "raise TodoError", "raise chapters.TodoError()"):
+        changed = f"{source[:begin]}{other}\n\n\n{source[end:]}"
+        assert untouched_tasks(changed, toy).keys() == unfinished_tasks(changed, toy) == {"0.1"}, other
+    assert unfinished_tasks(source[:begin] + "return a + b\n\n\n" + source[end:], toy) == set()
+
+
+def test_verbose_shows_each_test_once_and_counts_as_the_table_does(toy: Chapter) -> None:
+    """A task that fails in both forms, plain and with the other task lent, and a test that prints."""
+    path = toy.path.parent.parent / "wrong.py"
+    path.write_text(with_add("print('printed', a)\nreturn a - b\n"), encoding="utf-8")
+    found = grade_file(toy, toy.tasks, path, seed=3, limits=LIMITS)
+    said = describe_tests(found)
+    assert found.output.count("test_negative_sums[") > 2, "the test ran in one form only"
+    assert [verdict.num_passed for verdict in found.verdicts] == [0, 1]
+    assert "Task 0.1: 0 of 3 tests pass" in said and "Task 0.2: 1 of 1 tests pass" in said
+    for name in ("test_sums[1]", "test_sums[2]", "test_negative_sums"):
+        assert said.count(f"  failed  {name} ") == said.count(f"_ {name} _") == 1
+    assert said.count("add(-1, -1) must be -2") == found.verdicts[0].tests[2]["report"].count("add(-1, -1) must be -2")
+    assert said.count("printed -1") == 1
+
+
+def test_verbose_shows_what_pytest_says_if_no_test_explains_a_failure(toy: Chapter) -> None:
+    toy.test_file.write_text("nothing\n" + TESTS, encoding="utf-8")
+    path = toy.path.parent.parent / "right.py"
+    path.write_text(REFERENCE, encoding="utf-8")
+    assert "NameError: name 'nothing' is not defined" in describe_tests(grade_file(toy, toy.tasks, path, limits=LIMITS))
 
 
 def test_a_file_that_is_no_python_or_imports_what_it_must_not_is_never_run(

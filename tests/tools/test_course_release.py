@@ -158,7 +158,9 @@ def test_in_a_copy_what_is_not_done_is_lent_to_checks_and_notebooks(tmp_path: Pa
     (copy / "work" / "ch02_block_table.py").write_text(make_skeleton(find_chapter("02"), done=["2.4"]), encoding="utf-8")
     (copy / "work" / "ch03_paged_attention.py").unlink()
     code = """
+from pathlib import Path
 from chapters.course import load_stage
+from chapters.course.catalog import find_chapter
 from chapters.course.cli import main
 assert main(["start", "02"]) == 0  # the file is there; nothing is to be done
 from tests.support.models import hf_greedy, random_gpt2
@@ -169,8 +171,20 @@ assert load_stage("03").generate(model, [[1, 2, 3]], 3) == [hf_greedy(model, [1,
 print("stage 02")
 assert "work" in load_stage("02").__file__
 assert main(["check", "2.4"]) == 0
+print("other stub")
+mine = Path("work/ch02_block_table.py")
+done = find_chapter("02").reference.replace("import torch", "import torch\\nfrom chapters import TodoError", 1)
+body = "table = torch.tensor(self.block_table(seq_id), "
+mine.write_text(done.replace(body, "raise TodoError('x')\\n        " + body))
+load_stage("02")
+mine.write_text(done)
+load_stage("02")
 """
-    said = in_copy(copy, code)
+    said, _, last = in_copy(copy, code).partition("other stub\n")
+    assert last == (
+        "Lent by the reference until you have done them: 2.4\n"
+        "Lent by the reference: nothing up to chapter 02, all functions are yours\n"
+    )
     start, _, rest = said.partition("stage 03\n")
     assert start.startswith("work/ch02_block_table.py came with this copy, and was left as it is: ")
     start = start.partition("check 02\n")[2]

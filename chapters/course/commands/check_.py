@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of what is random in the tests (default: 0)")
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
     parser.add_argument("--gradescope", metavar="FILE", help="also write Gradescope's results.json")
-    parser.add_argument("-v", "--verbose", action="store_true", help="also show all that pytest says")
+    parser.add_argument("-v", "--verbose", action="store_true", help="also show each test, and the tracebacks")
     add_limit_arguments(parser)
     add_work_argument(parser)
 
@@ -70,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     with Console(stderr=True).status("running the tests"):  # seen in terminals only
         grade = grade_file(chapter, tasks, path, own=own, seed=args.seed, limits=limits)
     if args.verbose:
-        print(grade.output, file=sys.stderr if args.json else sys.stdout)
+        print(describe_tests(grade), file=sys.stderr if args.json else sys.stdout)
     if args.json:
         print(json.dumps(as_json(grade), indent=2))
     else:
@@ -126,6 +127,34 @@ def print_grade(grade: Grade) -> None:
     console.print(Text(_total(grade)))
     if any(verdict.lent for verdict in grade.verdicts):
         console.print(Text(_LENT, style="dim"), soft_wrap=True)
+
+
+def describe_tests(grade: Grade) -> str:
+    """Each test of the runs that decided, and of those that failed the traceback and what they printed.
+
+    If a task failed without a test that did, all that pytest printed.
+    """
+    lines = []
+    for verdict in grade.verdicts:
+        if verdict.tests:
+            lines.append(f"Task {verdict.task.task_id}: {verdict.num_passed} of {verdict.num_tests} tests pass")
+        for record in verdict.tests:
+            lines.append(f"  {record['outcome']:7} {_test_name(record):90} {record['seconds']:6.2f} s")
+        for record in [record for record in verdict.tests if record.get("report")]:
+            lines += ["", f"{f' {_test_name(record)} ':_^100}", "", record["report"]]
+        lines += [""] if verdict.tests else []
+    unexplained = [
+        verdict
+        for verdict in grade.verdicts
+        if verdict.status == "failed" and not any(record.get("report") for record in verdict.tests)
+    ]
+    return "\n".join([*lines, *([grade.output] if unexplained else [])])
+
+
+def _test_name(record: Mapping[str, Any]) -> str:
+    """A test's name without the file that it judges: ``test_sums[1]``."""
+    name: str = record["nodeid"].rpartition("::")[2]
+    return re.sub(rf"-?\b{re.escape(Path(record['file']).stem)}(-lent)?\b-?", "", name).replace("[]", "")
 
 
 def as_json(grade: Grade) -> dict[str, Any]:
