@@ -24,7 +24,7 @@ What is simulated, with nothing fitted to the result:
 How the result compares (seed 0; other seeds move a share by up to two or three points). *Max* leaves 8.9 % outside as in
 the paper: only seven pieces of 2048 fit, for any lengths. That and the other shares suggest which of the runs
 of section 6.2 Figure 2 shows, which its caption leaves open: ShareGPT on OPT-13B. *Max* and *Oracle* come within 1.2 points
-of it in every share. *Pow2* holds 29.5 % token states, not 26.8 %, and loses 5 points less outside. Log-normal lengths of
+of it in every share. *Pow2* holds 29.5 % token states, not 26.8 %, and loses 5.4 points less outside. Log-normal lengths of
 the same means do not close that gap (a test tries them), and the paper says little about *Pow2*, so it stays open. Paging
 reaches 97.4 %, not 96.3 %: here the queue is never empty, and no blocks are held back when a request is let in (vLLM's code
 had a watermark of 1 %). The shares do not show the price, which is that preempted tokens are computed twice.

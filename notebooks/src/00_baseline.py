@@ -25,8 +25,8 @@
 # `python -m chapters start 00` makes `work/ch00_baseline.py`, unless it is there already. Write your solutions into that file,
 # and check them with `python -m chapters check 00`. Each exercise stands below its idea.
 #
-# *In a copy from a course, the cells use your functions from `work/` for the tasks that you have done, and the course's own
-# for the others. The first cell prints which. `python -m chapters check 00` checks your file.*
+# *In a copy from a course, the cells use your functions from `work/` for the tasks that you have done, and the course's own,
+# called the reference, for the others. The first cell prints which. `python -m chapters check 00` checks your file.*
 
 # %%
 import sys

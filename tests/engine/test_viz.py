@@ -509,8 +509,8 @@ def test_a_legend_has_the_marks_of_its_picture_and_a_title_names_the_step() -> N
     [patch, _] = picture.figure.legends[0].get_patches()
     assert patch.get_facecolor() in [cell.get_facecolor() for cell in picture.figure.axes[0].patches]
     assert labels(viz.pool_map(replace(trace, block_size=2), lengths={1: 1, 3: 2}))[:2] == ["holds tokens", "held, empty"]
-    assert viz.block_tables(trace).figure.axes[0].get_title().startswith(f"Block tables at step {trace.step}: ")
-    assert " at step" in viz.block_tables(trace, with_pool=True).figure.axes[1].get_title()
+    assert viz.block_tables(trace).figure.axes[0].get_title(loc="left").startswith(f"Block tables at step {trace.step}: ")
+    assert " at step" in viz.block_tables(trace, with_pool=True).figure.axes[1].get_title(loc="left")
 
 
 def test_a_task_that_is_solved_with_nested_functions_shows_one_ellipsis() -> None:
