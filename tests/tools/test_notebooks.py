@@ -143,3 +143,29 @@ def test_the_code_that_is_shown_is_the_code_that_is_there(notebook: Any) -> None
         [output] = cell.outputs
         there = eval(cell.source, {"viz": viz, **names})._repr_mimebundle_()
         assert output.data["text/markdown"] == there["text/markdown"], f"{cell.source}: run make notebooks"
+
+
+def test_what_chapter_02_says_about_the_papers_comparison_agrees_with_its_table() -> None:
+    notebook = read(NOTEBOOKS / "02_block_table.ipynb")
+    [table] = [
+        output.text
+        for cell in code_cells(notebook)
+        for output in cell.outputs
+        if output.output_type == "stream" and output.text.startswith("percent of slots")
+    ]
+    rows = [re.split(r"  +", line.strip()) for line in table.splitlines()[1:-1]]
+    ours, theirs = ([[float(number) for number in row[1:] if number != "-"] for row in rows[start::2]] for start in (0, 1))
+    apart = [max(abs(a - b) for a, b in zip(mine[:4], paper[:4])) for mine, paper in zip(ours[:3], theirs[:3])]
+    (max_, pow2, oracle), text = apart, " ".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    words = " ".join(text.split())
+    assert (
+        f"Max and Oracle are within {max(max_, oracle):.1f} points of the paper's, and those of Pow2 within {pow2:.1f}."
+        in words
+    )
+    assert f"Pow2's external share is {theirs[1][3] - ours[1][3]:.1f} points smaller" in words
+    assert f"share of the paged system than {theirs[3][0]} %; ours is {ours[3][0]} %" in words
+    assert [mine[4] for mine in ours[:2]] == [paper[4] for paper in theirs[:2]], "the text says that as many run"
+    assert f"With Oracle {ours[2][4]} run, in the paper {theirs[2][4]}; with paging {ours[3][4]} run, in the paper" in words
+    assert f"in the paper {theirs[3][-1]}." in words
+    assert f"too small for a label: {ours[3][1]} % reserved and {ours[3][3]} % external" in words
+    assert f"1,392 slots remain, which are {ours[0][3]} %" in words
