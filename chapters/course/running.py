@@ -147,7 +147,7 @@ def run_tests(
     with tempfile.TemporaryDirectory(prefix="pagebrain-check-", ignore_cleanup_errors=True) as folder:
         report = Path(folder) / "report"
         command = [
-            *(sys.executable, "-m", "pytest", *PLUGINS, "-p", "no:cacheprovider", "-v"),
+            *(sys.executable, "-m", "pytest", *PLUGINS, "-p", "no:cacheprovider", "-v", "--tb=short"),
             *("-c", str(ROOT / "pyproject.toml"), f"--rootdir={ROOT}", str(chapter.test_file)),
             *("--chapter-file", f"{chapter.number}={path}", "--chapter-report", str(report), "--seed", str(seed)),
             *("--chapter-timeout", str(limits.test_s), "--memory-gb", str(limits.memory_gb)),
