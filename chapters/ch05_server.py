@@ -6,13 +6,13 @@ chapter 04 can add and end sequences between two of its steps. What is missing i
 
 Two things happen at the same time then: the engine computes, and connections come and go. A step runs in a thread, so that
 the event loop stays free for the network. While a step runs, nothing else touches the engine. A client that arrives or
-leaves meanwhile leaves a *note*, and the loop reads the notes between two steps. No lock is needed.
+leaves meanwhile writes a *note*, and the loop reads the notes between two steps. No lock is needed.
 
 What changes from chapter 04: the loop around ``engine.step``. Scheduler, cache and attention stay.
 
 Tasks (33 points, about 3.5 hours):
 
-- 5.1 (7 points) ``AsyncEngine.read_notes``: add the clients that arrived and end the sequences of those that left.
+- 5.1 (7 points) ``AsyncEngine.read_notes``: add the clients that arrived and end the sequences of those that departed.
 - 5.2 (6 points) ``AsyncEngine.deliver``: each new token to the client that waits for it.
 - 5.3 (8 points) ``AsyncEngine.run``: the loop, which sleeps when there is nothing to do and tells each client of a failure.
 - 5.4 (9 points) ``AsyncEngine.stream``: one client's tokens as they come, and no blocks held after it has gone.
@@ -81,7 +81,7 @@ class AsyncEngine:
         engine: changed by :meth:`read_notes` and by the step itself, and by nothing else while a step is under way.
             :meth:`Engine.check_request` reads only what never changes, so it may be called at any time.
         clients: the clients that the engine serves, by sequence id. :meth:`read_notes` and :meth:`deliver` change it.
-        arrived, left: the notes, oldest first. A note is the client itself.
+        arrived, departed: the notes, oldest first. A note is the client itself.
         note: an event that is set whenever a note is added.
         failure: the exception that ended the engine; ``None`` while it works.
     """
@@ -90,7 +90,7 @@ class AsyncEngine:
         self.engine = engine
         self.clients: dict[int, Client] = {}
         self.arrived: list[Client] = []
-        self.left: list[Client] = []
+        self.departed: list[Client] = []
         self.note = asyncio.Event()
         self.failure: Exception | None = None
 
@@ -104,19 +104,19 @@ class AsyncEngine:
         the sequence has finished and :meth:`deliver` has taken the client out of ``clients``.
 
         If the engine raises, so does this method, and no note is lost: each client whose arrival was noted is in ``arrived``
-        or in ``clients``, and each departure whose sequence was not ended is in ``left``.
+        or in ``clients``, and each departure whose sequence was not ended is in ``departed``.
         """
         # BEGIN SOLUTION 5.1
         for client in self.arrived:
             client.seq = self.engine.add_request(client.prompt, client.max_new_tokens)
             self.clients[client.seq.seq_id] = client
-        for client in self.left:
+        for client in self.departed:
             if client.seq is not None:
                 self.clients.pop(client.seq.seq_id, None)
                 if not client.seq.is_finished:
                     self.engine.finish(client.seq)
         self.arrived.clear()
-        self.left.clear()
+        self.departed.clear()
         # END SOLUTION
 
     def deliver(self, group: SequenceGroup) -> None:
@@ -143,7 +143,7 @@ class AsyncEngine:
         A step, ``self.engine.step``, runs in a thread (``asyncio.to_thread``), one at a time, for as long as it takes. The
         event loop is never blocked. All else happens on the event loop, between two steps. A step gives ``None`` if there is
         nothing to compute. Then the loop sleeps, without timers, until there is a note of either kind. It must not sleep on
-        beside a note that was left while that step ran.
+        beside a note that was written while that step ran.
 
         If a step or anything else in the loop raises an ``Exception``, this exception is kept in ``failure``, put into the
         queue of every client in ``clients`` and in ``arrived``, and raised again. A cancellation is no failure. It ends the
@@ -170,10 +170,10 @@ class AsyncEngine:
         """Task 5.4: the tokens of one request, each as soon as it is in the client's queue.
 
         It adds a note to ``arrived`` and yields what comes into the queue until ``None`` comes. It adds exactly one note to
-        ``left``, however it ends: after the last token, because the engine fails, because the reader's task is cancelled, or
-        because the reader closes the generator. A cancellation is passed on. The stream waits for each token for as long as
-        it takes. Apart from :meth:`Engine.check_request` it leaves the engine and ``clients`` alone, since a step may be
-        under way.
+        ``departed``, however it ends: after the last token, because the engine fails, because the reader's task is
+        cancelled, or because the reader closes the generator. A cancellation is passed on. The stream waits for each token
+        for as long as it takes. Apart from :meth:`Engine.check_request` it does not touch the engine and ``clients``, since
+        a step may be under way.
 
         Raises ``ValueError`` for a request that could never be served, before any note, and ``EngineFailedError``, whose
         cause is the engine's exception, if the engine has failed already or fails.
@@ -191,7 +191,7 @@ class AsyncEngine:
                     raise EngineFailedError("a step failed") from token
                 yield token
         finally:
-            self.left.append(client)
+            self.departed.append(client)
             self.note.set()
         # END SOLUTION
 
@@ -301,8 +301,8 @@ def answer_5_5() -> tuple[float, str]:
     some of its tokens and needs many more. While a step is computing, an eighth client arrives. Its prompt has 300 tokens.
 
     Return the number of steps from its note until its first token is in its queue. The step that is computing when the note
-    is left counts, and so does the step that samples the token. Measure it: no thread is needed, since you can call
-    ``read_notes``, ``engine.step`` and ``deliver`` by hand, in the order of the loop, and leave the note between
+    is written counts, and so does the step that samples the token. Measure it: no thread is needed, since you can call
+    ``read_notes``, ``engine.step`` and ``deliver`` by hand, in the order of the loop, and write the note between
     ``read_notes`` and ``engine.step``. Any GPT-2 with 320 positions or more will do, also one with random weights.
 
     Return also one to four sentences for your instructor, at least 8 words in all: which steps these are, and what would
@@ -311,7 +311,7 @@ def answer_5_5() -> tuple[float, str]:
     # BEGIN SOLUTION 5.5
     return 7, (
         "The note is read only after the step that is computing, so it is the first. Then seven decodes take 7 of the "
-        "64 tokens in every step, 57 are left, and 300 prompt tokens need six chunks. A larger budget would need fewer "
+        "64 tokens in every step, 57 remain, and 300 prompt tokens need six chunks. A larger budget would need fewer "
         "steps, but each would take longer, and the seven other clients would wait longer for each token."
     )
     # END SOLUTION

@@ -189,8 +189,8 @@ viz.show_source(ch05.Client, ch05.AsyncEngine.__init__)
 # %% [markdown]
 # ### Exercise 5.1: reading the notes (7 points)
 #
-# Make a table with five rows: a client that arrived, one that left while its sequence waited in the engine's queue, one that
-# left in the middle of its answer, one that left after its last token, and one that arrived and left between the same two steps.
+# Make a table with five rows: a client that arrived, one that departed while its sequence waited in the engine's queue, one that
+# departed in the middle of its answer, one that departed after its last token, and one that arrived and departed between the same two steps.
 # For each of them: is there a `seq` already? Is the client in `clients`? Does its sequence still run? In which order must the
 # two lists be read?
 
@@ -216,7 +216,7 @@ viz.show_source(ch05.AsyncEngine.deliver)
 # %% [markdown]
 # ## What runs when
 #
-# Three clients share an engine, and we record the time of every event: when a step begins and ends, when a note is left, when it
+# Three clients share an engine, and we record the time of every event: when a step begins and ends, when a note is written, when it
 # is read, and when a client receives a token. Clients B and C arrive while a step is running. C asks for 40 tokens and leaves
 # after three. (A step of this small model takes a few milliseconds, too short to draw beside the microseconds of the event loop.
 # So in this one run each step sleeps for another 20 milliseconds.)
@@ -230,7 +230,7 @@ async def shared_by_all(engine):
     loop = asyncio.create_task(shared.run())
     try:
         yield shared
-        while shared.left and not loop.done():
+        while shared.departed and not loop.done():
             await asyncio.sleep(0.001)
         if loop.done():
             loop.result()  # it ends only by failing: raise what ended it
@@ -257,7 +257,7 @@ def watch(shared):
 
     def timed_reading():
         notes = [("+", names[tuple(client.prompt)]) for client in shared.arrived]
-        notes += [("-", names[tuple(client.prompt)]) for client in shared.left]
+        notes += [("-", names[tuple(client.prompt)]) for client in shared.departed]
         readings.append((time.perf_counter(), notes))
         look_at_notes()
 
@@ -388,7 +388,7 @@ print(f"when it reads on, it has {len(rest)} more tokens at once")
 # > Which client would lose something, and what?
 #
 # The result depends on an order of events that is rare in a test. So we do not wait for it. We run the same three actions in two
-# orders. Client B leaves its note during an empty step, one that finds nothing to compute.
+# orders. Client B writes its note during an empty step, one that finds nothing to compute.
 
 
 # %% tags=["nbval-check-output"]
@@ -420,7 +420,7 @@ play(["read the notes", "step: nothing to do, and meanwhile B comes", "clear the
 # <details><summary><b>If you said that B's note is lost</b></summary>
 #
 # The note is not lost: it is still in `arrived`. The *wake-up* is lost. The loop sleeps beside an unread note, and B waits. If
-# another client arrives, the event is set and both notes are read, and no trace is left of why B waited so long. On a quiet
+# another client arrives, the event is set and both notes are read, and nothing shows later why B waited so long. On a quiet
 # server B waits forever.
 # </details>
 #
@@ -437,7 +437,7 @@ play(["read the notes", "step: nothing to do, and meanwhile B comes", "clear the
 # ### Exercise 5.3: the loop (8 points)
 #
 # Look at the picture of the lanes again. At each black line, where notes are read, and in each box: which line of your code is
-# running? Then go through three moments: a note is left during a step that computes something, during a step that finds nothing
+# running? Then go through three moments: a note is written during a step that computes something, during a step that finds nothing
 # to do, and while the loop sleeps. Finally let the step raise an exception. Which clients wait for a token at that moment, and in
 # which lists are they?
 
@@ -550,7 +550,7 @@ print(f"over HTTP: {sum(map(len, streamed))} tokens and their logits equal")
 #
 # One client stays for its 30 tokens. Another asks for 200 and closes the connection after five. The client sends no message to
 # the engine. The server notices the closed connection and cancels the response. That closes the generator, and its `finally`
-# leaves the note. `/health` shows whether the blocks are free again.
+# writes the note. `/health` shows whether the blocks are free again.
 
 # %%
 before = (await web.get("/health")).json()
@@ -591,7 +591,7 @@ labels = {
 viz.timeline(visit_traces, names=labels)
 
 # %% [markdown]
-# The row of the client that left stops. There is no black bar at its end, because no step *ended* this text: `read_notes` ended it
+# The row of the client that departed stops. There is no black bar at its end, because no step *ended* this text: `read_notes` ended it
 # between two steps. It was in at least one step more than the five whose tokens were read, because the server has to notice a
 # closed connection before there is a note. The other row goes on unchanged.
 #
@@ -737,7 +737,7 @@ viz.show_source(ch05.answer_5_5)
 # %% [markdown]
 # ## What is still missing
 #
-# The engine now batches, pages, schedules, streams and frees what clients leave behind. The engine in `pagebrain`, and vLLM, have
+# The engine now batches, pages, schedules, streams and frees the blocks of clients that depart. The engine in `pagebrain`, and vLLM, have
 # more:
 #
 # - **Speed on a GPU.** Attention here is made of PyTorch operations, one after another. On a GPU it is one kernel that reads the
@@ -750,6 +750,6 @@ viz.show_source(ch05.answer_5_5)
 # - **Limited queues.** A client that does not read costs memory, and so does each request that waits. A server must refuse
 #   requests in time.
 #
-# All of them keep the idea of this chapter: only the step and the reading of notes change the engine, and everything else leaves
+# All of them keep the idea of this chapter: only the step and the reading of notes change the engine, and everything else writes
 # a note. `pagebrain serve` has all but the first; its notes travel between two processes
-# (`pagebrain/server/link/engine_main.py` reads them, `client.py` leaves them).
+# (`pagebrain/server/link/engine_main.py` reads them, `client.py` writes them).

@@ -31,7 +31,7 @@ def lanes(
     Args:
         steps: beginning and end of each step of the engine, and the names of the clients in it.
         readings: times at which the event loop read its notes, and the notes: ``("+", name)`` for a client that came,
-            ``("-", name)`` for one that went.
+            ``("-", name)`` for one that departed.
         visits: the clients by name, on the same clock.
     """
     origin = min(visit.came for visit in visits.values())
@@ -48,8 +48,8 @@ def lanes(
     for moment, notes in readings:
         axes.plot([ms(moment)] * 2, [0.75, 1.25], color=INK, linewidth=1.3)
         for sign, name in notes:
-            left_at = visits[name].came if sign == "+" else visits[name].gone
-            axes.plot([ms(left_at), ms(moment)], [places[name], 1.28], color=GREY, linestyle=":", linewidth=1.2, zorder=1)
+            written = visits[name].came if sign == "+" else visits[name].gone
+            axes.plot([ms(written), ms(moment)], [places[name], 1.28], color=GREY, linestyle=":", linewidth=1.2, zorder=1)
         label = "".join(f" {'+' if sign == '+' else chr(0x2212)}{name}" for sign, name in notes)
         axes.text(ms(moment), 1.02, label, ha="left", va="center", fontsize=9, weight="bold")
     for index, (name, visit) in enumerate(visits.items()):
@@ -69,9 +69,9 @@ def lanes(
     handles = [
         Patch(facecolor=PALE, edgecolor=GREY, label="a step, and who is in it"),
         Line2D([], [], color=INK, label="notes are read"),
-        Line2D([], [], marker=">", color=PAPER, label="comes: leaves a note", **dot),
+        Line2D([], [], marker=">", color=PAPER, label="comes: writes a note", **dot),
         Line2D([], [], marker="o", color=GREY, label="has a token", **dot),
-        Line2D([], [], marker="x", color="#000000", linestyle="", label="goes: leaves a note"),
+        Line2D([], [], marker="x", color="#000000", linestyle="", label="departs: writes a note"),
         Line2D([], [], color=GREY, linestyle=":", label="from a note to its reading"),
     ]
     legend_below(figure, handles, columns=3)

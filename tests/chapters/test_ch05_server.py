@@ -90,9 +90,7 @@ async def let_an_hour_pass() -> None:
 
 # 5.1 -------------------------------------------------------------------------------------------------------------------
 
-NOTES = (
-    "Walk through arrived first, then through left. Which clients have a sequence, and which sequences still hold blocks?"
-)
+NOTES = "Walk through arrived, then through departed. Which clients have a sequence, and which sequences still hold blocks?"
 
 
 @pytest.mark.task("5.1", hint=NOTES)
@@ -114,7 +112,7 @@ def test_arrivals_become_requests_in_order(chapter: ModuleType, seed: int) -> No
     assert shared.clients == {client.seq.seq_id: client for client in clients}, (
         "clients must hold each one by its sequence id"
     )
-    assert not shared.arrived and not shared.left, "the notes must be gone once they were acted on"
+    assert not shared.arrived and not shared.departed, "the notes must be gone once they were acted on"
 
 
 @pytest.mark.task("5.1", hint=NOTES)
@@ -159,7 +157,7 @@ def test_no_departure_is_forgotten_if_one_fails(chapter: ModuleType, monkeypatch
     shared = chapter.AsyncEngine(make_engine())
     clients = [arrive(chapter, shared, [number]) for number in range(3)]
     shared.read_notes()
-    shared.left.extend(clients)
+    shared.departed.extend(clients)
 
     def refuse(seq: Sequence) -> None:
         raise RuntimeError("the sequence could not be ended")
@@ -167,19 +165,19 @@ def test_no_departure_is_forgotten_if_one_fails(chapter: ModuleType, monkeypatch
     monkeypatch.setattr(shared.engine, "finish", refuse)
     with suppress(RuntimeError):
         shared.read_notes()
-    lost = [number for number, client in enumerate(clients) if not client.seq.is_finished and client not in shared.left]
+    lost = [number for number, client in enumerate(clients) if not client.seq.is_finished and client not in shared.departed]
     assert 1 not in lost and 2 not in lost, (
-        f"Engine.finish raised for the first of three departures, 0, 1, 2: the notes of {lost} are no longer in left, and "
-        "their sequences still run"
+        f"Engine.finish raised for the first of three departures, 0, 1, 2: the notes of {lost} are no longer in departed, "
+        "and their sequences still run"
     )
 
 
-LEAVES = "A sequence whose client left has no reader. End it with Engine.finish, so that its blocks are free again."
+LEAVES = "A sequence whose client has departed has no reader. End it with Engine.finish, so that its blocks are free again."
 
 
 @pytest.mark.task("5.1", hint=LEAVES)
 @pytest.mark.parametrize("num_steps", [0, 1, 3], ids=["waiting", "after its prompt", "in mid-answer"])
-def test_who_left_is_served_no_more_and_others_are(chapter: ModuleType, num_steps: int, seed: int) -> None:
+def test_a_departed_client_is_served_no_more_and_others_are(chapter: ModuleType, num_steps: int, seed: int) -> None:
     draw = Random(seed)
     shared = chapter.AsyncEngine(make_engine())
     shared.engine.model.config.eos_token_id = None
@@ -190,24 +188,24 @@ def test_who_left_is_served_no_more_and_others_are(chapter: ModuleType, num_step
     shared.read_notes()
     for _ in range(num_steps):
         shared.engine.step()
-    shared.left.extend(leaving)
+    shared.departed.extend(leaving)
     shared.read_notes()
     for number, leaves in enumerate(leaving, start=1):
-        who = f"departure {number} of the 3 in left (sequence {leaves.seq.seq_id})"
-        assert leaves.seq.is_finished, f"{who}: the sequence of a client that left must be ended"
+        who = f"departure {number} of the 3 in departed (sequence {leaves.seq.seq_id})"
+        assert leaves.seq.is_finished, f"{who}: the sequence of a client that departed must be ended"
         held = shared.engine.cache.block_table(leaves.seq.seq_id)
-        assert not held, f"{who}: the client left, but its sequence still holds blocks {list(held)}"
+        assert not held, f"{who}: the client departed, but its sequence still holds blocks {list(held)}"
         queued = [*shared.engine.scheduler.waiting, *shared.engine.scheduler.running]
-        assert leaves.seq not in queued, f"{who}: the client left, but its sequence is still in the scheduler"
+        assert leaves.seq not in queued, f"{who}: the client departed, but its sequence is still in the scheduler"
     assert shared.clients == {stays.seq.seq_id: stays}, (
         f"clients must hold only the client that stays, sequence {stays.seq.seq_id}, but it holds {sorted(shared.clients)}"
     )
-    assert not shared.left, "the notes in left must be gone once they were acted on"
+    assert not shared.departed, "the notes in departed must be gone once they were acted on"
     for _ in range(20):
         group = shared.engine.step()
         if group is None:
             break
-        assert all(entry.seq is stays.seq for entry in group), "a step computed the sequence of a client that had left"
+        assert all(entry.seq is stays.seq for entry in group), "a step computed the sequence of a client that had departed"
     assert len(stays.seq.output_token_ids) == 5, "the client that stayed did not get all its tokens"
 
 
@@ -224,21 +222,23 @@ def test_a_client_may_leave_while_its_sequence_is_preempted(chapter: ModuleType)
         if leaves.seq.status is SequenceStatus.PREEMPTED:
             break
     assert leaves.seq.status is SequenceStatus.PREEMPTED, "the situation did not arise: no sequence was preempted"
-    shared.left.append(leaves)
+    shared.departed.append(leaves)
     shared.read_notes()
-    assert leaves.seq.is_finished, "the client left while its sequence was preempted: the sequence must be ended"
-    assert not shared.engine.scheduler.waiting, "the client left, but its preempted sequence still waits in the scheduler"
+    assert leaves.seq.is_finished, "the client departed while its sequence was preempted: the sequence must be ended"
+    assert not shared.engine.scheduler.waiting, (
+        "the client departed, but its preempted sequence still waits in the scheduler"
+    )
 
 
 @pytest.mark.task("5.1", hint="Both notes of such a client are there at once. Read the arrivals first.")
-def test_who_came_and_left_between_two_steps_leaves_nothing_behind(chapter: ModuleType) -> None:
+def test_a_client_that_came_and_departed_between_two_steps_holds_nothing(chapter: ModuleType) -> None:
     shared = chapter.AsyncEngine(make_engine())
     client = arrive(chapter, shared, [1, 2, 3])
-    shared.left.append(client)
+    shared.departed.append(client)
     shared.read_notes()
-    assert not shared.clients, "a client came and left between two steps, and it is still in clients"
+    assert not shared.clients, "a client came and departed between two steps, and it is still in clients"
     group = shared.engine.step()
-    assert group is None, "the engine computed a step for a client that had left already"
+    assert group is None, "the engine computed a step for a client that had departed already"
 
 
 @pytest.mark.task(
@@ -251,7 +251,7 @@ def test_leaving_after_the_last_token_changes_nothing(chapter: ModuleType, monke
     shared.engine.step()
     assert client.seq.is_finished
     shared.clients.clear()  # as deliver leaves it
-    shared.left.append(client)
+    shared.departed.append(client)
     ended: list[Sequence] = []
     monkeypatch.setattr(shared.engine, "finish", ended.append)
     try:
@@ -259,7 +259,7 @@ def test_leaving_after_the_last_token_changes_nothing(chapter: ModuleType, monke
     except KeyError as error:
         raise AssertionError(f"deliver has taken the client out already, and read_notes raised KeyError: {error}") from None
     assert not ended, "Engine.finish was called for a sequence that had finished"
-    assert not shared.left, "the note must be gone once it was acted on"
+    assert not shared.departed, "the note must be gone once it was acted on"
 
 
 # 5.2 -------------------------------------------------------------------------------------------------------------------
@@ -331,7 +331,7 @@ def test_a_chunk_brings_a_token_only_if_it_samples(chapter: ModuleType) -> None:
 
 
 @pytest.mark.task(
-    "5.2", hint="After its last token a client gets None and leaves clients. seq.is_finished says which is last."
+    "5.2", hint="After its last token a client gets None and is taken out of clients. seq.is_finished says which is last."
 )
 def test_the_end_follows_the_last_token(chapter: ModuleType) -> None:
     entries = [entry(1, [10, 11], finished=True), entry(2, [20]), entry(3, [30], finished=True), entry(4, [END])]
@@ -408,9 +408,9 @@ def scripted(chapter: ModuleType, step: Callable[[], Any]) -> tuple[Any, list[st
         def read_notes(self) -> None:
             log.append("read" if threading.get_ident() == here else "read in another thread")
             self.clients |= {100 + number: client for number, client in enumerate(self.arrived, start=len(log))}
-            self.clients = {seq_id: client for seq_id, client in self.clients.items() if client not in self.left}
+            self.clients = {seq_id: client for seq_id, client in self.clients.items() if client not in self.departed}
             self.arrived.clear()
-            self.left.clear()
+            self.departed.clear()
 
         def deliver(self, group: SequenceGroup) -> None:
             log.append("deliver" if threading.get_ident() == here else "deliver in another thread")
@@ -471,7 +471,7 @@ def test_notes_are_read_before_each_step_and_tokens_delivered_after_it(chapter: 
             raise AssertionError(str(error) or what.format(len(steps.threads))) from error
         waited = own_loop().jumped
         with hint(IDLE):
-            await rest("nothing is left to compute, and the loop goes on and on without sleeping", loop)
+            await rest("nothing more is there to compute, and the loop goes on and on without sleeping", loop)
         expected = ["read", "step", "done", "deliver"] * num_steps + ["read", "step", "done"]
         assert log[: len(expected)] == expected, f"expected the order {expected}, got {log}"
         with hint("While there is something to compute, the next step begins as soon as the tokens are delivered."):
@@ -513,7 +513,9 @@ def test_an_idle_loop_sleeps(chapter: ModuleType) -> None:
         shared, log, steps = scripted(chapter, lambda: None)
         shared.clients.clear()
         loop = asyncio.create_task(shared.run())
-        await rest("nothing was left to compute and there was no note, and the loop went on and on without sleeping", loop)
+        await rest(
+            "nothing more was there to compute and there was no note, and the loop went on and on without sleeping", loop
+        )
         if loop.done():
             loop.result()
         assert not loop.done(), "the loop ended when there was nothing to compute; it must wait for the next client"
@@ -534,12 +536,12 @@ def test_an_idle_loop_sleeps(chapter: ModuleType) -> None:
 
 
 WAKES = (
-    "When is the event cleared? A note may be left at any moment until the loop sleeps, and there are two kinds of notes."
+    "When is the event cleared? A note may be written at any moment until the loop sleeps, and there are two kinds of notes."
 )
 
 
 @pytest.mark.task("5.3", hint=WAKES)
-@pytest.mark.parametrize("kind", ["arrived", "left"])
+@pytest.mark.parametrize("kind", ["arrived", "departed"])
 @pytest.mark.parametrize("during_the_step", [True, False], ids=["while the step computes", "while the loop sleeps"])
 def test_a_note_wakes_the_loop(chapter: ModuleType, during_the_step: bool, kind: str) -> None:
     async def scenario() -> None:
@@ -557,7 +559,7 @@ def test_a_note_wakes_the_loop(chapter: ModuleType, during_the_step: bool, kind:
         await within(hold.reached.wait(), NEVER_STEPPED, loop)
         if not during_the_step:
             hold.release()
-            await rest("nothing was left to compute, and the loop does not sleep", loop)
+            await rest("nothing more was there to compute, and the loop does not sleep", loop)
         num_readings = log.count("read")
         getattr(shared, kind).append(served)
         shared.note.set()
@@ -566,13 +568,17 @@ def test_a_note_wakes_the_loop(chapter: ModuleType, during_the_step: bool, kind:
             with hint(
                 "While a step computes, the loop only waits for it. The engine is read and changed between two steps."
             ):
-                assert not steps.overlapped, "a note was left while a step was computing, and a second step began beside it"
+                assert not steps.overlapped, (
+                    "a note was written while a step was computing, and a second step began beside it"
+                )
                 assert log.count("read") == num_readings, "a note was read while a step was computing"
             hold.release()
         moment = "an empty step was computing" if during_the_step else "the loop was asleep"
-        await within(second.wait(), f"a note was left in {kind} while {moment}, and the loop never woke up to read it", loop)
+        await within(
+            second.wait(), f"a note was written in {kind} while {moment}, and the loop never woke up to read it", loop
+        )
         assert log.count("read") > num_readings, (
-            f"a note was left in {kind} while {moment}; a step began, but no note was read"
+            f"a note was written in {kind} while {moment}; a step began, but no note was read"
         )
         assert not steps.overlapped, "two steps ran at the same time"
 
@@ -686,20 +692,22 @@ async def begun(shared: Any, prompt: Any, max_new_tokens: int = 9) -> tuple[Any,
     assert count == 1, (
         f"a stream that was begun must add one note to arrived; it held {num_before}, now {len(shared.arrived)}"
     )
-    assert shared.note.is_set(), "a note was left in arrived, but the event was not set, so run does not wake up to read it"
+    assert shared.note.is_set(), (
+        "a note was written in arrived, but the event was not set, so run does not wake up to read it"
+    )
     with hint("await client.tokens.get() waits for as long as it takes. A step may take longer than any limit."):
         timers = own_loop().timers
         assert not timers, f"a stream waits for its first token, and a timer wakes it in {min(timers, default=0):.3g} s"
     return stream, first, shared.arrived[-1]
 
 
-def assert_left_once(shared: Any, client: Any, how: str) -> None:
-    notes = shared.left.count(client)
-    assert notes == 1, f"{how}: expected one note in left that the client left, got {notes}"
-    assert shared.note.is_set(), f"{how}: the note that the client left will not be read, because the event was not set"
+def assert_departed_once(shared: Any, client: Any, how: str) -> None:
+    notes = shared.departed.count(client)
+    assert notes == 1, f"{how}: expected one note in departed, got {notes}"
+    assert shared.note.is_set(), f"{how}: the note in departed will not be read, because the event was not set"
 
 
-STREAM = "Note that the client arrived; hand on one token after the other until None comes; note that it left."
+STREAM = "Note that the client arrived; hand on one token after the other until None comes; note that it departed."
 
 
 @pytest.mark.task("5.4", hint=STREAM)
@@ -718,11 +726,11 @@ def test_tokens_come_one_by_one_until_the_end(chapter: ModuleType, seed: int) ->
                 raise AssertionError(f"the stream ended when token {token_id} came: only None is the end") from None
             assert got == token_id, f"expected token {token_id}, got {got}"
             first = asyncio.ensure_future(anext(stream))
-        assert not shared.left, "the client was noted as gone before its last token"
+        assert not shared.departed, "the client was noted as gone before its last token"
         client.tokens.put_nowait(None)
         await asyncio.wait([first], timeout=PATIENCE_S)
         assert first.done() and isinstance(first.exception(), StopAsyncIteration), "the stream must end when None comes"
-        assert_left_once(shared, client, "after the last token")
+        assert_departed_once(shared, client, "after the last token")
 
     run(scenario)
 
@@ -739,15 +747,15 @@ def test_several_notes_lie_side_by_side_in_order(chapter: ModuleType) -> None:
         for _, waiting, _ in several:
             waiting.cancel()
         await asyncio.wait([waiting for _, waiting, _ in several], timeout=PATIENCE_S)
-        lost = [number for number, (_, _, client) in enumerate(several) if client not in shared.left]
-        assert not lost, f"clients 0, 1 and 2 left between the same two steps; the notes of {lost} are not in left"
+        lost = [number for number, (_, _, client) in enumerate(several) if client not in shared.departed]
+        assert not lost, f"clients 0, 1 and 2 departed between the same two steps; the notes of {lost} are not in departed"
 
     run(scenario)
 
 
 @pytest.mark.task("5.4", hint="Whatever ends a generator in the middle, its finally block still runs.")
 @pytest.mark.parametrize("how", ["cancelled", "closed", "cancelled before the first token"])
-def test_who_goes_away_leaves_a_note(chapter: ModuleType, how: str) -> None:
+def test_a_reader_that_goes_away_departs_with_a_note(chapter: ModuleType, how: str) -> None:
     async def scenario() -> None:
         engine = make_engine()
         shared = chapter.AsyncEngine(engine)
@@ -770,24 +778,24 @@ def test_who_goes_away_leaves_a_note(chapter: ModuleType, how: str) -> None:
             waiting.cancel()
             await asyncio.wait([waiting], timeout=PATIENCE_S)
             assert waiting.done() and waiting.cancelled(), "a cancelled stream must pass the cancellation on"
-        with hint("A step may be under way now. The stream only leaves a note; read_notes acts on it between two steps."):
+        with hint("A step may be under way now. The stream only writes a note; read_notes acts on it between two steps."):
             if seq is not None:
                 assert not seq.is_finished, f"{how}: the stream ended its sequence in the engine itself"
                 assert seq in engine.scheduler.running, f"{how}: the stream took its sequence out of the scheduler itself"
             assert shared.clients == before, f"{how}: the stream changed clients itself; deliver may still look there"
-        assert_left_once(shared, client, how)
+        assert_departed_once(shared, client, how)
 
     run(scenario)
 
 
-@pytest.mark.task("5.4", hint="A stream that nothing was read from has not begun. It leaves both notes, or none.")
-def test_a_stream_that_is_never_read_leaves_no_client_behind(chapter: ModuleType) -> None:
+@pytest.mark.task("5.4", hint="A stream that nothing was read from has not begun. It writes both notes, or none.")
+def test_a_stream_that_is_never_read_writes_both_notes_or_none(chapter: ModuleType) -> None:
     async def scenario() -> None:
         shared = chapter.AsyncEngine(make_engine())
         stream = shared.stream([1, 2], 9)
         await within(stream.aclose(), "a stream was closed before anything was read, and it did not end")
-        unnoticed = [client for client in shared.arrived if client not in shared.left]
-        assert not unnoticed, "a stream was closed before anything was read: it left a note in arrived and none in left"
+        unnoticed = [client for client in shared.arrived if client not in shared.departed]
+        assert not unnoticed, "a stream was closed before anything was read: it wrote a note in arrived and none in departed"
 
     run(scenario)
 
@@ -796,12 +804,12 @@ def test_a_stream_that_is_never_read_leaves_no_client_behind(chapter: ModuleType
     "5.4", hint="Call Engine.check_request first, so that no client arrives whose request can never be served."
 )
 @pytest.mark.parametrize(("prompt", "count"), [([], 5), ([1], 0), ([1] * 60, 60), ([97], 5), ([1] * 30, 20)])
-def test_a_request_that_can_never_be_served_leaves_no_note(chapter: ModuleType, prompt: list[int], count: int) -> None:
+def test_a_request_that_can_never_be_served_writes_no_note(chapter: ModuleType, prompt: list[int], count: int) -> None:
     async def scenario() -> None:
         shared = chapter.AsyncEngine(make_engine(num_blocks=8))
         with pytest.raises(ValueError):
             await within(anext(shared.stream(prompt, count)), f"{len(prompt)} tokens and {count} new ones were not refused")
-        assert not shared.arrived and not shared.left, "a request that was refused must not leave a note"
+        assert not shared.arrived and not shared.departed, "a request that was refused must not write a note"
 
     run(scenario)
 
@@ -827,8 +835,8 @@ def test_a_failed_engine_raises_instead_of_waiting(chapter: ModuleType, already:
         with hint("raise EngineFailedError(...) from what the engine failed with."):
             assert error.__cause__ is failure, f"its cause must be what the step raised, got {error.__cause__!r}"
         if client is not None:
-            with hint("The note that the client left belongs where it is left however the generator ends, failures too."):
-                assert_left_once(shared, client, "after the engine failed")
+            with hint("The note of the departure must be written however the generator ends, failures too."):
+                assert_departed_once(shared, client, "after the engine failed")
 
     run(scenario)
 
@@ -872,7 +880,7 @@ def test_many_clients_get_what_hugging_face_gives(chapter: ModuleType, seed: int
         await rest("all clients are gone, and the loop does not sleep", loop)
         free = engine.cache.num_free_blocks
         assert free == 14, f"all clients are gone, but only {free} of 14 blocks are free"
-        assert not shared.clients and not shared.left, "all clients are gone, but one is in clients or left still"
+        assert not shared.clients and not shared.departed, "all clients are gone, but one is in clients or departed still"
 
     run(scenario)
     assert any(trace.preempted for trace in engine.history), "the situation did not arise: no sequence was preempted"
@@ -965,11 +973,11 @@ def test_the_wait_for_a_first_token_is_measured_and_explained(
     assert is_number, f"expected the number of steps, got {number!r:.80}"
     expected = steps_until_the_first_token(seed)
     with hint(
-        "A step was computing when the note was left, and it counts. In the steps after it, the tokens of the seven other "
-        "clients belong to the budget too."
+        "A step was computing when the note was written, and it counts. In the steps after it, the tokens of the seven "
+        "other clients belong to the budget too."
     ):
         assert number >= expected, f"the client waits through more steps than {number:g}"
-    with hint("A step computes as much of the prompt as the budget leaves. The step that samples the token is the last."):
+    with hint("A step computes as much of the prompt as fits into the budget. The step that samples the token is the last."):
         assert number <= expected, f"the client waits through fewer steps than {number:g}"
 
 
@@ -983,7 +991,7 @@ def steps_until_the_first_token(seed: int) -> int:
     others = [engine.add_request(draw.choices(range(96), k=3), 100) for _ in range(7)]
     while min(len(seq.output_token_ids) for seq in others) < 3:
         engine.step()
-    engine.step()  # the note is left while this one computes
+    engine.step()  # the note is written while this one computes
     late = engine.add_request(draw.choices(range(96), k=300), 5)
     num_steps = 1
     while not late.output_token_ids:

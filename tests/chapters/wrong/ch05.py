@@ -9,13 +9,13 @@ class AsyncEngine:
         for client in self.arrived:
             client.seq = self.engine.add_request(client.prompt, client.max_new_tokens)
             self.clients[client.seq.seq_id] = client
-        for client in self.left:
+        for client in self.departed:
             if client.seq is not None:
                 del self.clients[client.seq.seq_id]
                 if not client.seq.is_finished:
                     self.engine.finish(client.seq)
         self.arrived.clear()
-        self.left.clear()
+        self.departed.clear()
 
 
 # %% ends_running_sequences_only
@@ -27,17 +27,17 @@ class AsyncEngine:
         for client in self.arrived:
             client.seq = self.engine.add_request(client.prompt, client.max_new_tokens)
             self.clients[client.seq.seq_id] = client
-        for client in self.left:
+        for client in self.departed:
             if client.seq is not None:
                 self.clients.pop(client.seq.seq_id, None)
                 if client.seq.num_computed or client.seq.status.name == "WAITING":
                     self.engine.finish(client.seq)
         self.arrived.clear()
-        self.left.clear()
+        self.departed.clear()
 
 
 # %% finishes_twice
-"""Task 5.1: ends a sequence that has finished by itself a second time when its client leaves."""
+"""Task 5.1: ends a sequence that has finished by itself a second time when its client departs."""
 
 
 class AsyncEngine:
@@ -45,12 +45,12 @@ class AsyncEngine:
         for client in self.arrived:
             client.seq = self.engine.add_request(client.prompt, client.max_new_tokens)
             self.clients[client.seq.seq_id] = client
-        for client in self.left:
+        for client in self.departed:
             if client.seq is not None:
                 self.clients.pop(client.seq.seq_id, None)
                 self.engine.finish(client.seq)
         self.arrived.clear()
-        self.left.clear()
+        self.departed.clear()
 
 
 # %% first_sequence_never_leaves
@@ -62,14 +62,14 @@ class AsyncEngine:
         for client in self.arrived:
             client.seq = self.engine.add_request(client.prompt, client.max_new_tokens)
             self.clients[client.seq.seq_id] = client
-        for client in self.left:
+        for client in self.departed:
             seq_id = client.seq.seq_id if client.seq is not None else None
             if seq_id:
                 self.clients.pop(client.seq.seq_id, None)
                 if not client.seq.is_finished:
                     self.engine.finish(client.seq)
         self.arrived.clear()
-        self.left.clear()
+        self.departed.clear()
 
 
 # %% forgets_those_after_a_refusal
@@ -79,11 +79,11 @@ class AsyncEngine:
 class AsyncEngine:
     def read_notes(self) -> None:
         arrived, self.arrived = self.arrived, []
-        left, self.left = self.left, []
+        departed, self.departed = self.departed, []
         for client in arrived:
             client.seq = self.engine.add_request(client.prompt, client.max_new_tokens)
             self.clients[client.seq.seq_id] = client
-        for client in left:
+        for client in departed:
             if client.seq is not None:
                 self.clients.pop(client.seq.seq_id, None)
                 if not client.seq.is_finished:
@@ -91,7 +91,7 @@ class AsyncEngine:
 
 
 # %% gives_blocks_back_only
-"""Task 5.1: gives the blocks back and leaves the sequence in the scheduler."""
+"""Task 5.1: gives the blocks back, and the sequence stays in the scheduler."""
 
 
 class AsyncEngine:
@@ -99,18 +99,18 @@ class AsyncEngine:
         for client in self.arrived:
             client.seq = self.engine.add_request(client.prompt, client.max_new_tokens)
             self.clients[client.seq.seq_id] = client
-        for client in self.left:
+        for client in self.departed:
             if client.seq is not None:
                 self.clients.pop(client.seq.seq_id, None)
                 if not client.seq.is_finished:
                     self.engine.cache.retire(client.seq)
                     client.seq.status = data.SequenceStatus.FINISHED
         self.arrived.clear()
-        self.left.clear()
+        self.departed.clear()
 
 
 # %% keeps_clients_that_left
-"""Task 5.1: ends the sequence of a client that left, but the client stays in ``clients``."""
+"""Task 5.1: ends the sequence of a client that departed, but the client stays in ``clients``."""
 
 
 class AsyncEngine:
@@ -118,15 +118,15 @@ class AsyncEngine:
         for client in self.arrived:
             client.seq = self.engine.add_request(client.prompt, client.max_new_tokens)
             self.clients[client.seq.seq_id] = client
-        for client in self.left:
+        for client in self.departed:
             if client.seq is not None and not client.seq.is_finished:
                 self.engine.finish(client.seq)
         self.arrived.clear()
-        self.left.clear()
+        self.departed.clear()
 
 
-# %% keeps_left_notes
-"""Task 5.1: never throws the notes of who left away."""
+# %% keeps_departures
+"""Task 5.1: never throws the notes of departures away."""
 
 
 class AsyncEngine:
@@ -135,7 +135,7 @@ class AsyncEngine:
             client.seq = self.engine.add_request(client.prompt, client.max_new_tokens)
             self.clients[client.seq.seq_id] = client
         self.arrived.clear()
-        for client in self.left:
+        for client in self.departed:
             if client.seq is not None:
                 self.clients.pop(client.seq.seq_id, None)
                 if not client.seq.is_finished:
@@ -151,27 +151,27 @@ class AsyncEngine:
         for client in reversed(self.arrived):
             client.seq = self.engine.add_request(client.prompt, client.max_new_tokens)
             self.clients[client.seq.seq_id] = client
-        for client in self.left:
+        for client in self.departed:
             if client.seq is not None:
                 self.clients.pop(client.seq.seq_id, None)
                 if not client.seq.is_finished:
                     self.engine.finish(client.seq)
         self.arrived.clear()
-        self.left.clear()
+        self.departed.clear()
 
 
 # %% lets_go_before_letting_in
-"""Task 5.1: reads who left first, so a client that came and went between two steps is let in and never dropped."""
+"""Task 5.1: reads the departures first, so a client that came and departed between two steps is added and never ended."""
 
 
 class AsyncEngine:
     def read_notes(self) -> None:
-        for client in self.left:
+        for client in self.departed:
             if client.seq is not None:
                 self.clients.pop(client.seq.seq_id, None)
                 if not client.seq.is_finished:
                     self.engine.finish(client.seq)
-        self.left.clear()
+        self.departed.clear()
         for client in self.arrived:
             client.seq = self.engine.add_request(client.prompt, client.max_new_tokens)
             self.clients[client.seq.seq_id] = client
@@ -189,13 +189,13 @@ class AsyncEngine:
         for client in self.arrived:
             client.seq = self.engine.add_request(client.prompt, client.max_new_tokens)
             self.clients[client.seq.seq_id] = client
-        for client in self.left:
+        for client in self.departed:
             if client.seq is not None:
                 self.clients.pop(client.seq.seq_id, None)
                 if not client.seq.is_finished:
                     self.engine.finish(client.seq)
         self.arrived.clear()
-        self.left.clear()
+        self.departed.clear()
 
 
 # %% loses_departures_if_one_fails
@@ -207,8 +207,8 @@ class AsyncEngine:
         for client in self.arrived:
             client.seq = self.engine.add_request(client.prompt, client.max_new_tokens)
             self.clients[client.seq.seq_id] = client
-        left, self.left = self.left, []
-        for client in left:
+        departed, self.departed = self.departed, []
+        for client in departed:
             if client.seq is not None:
                 self.clients.pop(client.seq.seq_id, None)
                 if not client.seq.is_finished:
@@ -217,7 +217,7 @@ class AsyncEngine:
 
 
 # %% never_ends_sequences
-"""Task 5.1: forgets the client that left, but its sequence goes on in the engine and keeps its blocks."""
+"""Task 5.1: forgets the client that departed, but its sequence goes on in the engine and keeps its blocks."""
 
 
 class AsyncEngine:
@@ -225,11 +225,11 @@ class AsyncEngine:
         for client in self.arrived:
             client.seq = self.engine.add_request(client.prompt, client.max_new_tokens)
             self.clients[client.seq.seq_id] = client
-        for client in self.left:
+        for client in self.departed:
             if client.seq is not None:
                 self.clients.pop(client.seq.seq_id, None)
         self.arrived.clear()
-        self.left.clear()
+        self.departed.clear()
 
 
 # %% one_departure_at_a_time
@@ -241,8 +241,8 @@ class AsyncEngine:
         for client in self.arrived:
             client.seq = self.engine.add_request(client.prompt, client.max_new_tokens)
             self.clients[client.seq.seq_id] = client
-        if self.left:
-            client = self.left.pop(0)
+        if self.departed:
+            client = self.departed.pop(0)
             if client.seq is not None:
                 self.clients.pop(client.seq.seq_id, None)
                 if not client.seq.is_finished:
@@ -260,12 +260,12 @@ class AsyncEngine:
             client = self.arrived.pop(0)
             client.seq = self.engine.add_request(client.prompt, client.max_new_tokens)
             self.clients[client.seq.seq_id] = client
-        for client in self.left:
+        for client in self.departed:
             if client.seq is not None:
                 self.clients.pop(client.seq.seq_id, None)
                 if not client.seq.is_finished:
                     self.engine.finish(client.seq)
-        self.left.clear()
+        self.departed.clear()
 
 
 # %% removes_while_iterating
@@ -278,12 +278,12 @@ class AsyncEngine:
             client.seq = self.engine.add_request(client.prompt, client.max_new_tokens)
             self.clients[client.seq.seq_id] = client
             self.arrived.remove(client)
-        for client in self.left:
+        for client in self.departed:
             if client.seq is not None:
                 self.clients.pop(client.seq.seq_id, None)
                 if not client.seq.is_finished:
                     self.engine.finish(client.seq)
-            self.left.remove(client)
+            self.departed.remove(client)
 
 
 # %% skips_every_second_departure
@@ -295,12 +295,12 @@ class AsyncEngine:
         for client in self.arrived:
             client.seq = self.engine.add_request(client.prompt, client.max_new_tokens)
             self.clients[client.seq.seq_id] = client
-        for client in self.left:
+        for client in self.departed:
             if client.seq is not None:
                 self.clients.pop(client.seq.seq_id, None)
                 if not client.seq.is_finished:
                     self.engine.finish(client.seq)
-            self.left.remove(client)
+            self.departed.remove(client)
         self.arrived.clear()
 
 
@@ -316,13 +316,13 @@ class AsyncEngine:
             except Exception:
                 continue
             self.clients[client.seq.seq_id] = client
-        for client in self.left:
+        for client in self.departed:
             if client.seq is not None:
                 self.clients.pop(client.seq.seq_id, None)
                 if not client.seq.is_finished:
                     self.engine.finish(client.seq)
         self.arrived.clear()
-        self.left.clear()
+        self.departed.clear()
 
 
 # %% all_clients_get_a_token
@@ -779,7 +779,7 @@ class AsyncEngine:
 
 
 # %% loses_a_wake_up
-"""Task 5.3: clears the note after the step that found nothing, and with it a note left during that call."""
+"""Task 5.3: clears the note after the step that found nothing, and with it a note written during that call."""
 
 
 class AsyncEngine:
@@ -866,7 +866,7 @@ class AsyncEngine:
 
 
 # %% reads_notes_during_a_step
-"""Task 5.3: lets clients in and out while a step is under way in the thread."""
+"""Task 5.3: acts on notes while a step is under way in the thread."""
 
 
 class AsyncEngine:
@@ -896,7 +896,7 @@ class AsyncEngine:
 
 
 # %% reads_notes_only_when_idle
-"""Task 5.3: computes until nothing is left to do before it reads the notes again."""
+"""Task 5.3: computes until there is nothing more to do before it reads the notes again."""
 
 
 class AsyncEngine:
@@ -1144,7 +1144,7 @@ class AsyncEngine:
             while isinstance(token := await client.tokens.get(), int):
                 yield token
         finally:
-            self.left.append(client)
+            self.departed.append(client)
             self.note.set()
 
 
@@ -1167,12 +1167,12 @@ class AsyncEngine:
                     raise EngineFailedError("a step failed") from token
                 yield token
         finally:
-            self.left.append(client)
+            self.departed.append(client)
             self.note.set()
 
 
 # %% arrives_before_it_is_read
-"""Task 5.4: leaves its note when it is called, so a stream that is never read arrives and never leaves."""
+"""Task 5.4: writes its note when it is called, so a stream that is never read arrives and never departs."""
 
 
 class AsyncEngine:
@@ -1192,7 +1192,7 @@ class AsyncEngine:
                     raise EngineFailedError("a step failed") from token
                 yield token
         finally:
-            self.left.append(client)
+            self.departed.append(client)
             self.note.set()
 
 
@@ -1214,7 +1214,7 @@ class AsyncEngine:
                     raise EngineFailedError("a step failed") from token
                 yield token
         finally:
-            self.left.append(client)
+            self.departed.append(client)
             self.note.set()
 
 
@@ -1239,7 +1239,7 @@ class AsyncEngine:
             for token in tokens:
                 yield token
         finally:
-            self.left.append(client)
+            self.departed.append(client)
             self.note.set()
 
 
@@ -1265,7 +1265,7 @@ class AsyncEngine:
                     received += 1
                     yield token
         finally:
-            self.left.append(client)
+            self.departed.append(client)
             self.note.set()
 
 
@@ -1287,7 +1287,7 @@ class AsyncEngine:
                     raise EngineFailedError("a step failed") from token
                 yield token
         finally:
-            self.left.append(client)
+            self.departed.append(client)
             self.note.set()
 
 
@@ -1315,7 +1315,7 @@ class AsyncEngine:
                     raise EngineFailedError("a step failed") from token
                 yield token
         finally:
-            self.left.append(client)
+            self.departed.append(client)
             self.note.set()
 
 
@@ -1346,7 +1346,7 @@ class AsyncEngine:
 
 
 # %% finishes_and_leaves
-"""Task 5.4: ends its sequence in the engine at once, and leaves the note as well."""
+"""Task 5.4: ends its sequence in the engine at once, and writes the note as well."""
 
 
 class AsyncEngine:
@@ -1365,7 +1365,7 @@ class AsyncEngine:
         finally:
             if client.seq is not None and not client.seq.is_finished:
                 self.engine.finish(client.seq)
-            self.left.append(client)
+            self.departed.append(client)
             self.note.set()
 
 
@@ -1387,7 +1387,7 @@ class AsyncEngine:
                     raise EngineFailedError("a step failed") from token
                 yield token
         finally:
-            self.left.append(client)
+            self.departed.append(client)
             self.note.set()
 
 
@@ -1412,7 +1412,7 @@ class AsyncEngine:
                 yield before
                 before = after
         finally:
-            self.left.append(client)
+            self.departed.append(client)
             self.note.set()
 
 
@@ -1434,7 +1434,7 @@ class AsyncEngine:
                     raise EngineFailedError("a step failed") from token
                 yield token
         finally:
-            self.left.append(client)
+            self.departed.append(client)
             self.note.set()
 
 
@@ -1458,12 +1458,12 @@ class AsyncEngine:
         finally:
             if client.seq is not None:
                 self.clients.pop(client.seq.seq_id, None)
-            self.left.append(client)
+            self.departed.append(client)
             self.note.set()
 
 
 # %% leaves_only_at_the_end
-"""Task 5.4: the note that the client left stands after the loop, so a cancelled reader leaves none."""
+"""Task 5.4: the note of the departure stands after the loop, so a cancelled reader writes none."""
 
 
 class AsyncEngine:
@@ -1478,12 +1478,12 @@ class AsyncEngine:
             if isinstance(token, Exception):
                 raise EngineFailedError("a step failed") from token
             yield token
-        self.left.append(client)
+        self.departed.append(client)
         self.note.set()
 
 
 # %% leaves_only_when_cancelled
-"""Task 5.4: leaves a note when the reader is cancelled while it waits, but not when the generator is closed."""
+"""Task 5.4: writes a note when the reader is cancelled while it waits, but not when the generator is closed."""
 
 
 class AsyncEngine:
@@ -1500,15 +1500,15 @@ class AsyncEngine:
                     raise EngineFailedError("a step failed") from token
                 yield token
         except asyncio.CancelledError:
-            self.left.append(client)
+            self.departed.append(client)
             self.note.set()
             raise
-        self.left.append(client)
+        self.departed.append(client)
         self.note.set()
 
 
 # %% leaves_only_when_closed
-"""Task 5.4: leaves a note when the generator is closed, but not when the reader is cancelled while it waits."""
+"""Task 5.4: writes a note when the generator is closed, but not when the reader is cancelled while it waits."""
 
 
 class AsyncEngine:
@@ -1525,15 +1525,15 @@ class AsyncEngine:
                     raise EngineFailedError("a step failed") from token
                 yield token
         except GeneratorExit:
-            self.left.append(client)
+            self.departed.append(client)
             self.note.set()
             raise
-        self.left.append(client)
+        self.departed.append(client)
         self.note.set()
 
 
 # %% leaves_twice
-"""Task 5.4: leaves its note twice if the reader goes away early."""
+"""Task 5.4: writes its note twice if the reader goes away early."""
 
 
 class AsyncEngine:
@@ -1550,15 +1550,15 @@ class AsyncEngine:
                     raise EngineFailedError("a step failed") from token
                 yield token
         except BaseException:
-            self.left.append(client)
+            self.departed.append(client)
             raise
         finally:
-            self.left.append(client)
+            self.departed.append(client)
             self.note.set()
 
 
 # %% leaves_without_a_sign
-"""Task 5.4: the note that the client left lies there, but the event is not set."""
+"""Task 5.4: the note of the departure lies there, but the event is not set."""
 
 
 class AsyncEngine:
@@ -1575,7 +1575,7 @@ class AsyncEngine:
                     raise EngineFailedError("a step failed") from token
                 yield token
         finally:
-            self.left.append(client)
+            self.departed.append(client)
 
 
 # %% loses_the_cause
@@ -1596,12 +1596,12 @@ class AsyncEngine:
                     raise EngineFailedError("a step failed")
                 yield token
         finally:
-            self.left.append(client)
+            self.departed.append(client)
             self.note.set()
 
 
 # %% no_departure_from_a_failed_engine
-"""Task 5.4: leaves no note that it left when the engine fails."""
+"""Task 5.4: writes no note of its departure when the engine fails."""
 
 
 class AsyncEngine:
@@ -1621,7 +1621,7 @@ class AsyncEngine:
                 yield token
         finally:
             if not failed:
-                self.left.append(client)
+                self.departed.append(client)
                 self.note.set()
 
 
@@ -1648,12 +1648,12 @@ class AsyncEngine:
                     raise EngineFailedError("a step failed") from token
                 yield token
         finally:
-            self.left.append(client)
+            self.departed.append(client)
             self.note.set()
 
 
 # %% reads_the_notes_itself
-"""Task 5.4: reads the notes itself when it leaves, also while a step is under way."""
+"""Task 5.4: reads the notes itself when its reader departs, also while a step is under way."""
 
 
 class AsyncEngine:
@@ -1670,7 +1670,7 @@ class AsyncEngine:
                     raise EngineFailedError("a step failed") from token
                 yield token
         finally:
-            self.left.append(client)
+            self.departed.append(client)
             self.note.set()
             self.read_notes()
 
@@ -1695,7 +1695,7 @@ class AsyncEngine:
         except asyncio.CancelledError:
             pass
         finally:
-            self.left.append(client)
+            self.departed.append(client)
             self.note.set()
 
 
@@ -1715,7 +1715,7 @@ class AsyncEngine:
                     raise EngineFailedError("a step failed") from token
                 yield token
         finally:
-            self.left.append(client)
+            self.departed.append(client)
             self.note.set()
 
 
@@ -1737,7 +1737,7 @@ class AsyncEngine:
                     raise EngineFailedError("a step failed") from token
                 yield token
         finally:
-            self.left = [client]
+            self.departed = [client]
             self.note.set()
 
 
@@ -1759,7 +1759,7 @@ class AsyncEngine:
                     raise EngineFailedError("a step failed") from token
                 yield token
         finally:
-            self.left.append(client)
+            self.departed.append(client)
             self.note.set()
 
 
@@ -1780,7 +1780,7 @@ def answer_5_5() -> tuple[float, str]:
 
 
 # %% forgets_the_step_under_way
-"""Task 5.5: does not count the step that is computing when the note is left."""
+"""Task 5.5: does not count the step that is computing when the note is written."""
 
 
 def answer_5_5() -> tuple[float, str]:

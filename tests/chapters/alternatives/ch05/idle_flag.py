@@ -8,8 +8,8 @@ class AsyncEngine:
             seq = client.seq = self.engine.add_request(client.prompt, client.max_new_tokens)
             self.clients[seq.seq_id] = client
             del self.arrived[0]
-        while self.left:
-            seq = self.left.pop(0).seq
+        while self.departed:
+            seq = self.departed.pop(0).seq
             if seq is None:
                 continue
             if seq.seq_id in self.clients:
@@ -65,11 +65,11 @@ class AsyncEngine:
                     case token_id:
                         yield token_id
         except BaseException:
-            self.leave(client)
+            self.depart(client)
             raise
         else:
-            self.leave(client)
+            self.depart(client)
 
-    def leave(self, client: Client) -> None:
-        self.left.append(client)
+    def depart(self, client: Client) -> None:
+        self.departed.append(client)
         self.note.set()

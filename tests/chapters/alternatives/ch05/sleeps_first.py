@@ -1,17 +1,17 @@
-"""Task 5.3: sleeps before its first step, and never lets in who has left again already."""
+"""Task 5.3: sleeps before its first step, and adds no client that has departed already."""
 
 
 class AsyncEngine:
     def read_notes(self) -> None:
         for client in self.arrived:
-            if client not in self.left:
+            if client not in self.departed:
                 client.seq = self.engine.add_request(client.prompt, client.max_new_tokens)
                 self.clients[client.seq.seq_id] = client
-        for seq in [client.seq for client in self.left if client.seq is not None]:
+        for seq in [client.seq for client in self.departed if client.seq is not None]:
             self.clients.pop(seq.seq_id, None)
             if not seq.is_finished:
                 self.engine.finish(seq)
-        self.arrived, self.left = [], []
+        self.arrived, self.departed = [], []
 
     async def run(self) -> None:
         while True:

@@ -6,13 +6,13 @@ class AsyncEngine:
         arrived = list(self.arrived)
         for client in arrived:
             client.seq = self.engine.add_request(client.prompt, client.max_new_tokens)
-        gone = set(self.left)
-        for client in self.left:
+        gone = set(self.departed)
+        for client in self.departed:
             if client.seq is not None and not client.seq.is_finished:
                 self.engine.finish(client.seq)
         served = [client for client in [*self.clients.values(), *arrived] if client not in gone]
         self.clients = {client.seq.seq_id: client for client in served}
-        self.arrived, self.left = [], []
+        self.arrived, self.departed = [], []
 
     def deliver(self, group: SequenceGroup) -> None:
         sampled = {entry.seq.seq_id: entry.seq for entry in group if entry.samples}
@@ -58,5 +58,5 @@ class AsyncEngine:
             if token is not None:
                 raise EngineFailedError(str(token)) from token
         finally:
-            self.left.append(client)
+            self.departed.append(client)
             self.note.set()
