@@ -9,7 +9,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import aclosing, contextmanager, suppress
 from random import Random
 from types import ModuleType
@@ -153,22 +153,50 @@ def test_no_client_is_forgotten_if_the_engine_refuses_one(chapter: ModuleType, m
 
 
 @pytest.mark.task("5.1", hint=LOST)
-def test_no_departure_is_forgotten_if_one_fails(chapter: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("fails", [0, 1, 2])
+def test_no_departure_is_forgotten_if_one_fails(chapter: ModuleType, monkeypatch: pytest.MonkeyPatch, fails: int) -> None:
     shared = chapter.AsyncEngine(make_engine())
     clients = [arrive(chapter, shared, [number]) for number in range(3)]
     shared.read_notes()
     shared.departed.extend(clients)
+    finish = shared.engine.finish
+    asked: list[Sequence] = []
 
-    def refuse(seq: Sequence) -> None:
-        raise RuntimeError("the sequence could not be ended")
+    def refuse_one(seq: Sequence) -> None:
+        asked.append(seq)
+        if seq is clients[fails].seq:
+            raise RuntimeError("the sequence could not be ended")
+        finish(seq)
 
-    monkeypatch.setattr(shared.engine, "finish", refuse)
+    monkeypatch.setattr(shared.engine, "finish", refuse_one)
     with suppress(RuntimeError):
         shared.read_notes()
+    assert clients[fails].seq in asked, f"three clients departed, and Engine.finish was not called for client {fails}"
     lost = [number for number, client in enumerate(clients) if not client.seq.is_finished and client not in shared.departed]
-    assert 1 not in lost and 2 not in lost, (
-        f"Engine.finish raised for the first of three departures, 0, 1, 2: the notes of {lost} are no longer in departed, "
-        "and their sequences still run"
+    with hint("Take a note off departed only after Engine.finish has ended its sequence, also the note in hand."):
+        assert not lost, (
+            f"clients 0, 1, 2 departed, and Engine.finish raised for client {fails}: the notes of {lost} are no longer in "
+            "departed, and their sequences were not ended"
+        )
+
+
+@pytest.mark.task("5.1", hint=LOST)
+def test_no_departure_is_forgotten_if_an_arrival_is_refused(chapter: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    shared = chapter.AsyncEngine(make_engine())
+    served = arrive(chapter, shared, [1])
+    shared.read_notes()
+    comes = arrive(chapter, shared, [2])
+    shared.departed.extend([served, comes])  # the second one departs before its arrival is read
+
+    def refuse(prompt: list[int], max_new_tokens: int) -> Sequence:
+        raise RuntimeError("no room in the queue")
+
+    monkeypatch.setattr(shared.engine, "add_request", refuse)
+    with suppress(RuntimeError):
+        shared.read_notes()
+    assert served.seq.is_finished or served in shared.departed, (
+        "add_request raised for a client that arrived: the departure of another client is no longer in departed, and its "
+        "sequence was not ended"
     )
 
 
@@ -290,6 +318,17 @@ def serve(chapter: ModuleType, *entries: ScheduledSequence) -> tuple[Any, dict[i
     return shared, dict(shared.clients)
 
 
+def about_the_missing(entries: Iterable[ScheduledSequence], got: dict[int, list[int]]) -> str:
+    """More about the clients that got no token although the step sampled one for them."""
+    missing = [entry for entry in entries if entry.samples and not got[entry.seq.seq_id]]
+    return "".join(
+        f"; client {entry.seq.seq_id} got none: its entry has {entry.num_tokens} tokens and samples is true, as the last "
+        "chunk of a prompt has"
+        for entry in missing
+        if entry.num_tokens > 1
+    )
+
+
 NEWEST = (
     "The newest token of the entry's sequence goes into the queue of the client with that sequence's id, by put_nowait. "
     "Every token id is a token: 0, and the end-of-text token, too."
@@ -308,7 +347,8 @@ def test_each_client_gets_its_own_newest_token(chapter: ModuleType, seed: int) -
     shared.deliver(SequenceGroup(tuple(reversed(entries))))
     got = {number: drain(client.tokens) for number, client in clients.items()}
     expected = {number: output[-1:] for number, output in outputs.items()}
-    assert got == expected, f"expected each client's own newest token, {expected}, got {got}"
+    more = about_the_missing(entries, got)
+    assert got == expected, f"expected each client's own newest token, {expected}, got {got}{more}"
     assert shared.clients == clients, "clients that are not done must stay"
 
 
@@ -327,7 +367,10 @@ def test_a_chunk_brings_a_token_only_if_it_samples(chapter: ModuleType) -> None:
     shared.deliver(SequenceGroup(tuple(entries)))
     got = {number: drain(client.tokens) for number, client in clients.items()}
     expected = {1: [], 2: [20], 3: [30], 4: [], 5: [52]}
-    assert got == expected, f"sequences 2, 3 and 5 sampled in this step, 1 and 4 did not: expected {expected}, got {got}"
+    more = about_the_missing(entries, got)
+    assert got == expected, (
+        f"sequences 2, 3 and 5 sampled in this step, 1 and 4 did not: expected {expected}, got {got}{more}"
+    )
 
 
 @pytest.mark.task(
@@ -445,6 +488,9 @@ def groups_of(count: int) -> list[SequenceGroup]:
 
 NEVER_STEPPED = "the loop never computed a step"
 IDLE = "With nothing to compute, sleep in self.note.wait(). It returns at once while the event is set: clear the event, too."
+NONE_SAYS = (
+    "Only a step that gives None says that there is nothing to compute. An empty list, or no client, does not say so."
+)
 ORDER = "Read the notes, compute, deliver if there is a group, and again. Only the step belongs in a thread."
 
 
@@ -464,11 +510,14 @@ def test_notes_are_read_before_each_step_and_tokens_delivered_after_it(chapter: 
 
         shared, log, steps = scripted(chapter, step)
         loop = asyncio.create_task(shared.run())
-        what = f"{num_steps} steps were there to compute and then one that finds nothing; the loop began {{}}"
         try:
             await within(idle.wait(), "", loop)
         except AssertionError as error:
-            raise AssertionError(str(error) or what.format(len(steps.threads))) from error
+            count = len(steps.threads)
+            said = f"{num_steps} steps were there to compute and then one that finds nothing; the loop began {count}"
+            slept = ", and slept before a step gave None" if count and not loop.done() else ""
+            with hint(NONE_SAYS if slept else ORDER):
+                raise AssertionError(str(error) or said + slept) from error
         waited = own_loop().jumped
         with hint(IDLE):
             await rest("nothing more is there to compute, and the loop goes on and on without sleeping", loop)
@@ -701,8 +750,22 @@ async def begun(shared: Any, prompt: Any, max_new_tokens: int = 9) -> tuple[Any,
     return stream, first, shared.arrived[-1]
 
 
+def yielded(waiting: "asyncio.Task[Any]") -> str:
+    """What a stream yielded to its reader, as text; empty if it raised or ended."""
+    return "" if waiting.cancelled() or waiting.exception() is not None else repr(waiting.result())
+
+
 def assert_departed_once(shared: Any, client: Any, how: str) -> None:
+    """The client's departure is noted. ``client.seq is None`` says that its arrival was not read yet."""
     notes = shared.departed.count(client)
+    if client.seq is None and client not in shared.arrived:
+        with hint(
+            "A departure is a note in departed, also while the arrival is unread. Only read_notes takes notes off lists."
+        ):
+            raise AssertionError(
+                f"{how}: the stream took its note out of arrived, which belongs to read_notes; expected that note to stay "
+                f"and one note in departed, got {notes}"
+            )
     assert notes == 1, f"{how}: expected one note in departed, got {notes}"
     assert shared.note.is_set(), f"{how}: the note in departed will not be read, because the event was not set"
 
@@ -729,32 +792,20 @@ def test_tokens_come_one_by_one_until_the_end(chapter: ModuleType, seed: int) ->
         assert not shared.departed, "the client was noted as gone before its last token"
         client.tokens.put_nowait(None)
         await asyncio.wait([first], timeout=PATIENCE_S)
-        assert first.done() and isinstance(first.exception(), StopAsyncIteration), "the stream must end when None comes"
+        assert first.done(), "None was in the queue, and the stream still waits: it must end when None comes"
+        with hint("After the last token the generator only returns. A yield that follows gives the reader one more item."):
+            assert not (got := yielded(first)), (
+                f"the stream must end when None comes, but it yielded {got} once more: is the file's last yield still there?"
+            )
+        if not isinstance(error := first.exception(), StopAsyncIteration):
+            raise error or AssertionError("the stream must end when None comes")
         assert_departed_once(shared, client, "after the last token")
 
     run(scenario)
 
 
-@pytest.mark.task(
-    "5.4", hint="Add to the lists of notes; other clients' notes are in them too, in the order in which they came."
-)
-def test_several_notes_lie_side_by_side_in_order(chapter: ModuleType) -> None:
-    async def scenario() -> None:
-        shared = chapter.AsyncEngine(make_engine())
-        several = [await begun(shared, [number], 9) for number in range(3)]
-        got = [list(client.prompt) for client in shared.arrived]
-        assert got == [[0], [1], [2]], f"clients with prompts [0], [1], [2] arrived in this order; the notes say {got}"
-        for _, waiting, _ in several:
-            waiting.cancel()
-        await asyncio.wait([waiting for _, waiting, _ in several], timeout=PATIENCE_S)
-        lost = [number for number, (_, _, client) in enumerate(several) if client not in shared.departed]
-        assert not lost, f"clients 0, 1 and 2 departed between the same two steps; the notes of {lost} are not in departed"
-
-    run(scenario)
-
-
 @pytest.mark.task("5.4", hint="Whatever ends a generator in the middle, its finally block still runs.")
-@pytest.mark.parametrize("how", ["cancelled", "closed", "cancelled before the first token"])
+@pytest.mark.parametrize("how", ["cancelled before the first token", "cancelled", "closed"])
 def test_a_reader_that_goes_away_departs_with_a_note(chapter: ModuleType, how: str) -> None:
     async def scenario() -> None:
         engine = make_engine()
@@ -784,6 +835,24 @@ def test_a_reader_that_goes_away_departs_with_a_note(chapter: ModuleType, how: s
                 assert seq in engine.scheduler.running, f"{how}: the stream took its sequence out of the scheduler itself"
             assert shared.clients == before, f"{how}: the stream changed clients itself; deliver may still look there"
         assert_departed_once(shared, client, how)
+
+    run(scenario)
+
+
+@pytest.mark.task(
+    "5.4", hint="Add to the lists of notes; other clients' notes are in them too, in the order in which they came."
+)
+def test_several_notes_lie_side_by_side_in_order(chapter: ModuleType) -> None:
+    async def scenario() -> None:
+        shared = chapter.AsyncEngine(make_engine())
+        several = [await begun(shared, [number], 9) for number in range(3)]
+        got = [list(client.prompt) for client in shared.arrived]
+        assert got == [[0], [1], [2]], f"clients with prompts [0], [1], [2] arrived in this order; the notes say {got}"
+        for _, waiting, _ in several:
+            waiting.cancel()
+        await asyncio.wait([waiting for _, waiting, _ in several], timeout=PATIENCE_S)
+        lost = [number for number, (_, _, client) in enumerate(several) if client not in shared.departed]
+        assert not lost, f"clients 0, 1 and 2 departed between the same two steps; the notes of {lost} are not in departed"
 
     run(scenario)
 

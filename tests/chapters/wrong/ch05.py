@@ -18,6 +18,29 @@ class AsyncEngine:
         self.departed.clear()
 
 
+# %% drops_departures_if_an_arrival_is_refused
+"""Task 5.1: takes the departures off their list before the arrivals are read, and keeps them only if ending one fails."""
+
+
+class AsyncEngine:
+    def read_notes(self) -> None:
+        departures, self.departed = self.departed, []
+        while self.arrived:
+            client = self.arrived[0]
+            client.seq = self.engine.add_request(client.prompt, client.max_new_tokens)
+            self.clients[client.seq.seq_id] = client
+            self.arrived.pop(0)
+        try:
+            for client in departures:
+                if client.seq is not None:
+                    self.clients.pop(client.seq.seq_id, None)
+                    if not client.seq.is_finished:
+                        self.engine.finish(client.seq)
+        except Exception:
+            self.departed = departures
+            raise
+
+
 # %% ends_running_sequences_only
 """Task 5.1: ends a sequence only while its status is running, not while it waits after a preemption."""
 
@@ -250,6 +273,28 @@ class AsyncEngine:
         self.arrived.clear()
 
 
+# %% pops_after_looking_at_the_sequence
+"""Task 5.1: keeps the departures that it has not reached, but not the one whose sequence could not be ended."""
+
+
+class AsyncEngine:
+    def read_notes(self) -> None:
+        for client in self.arrived:
+            client.seq = self.engine.add_request(client.prompt, client.max_new_tokens)
+            self.clients[client.seq.seq_id] = client
+        self.arrived.clear()
+        departures, self.departed = self.departed, []
+        for number, client in enumerate(departures):
+            if client.seq is not None:
+                self.clients.pop(client.seq.seq_id, None)
+                if not client.seq.is_finished:
+                    try:
+                        self.engine.finish(client.seq)
+                    except Exception:
+                        self.departed = departures[number + 1 :]
+                        raise
+
+
 # %% pops_before_it_adds
 """Task 5.1: takes each note off the list before it is acted on, so a refused client is lost."""
 
@@ -266,6 +311,25 @@ class AsyncEngine:
                 if not client.seq.is_finished:
                     self.engine.finish(client.seq)
         self.departed.clear()
+
+
+# %% pops_before_it_ends
+"""Task 5.1: takes each departure off the list before its sequence was ended, so the one in hand is lost if that fails."""
+
+
+class AsyncEngine:
+    def read_notes(self) -> None:
+        while self.arrived:
+            client = self.arrived[0]
+            client.seq = self.engine.add_request(client.prompt, client.max_new_tokens)
+            self.clients[client.seq.seq_id] = client
+            self.arrived.pop(0)
+        while self.departed:
+            client = self.departed.pop(0)
+            if client.seq is not None:
+                self.clients.pop(client.seq.seq_id, None)
+                if not client.seq.is_finished:
+                    self.engine.finish(client.seq)
 
 
 # %% removes_while_iterating
@@ -520,6 +584,22 @@ class AsyncEngine:
         for entry, client in zip(group, list(self.clients.values())):
             if not entry.samples:
                 continue
+            client.tokens.put_nowait(entry.seq.token_ids[-1])
+            if entry.seq.is_finished:
+                client.tokens.put_nowait(None)
+                del self.clients[entry.seq.seq_id]
+
+
+# %% one_token_means_sampled
+"""Task 5.2: takes an entry with one token for one that samples: the last chunk of a prompt brings nothing."""
+
+
+class AsyncEngine:
+    def deliver(self, group: SequenceGroup) -> None:
+        for entry in group:
+            if entry.num_tokens != 1:
+                continue
+            client = self.clients[entry.seq.seq_id]
             client.tokens.put_nowait(entry.seq.token_ids[-1])
             if entry.seq.is_finished:
                 client.tokens.put_nowait(None)
@@ -1091,6 +1171,31 @@ class AsyncEngine:
                         await asyncio.wait_for(self.note.wait(), 1)
                     except asyncio.TimeoutError:
                         pass
+                else:
+                    self.deliver(group)
+        except Exception as error:
+            self.failure = error
+            for client in [*self.clients.values(), *self.arrived]:
+                client.tokens.put_nowait(error)
+            raise
+
+
+# %% sleeps_if_it_has_no_clients
+"""Task 5.3: sleeps as soon as ``clients`` is empty, without a step that gives ``None``."""
+
+
+class AsyncEngine:
+    async def run(self) -> None:
+        try:
+            while True:
+                self.note.clear()
+                self.read_notes()
+                if not self.clients:
+                    await self.note.wait()
+                    continue
+                group = await asyncio.to_thread(self.engine.step)
+                if group is None:
+                    await self.note.wait()
                 else:
                     self.deliver(group)
         except Exception as error:
@@ -1697,6 +1802,54 @@ class AsyncEngine:
         finally:
             self.departed.append(client)
             self.note.set()
+
+
+# %% takes_its_arrival_back
+"""Task 5.4: takes its own note out of ``arrived`` where it is unread, in place of a note in ``departed``."""
+
+
+class AsyncEngine:
+    async def stream(self, prompt: Sequence[int], max_new_tokens: int) -> AsyncGenerator[int, None]:
+        self.engine.check_request(prompt, max_new_tokens)
+        if self.failure is not None:
+            raise EngineFailedError("the engine has stopped") from self.failure
+        client = Client(prompt, max_new_tokens)
+        self.arrived.append(client)
+        self.note.set()
+        try:
+            while (token := await client.tokens.get()) is not None:
+                if isinstance(token, Exception):
+                    raise EngineFailedError("a step failed") from token
+                yield token
+        finally:
+            if client in self.arrived:
+                self.arrived.remove(client)
+            else:
+                self.departed.append(client)
+            self.note.set()
+
+
+# %% yields_once_more
+"""Task 5.4: the last ``yield`` of the work file still stands behind the loop."""
+
+
+class AsyncEngine:
+    async def stream(self, prompt: Sequence[int], max_new_tokens: int) -> AsyncGenerator[int, None]:
+        self.engine.check_request(prompt, max_new_tokens)
+        if self.failure is not None:
+            raise EngineFailedError("the engine has stopped") from self.failure
+        client = Client(prompt, max_new_tokens)
+        self.arrived.append(client)
+        self.note.set()
+        try:
+            while (token := await client.tokens.get()) is not None:
+                if isinstance(token, Exception):
+                    raise EngineFailedError("a step failed") from token
+                yield token
+        finally:
+            self.departed.append(client)
+            self.note.set()
+        yield
 
 
 # %% waits_for_a_failed_engine

@@ -9,13 +9,13 @@ class AsyncEngine:
             self.clients[seq.seq_id] = client
             del self.arrived[0]
         while self.departed:
-            seq = self.departed.pop(0).seq
-            if seq is None:
-                continue
-            if seq.seq_id in self.clients:
-                del self.clients[seq.seq_id]
-            if not seq.is_finished:
-                self.engine.finish(seq)
+            seq = self.departed[0].seq
+            if seq is not None:
+                if seq.seq_id in self.clients:
+                    del self.clients[seq.seq_id]
+                if not seq.is_finished:
+                    self.engine.finish(seq)
+            del self.departed[0]
 
     def deliver(self, group: SequenceGroup) -> None:
         for entry in group:
