@@ -18,6 +18,8 @@ Tasks (33 points, about 3.5 hours):
 - 5.4 (9 points) ``AsyncEngine.stream``: one client's tokens as they come, and no blocks held after it has gone.
 - 5.5 (3 points) ``answer_5_5``: measure how many steps a client waits for its first token, and explain it.
 
+The time is for a reader who has used ``asyncio`` before. With only ``async`` and ``await``, allow 4.5 to 5 hours.
+
 Run it from the repository's root with ``python -m chapters.ch05_server``, and yours with ``python -m work.ch05_server``.
 Know first: chapter 04; ``async`` functions, generators, ``try`` and ``finally``.
 In the engine: :mod:`pagebrain.server.link.engine_main` and :mod:`pagebrain.server.link.client`. In vLLM: ``AsyncLLM`` in
@@ -60,12 +62,14 @@ class EngineFailedError(Exception):
 
 @dataclass(eq=False)
 class Client:
-    """One request and the queue of its tokens.
+    """One request and its token queue.
 
     Attributes:
         prompt, max_new_tokens: what was asked for.
-        tokens: gets each new token, then ``None`` after the last one; or the exception that ended the engine.
-        seq: the client's sequence in the engine; ``None`` until its arrival was read.
+        tokens: the token queue. Its items are the tokens, each put in when it is new, and ``None`` after them when the
+            sequence has finished; or the exception that ended the engine.
+        seq: the client's sequence in the engine; ``None`` until its arrival was read. ``seq.is_finished`` says whether it
+            has ended, after its last token or by :meth:`Engine.finish`.
     """
 
     prompt: Sequence[int]
@@ -80,7 +84,8 @@ class AsyncEngine:
     Attributes:
         engine: changed by :meth:`read_notes` and by the step itself, and by nothing else while a step is under way.
             :meth:`Engine.check_request` reads only what never changes, so it may be called at any time.
-        clients: the clients that the engine serves, by sequence id. :meth:`read_notes` and :meth:`deliver` change it.
+        clients: the clients that the engine serves, keyed by sequence id, ``seq.seq_id``. :meth:`read_notes` and
+            :meth:`deliver` change it.
         arrived, departed: the notes, oldest first. A note is the client itself.
         note: an event that is set whenever a note is added.
         failure: the exception that ended the engine; ``None`` while it works.
@@ -100,8 +105,9 @@ class AsyncEngine:
         After a client's arrival was read, the engine has its request, ``client.seq`` is the sequence, and the client is in
         ``clients``. Requests are added in the order of the notes. After a departure was read, the client is not in
         ``clients``, and its sequence has finished and holds no blocks. A sequence is ended by :meth:`Engine.finish`, at most
-        once. One client can have both notes at the same time. A departure can also come after the client's last token, when
-        the sequence has finished and :meth:`deliver` has taken the client out of ``clients``.
+        once; ``seq.is_finished`` says whether it has ended already. One client can have both notes at the same time. A
+        departure can also come after the client's last token, when the sequence has finished and :meth:`deliver` has taken
+        the client out of ``clients``.
 
         If the engine raises, so does this method, and no note is lost: each client whose arrival was noted is in ``arrived``
         or in ``clients``, and each departure whose sequence was not ended is in ``departed``.
@@ -120,11 +126,12 @@ class AsyncEngine:
         # END SOLUTION
 
     def deliver(self, group: SequenceGroup) -> None:
-        """Task 5.2: put each token that the step sampled into its client's queue, and ``None`` after a sequence's last.
+        """Task 5.2: put each token that the step sampled into its client's token queue, and ``None`` after the final one.
 
-        The step has been computed, so a sampled token is the last of its sequence. Every token id is delivered, 0 and the
-        end-of-text token too. An entry that does not sample brings nothing; it is a chunk with more to come. A finished
-        client is taken out of ``clients``. Queues have no limit, so ``put_nowait`` never fails.
+        The group has an entry for each sequence of the step. If the entry samples, the new token is ``seq.token_ids[-1]`` of
+        its sequence, ``entry.seq``. If the sequence has finished, ``seq.is_finished``, put ``None`` after it and take the
+        client out of ``clients``. An entry that does not sample brings nothing; it is a chunk with more to come. Every token
+        id is delivered, 0 and the end-of-text token too. Token queues have no limit, so ``put_nowait`` never fails.
         """
         # BEGIN SOLUTION 5.2
         for entry in group:
@@ -142,12 +149,12 @@ class AsyncEngine:
 
         A step, ``self.engine.step``, runs in a thread (``asyncio.to_thread``), one at a time, for as long as it takes. The
         event loop is never blocked. All else happens on the event loop, between two steps. A step gives ``None`` if there is
-        nothing to compute. Then the loop sleeps, without timers, until there is a note of either kind. It must not sleep on
-        beside a note that was written while that step ran.
+        nothing to compute. Then the loop sleeps, without timers, until there is a note of either kind. If a note was
+        written during that step, the loop must not sleep: it must read the note.
 
         If a step or anything else in the loop raises an ``Exception``, this exception is kept in ``failure``, put into the
-        queue of every client in ``clients`` and in ``arrived``, and raised again. A cancellation is no failure. It ends the
-        loop at once and is passed on.
+        token queue of every client in ``clients`` and in ``arrived``, and raised again. A cancellation is no failure. It
+        ends the loop immediately and is passed on.
         """
         # BEGIN SOLUTION 5.3
         try:
@@ -167,16 +174,17 @@ class AsyncEngine:
         # END SOLUTION
 
     async def stream(self, prompt: Sequence[int], max_new_tokens: int) -> AsyncGenerator[int, None]:
-        """Task 5.4: the tokens of one request, each as soon as it is in the client's queue.
+        """Task 5.4: the tokens of one request, each as soon as it is in the client's token queue.
 
-        It adds a note to ``arrived`` and yields what comes into the queue until ``None`` comes. It adds exactly one note to
-        ``departed``, however it ends: after the last token, because the engine fails, because the reader's task is
+        It adds a note to ``arrived`` and yields what comes into the token queue until ``None`` comes. It adds exactly one
+        note to ``departed``, however it ends: after the last token, because the engine fails, because the reader's task is
         cancelled, or because the reader closes the generator. A cancellation is passed on. The stream waits for each token
         for as long as it takes. Apart from :meth:`Engine.check_request` it does not touch the engine and ``clients``, since
         a step may be under way.
 
         Raises ``ValueError`` for a request that could never be served, before any note, and ``EngineFailedError``, whose
-        cause is the engine's exception, if the engine has failed already or fails.
+        cause is the engine's exception, if the engine has failed already or fails. If both apply, either is right. The texts
+        of the exceptions are free.
         """
         # BEGIN SOLUTION 5.4
         self.engine.check_request(prompt, max_new_tokens)
@@ -300,8 +308,8 @@ def answer_5_5() -> tuple[float, str]:
     The engine has 256 blocks of 16 tokens, 8 seats and a budget of 64 tokens a step. Seven clients are served. Each has
     some of its tokens and needs many more. While a step is computing, an eighth client arrives. Its prompt has 300 tokens.
 
-    Return the number of steps from its note until its first token is in its queue. The step that is computing when the note
-    is written counts, and so does the step that samples the token. Measure it: no thread is needed, since you can call
+    Return the number of steps from its note until its first token is in its token queue. The step that is computing when the
+    note is written counts, and so does the step that samples the token. Measure it: no thread is needed, since you can call
     ``read_notes``, ``engine.step`` and ``deliver`` by hand, in the order of the loop, and write the note between
     ``read_notes`` and ``engine.step``. Any GPT-2 with 320 positions or more will do, also one with random weights.
 

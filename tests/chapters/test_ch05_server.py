@@ -104,7 +104,7 @@ def test_arrivals_become_requests_in_order(chapter: ModuleType, seed: int) -> No
     waiting = list(shared.engine.scheduler.waiting)
     assert all(client.seq is not None for client in clients), "client.seq must be the sequence that add_request returned"
     assert [client.seq for client in clients] == waiting, (
-        "the engine's queue must hold the clients' sequences, first come first"
+        "the scheduler's waiting list must hold the clients' sequences, first come first"
     )
     assert [seq.token_ids for seq in waiting] == prompts, "a prompt went to the wrong client"
     limits = [len(prompt) + count for prompt, count in zip(prompts, counts)]
@@ -137,7 +137,7 @@ def test_no_client_is_forgotten_if_the_engine_refuses_one(chapter: ModuleType, m
 
     def refuse_the_second(prompt: list[int], max_new_tokens: int) -> Sequence:
         if prompt == [1]:
-            raise RuntimeError("no room in the queue")
+            raise RuntimeError("no room in the waiting list")
         seq: Sequence = add_request(prompt, max_new_tokens)
         return seq
 
@@ -189,7 +189,7 @@ def test_no_departure_is_forgotten_if_an_arrival_is_refused(chapter: ModuleType,
     shared.departed.extend([served, comes])  # the second one departs before its arrival is read
 
     def refuse(prompt: list[int], max_new_tokens: int) -> Sequence:
-        raise RuntimeError("no room in the queue")
+        raise RuntimeError("no room in the waiting list")
 
     monkeypatch.setattr(shared.engine, "add_request", refuse)
     with suppress(RuntimeError):
@@ -238,7 +238,7 @@ def test_a_departed_client_is_served_no_more_and_others_are(chapter: ModuleType,
 
 
 @pytest.mark.task(
-    "5.1", hint="A preempted sequence waits in the scheduler's queue and runs again later. It is not finished."
+    "5.1", hint="A preempted sequence waits in the scheduler's waiting list and runs again later. It is not finished."
 )
 def test_a_client_may_leave_while_its_sequence_is_preempted(chapter: ModuleType) -> None:
     shared = chapter.AsyncEngine(make_engine(num_blocks=4))
@@ -258,7 +258,7 @@ def test_a_client_may_leave_while_its_sequence_is_preempted(chapter: ModuleType)
     )
 
 
-@pytest.mark.task("5.1", hint="Both notes of such a client are there at once. Read the arrivals first.")
+@pytest.mark.task("5.1", hint="Both notes of such a client are there at the same time. Read the arrivals first.")
 def test_a_client_that_came_and_departed_between_two_steps_holds_nothing(chapter: ModuleType) -> None:
     shared = chapter.AsyncEngine(make_engine())
     client = arrive(chapter, shared, [1, 2, 3])
@@ -330,8 +330,8 @@ def about_the_missing(entries: Iterable[ScheduledSequence], got: dict[int, list[
 
 
 NEWEST = (
-    "The newest token of the entry's sequence goes into the queue of the client with that sequence's id, by put_nowait. "
-    "Every token id is a token: 0, and the end-of-text token, too."
+    "The newest token of the entry's sequence goes into the token queue of the client with that sequence's id, by "
+    "put_nowait. Every token id is a token: 0, and the end-of-text token, too."
 )
 
 
@@ -419,8 +419,10 @@ def test_the_queue_of_a_client_that_does_not_read_keeps_every_token(chapter: Mod
     for number, prompt in prompts.items():
         *tokens, end = drain(clients[number].tokens) or [None]
         expected = hf_greedy(base, prompt, 12, base.config.eos_token_id)
-        assert_same_tokens([*tokens], expected, what=f"what lies in the queue of client {number}, read only at the end,")
-        assert end is None, f"the last entry of client {number}'s queue must be None, got {end!r}"
+        assert_same_tokens(
+            [*tokens], expected, what=f"what lies in the token queue of client {number}, read only at the end,"
+        )
+        assert end is None, f"the last item of client {number}'s token queue must be None, got {end!r}"
     assert not shared.clients, f"all sequences have finished, but clients holds {sorted(shared.clients)}"
 
 
@@ -428,7 +430,7 @@ def test_the_queue_of_a_client_that_does_not_read_keeps_every_token(chapter: Mod
 
 
 class Steps:
-    """What the scripted engine's steps did: how many began, in which threads, and whether two ran at once."""
+    """What the scripted engine's steps did: how many began, in which threads, and whether two ran at the same time."""
 
     def __init__(self) -> None:
         self.threads: list[int] = []
@@ -487,7 +489,7 @@ def groups_of(count: int) -> list[SequenceGroup]:
 
 
 NEVER_STEPPED = "the loop never computed a step"
-IDLE = "With nothing to compute, sleep in self.note.wait(). It returns at once while the event is set: clear the event, too."
+IDLE = "With nothing to compute, sleep in self.note.wait(). While the event is set it returns immediately: clear it, too."
 NONE_SAYS = (
     "Only a step that gives None says that there is nothing to compute. An empty list, or no client, does not say so."
 )
@@ -634,7 +636,7 @@ def test_a_note_wakes_the_loop(chapter: ModuleType, during_the_step: bool, kind:
     run(scenario)
 
 
-TOLD = "Keep the exception in failure, put it into the queue of every client, in clients and in arrived, and raise it again."
+TOLD = "Keep the exception in failure, put it into the token queue of each client in clients and in arrived, raise it again."
 
 
 @pytest.mark.task("5.3", hint=TOLD)

@@ -1254,7 +1254,7 @@ class AsyncEngine:
 
 
 # %% adds_the_request_itself
-"""Task 5.4: hands the request to the engine at once, also while a step is under way."""
+"""Task 5.4: hands the request to the engine immediately, also while a step is under way."""
 
 
 class AsyncEngine:
@@ -1425,7 +1425,7 @@ class AsyncEngine:
 
 
 # %% ends_the_sequence_itself
-"""Task 5.4: ends its sequence in the engine at once, also while a step is under way."""
+"""Task 5.4: ends its sequence in the engine immediately, also while a step is under way."""
 
 
 class AsyncEngine:
@@ -1451,7 +1451,7 @@ class AsyncEngine:
 
 
 # %% finishes_and_leaves
-"""Task 5.4: ends its sequence in the engine at once, and writes the note as well."""
+"""Task 5.4: ends its sequence in the engine immediately, and writes the note as well."""
 
 
 class AsyncEngine:
