@@ -19,7 +19,7 @@
 # the engine for such clients. Scheduler, cache and attention stay as they are.
 #
 # **You need:** chapter 04; `async` functions and generators, `try` and `finally`. **Time:** about three and a half hours with
-# the exercises.
+# the exercises if you have used `asyncio` before, and four and a half to five hours if you know only `async` and `await`.
 #
 # *You will be able to* let many clients share one engine, say what runs in a thread and what on the event loop, avoid a lost
 # wake-up, and free the memory of a client that closes its connection.
@@ -29,6 +29,26 @@
 #
 # *If this chapter is left to you (a copy from a course), the cells run on your own file in `work/`. Where a task of it is not
 # done yet, they run on a lent function, and the first cell says so.*
+#
+# <details><summary><b>What the tasks use of Python's <code>asyncio</code></b></summary>
+#
+# - `asyncio.create_task(coroutine)` starts a coroutine as a [task](https://docs.python.org/3/library/asyncio-task.html#creating-tasks),
+#   which runs beside the code that started it.
+# - `task.cancel()` asks a task to end: [`asyncio.CancelledError`](https://docs.python.org/3/library/asyncio-task.html#task-cancellation)
+#   is raised in it, at the `await` where it waits. It is a `BaseException` and no `Exception`: `except Exception` does not catch it, and
+#   `finally` blocks run.
+# - [`asyncio.to_thread(function)`](https://docs.python.org/3/library/asyncio-task.html#asyncio.to_thread) calls a function in a
+#   thread. The coroutine that awaits it is set aside until the function returns, and gets its result or its exception.
+# - [`asyncio.Event`](https://docs.python.org/3/library/asyncio-sync.html#asyncio.Event) is a flag with `set()` and `clear()`.
+#   `await event.wait()` waits until the flag is set, and returns immediately if it is set already.
+# - [`asyncio.Queue`](https://docs.python.org/3/library/asyncio-queue.html#asyncio.Queue): `put_nowait(item)` adds an item at the
+#   end. `await queue.get()` takes the oldest item, and waits while there is none.
+# - An [asynchronous generator](https://docs.python.org/3/reference/expressions.html#asynchronous-generator-functions) is an
+#   `async def` with a `yield`. `async for` takes its items. Calling it runs none of its code: that starts with the first `anext`.
+#   `aclose()` ends it: `GeneratorExit` is raised at the `yield` where it stands. It is no `Exception` either.
+# - [`contextlib.aclosing(generator)`](https://docs.python.org/3/library/contextlib.html#contextlib.aclosing) calls `aclose()` at the
+#   end of an `async with` block, however the block ends.
+# </details>
 
 # %%
 import sys
@@ -96,7 +116,7 @@ print("preempted in between:", *preempted)
 # late, because one story had to wait for blocks.
 #
 # These four requests also arrived together. Now they arrive one after the other, 20 milliseconds apart. A call of `generate`
-# holds the engine until it returns, so the calls wait in a queue.
+# holds the engine until it returns, so each call waits until those before it have returned.
 
 
 # %%
@@ -112,16 +132,18 @@ def one_call(prompt):
     return ch04.generate(model, [prompt], 60)
 
 
-async def queue_up(number, counter):
+async def call_in_turn(number, counter):
     await asyncio.sleep(0.02 * number)
     arrived = time.perf_counter()
     await asyncio.get_running_loop().run_in_executor(counter, one_call, prompts[number])
-    return (time.perf_counter() - arrived,) * 2  # all tokens come at once
+    return (time.perf_counter() - arrived,) * 2  # all tokens come together
 
 
 one_call(prompts[0])  # the first run also warms the machine up
 with ThreadPoolExecutor(1) as counter:
-    one_by_one = await asyncio.gather(*(queue_up(number, counter) for number in range(4)))
+    one_by_one = await asyncio.gather(
+        *(call_in_turn(number, counter) for number in range(4))
+    )
 report(one_by_one)
 
 # %% [markdown]
@@ -187,39 +209,24 @@ print("beats while it runs in a thread:", "some" if in_thread else "none")
 viz.show_source(ch05.Client, ch05.AsyncEngine.__init__)
 
 # %% [markdown]
-# ### Exercise 5.1: reading the notes (7 points)
+# The attributes that the methods share:
 #
-# Make a table with five rows: a client that arrived, one that departed while its sequence waited in the engine's queue, one that
-# departed in the middle of its answer, one that departed after its last token, and one that arrived and departed between the same two steps.
-# For each of them: is there a `seq` already? Is the client in `clients`? Does its sequence still run? In which order must the
-# two lists be read?
-
-# %%
-viz.show_task(ch05.AsyncEngine.read_notes)
-
-# %% tags=["solution", "hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
-viz.show_source(ch05.AsyncEngine.read_notes)
-
-# %% [markdown]
-# ### Exercise 5.2: delivering tokens (6 points)
+# - `clients`: the clients that the engine serves, keyed by sequence id (`client.seq.seq_id`). A client comes in when its arrival is
+#   read, and goes out when its departure is read or its sequence has finished.
+# - `arrived` and `departed`: the notes, oldest first. A note is the `Client` itself.
+# - `note`: an event that is set whenever a note is added, so that a sleeping loop wakes up.
+# - `failure`: the exception that ended the engine, `None` while it works.
 #
-# Each client has a queue. After a step the loop puts tokens in, and the client takes them out. A group is what one step
-# computed. Suppose it holds a decode of A, the last chunk of B's prompt, and the first 50 of 120 prompt tokens of C. Which
-# clients get a token? Which fields of an entry say so, and where in its sequence does the new token stand?
-
-# %%
-viz.show_task(ch05.AsyncEngine.deliver)
-
-# %% tags=["solution", "hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
-viz.show_source(ch05.AsyncEngine.deliver)
+# `client.seq.is_finished` says whether a sequence has ended, after its last token or by `Engine.finish`.
 
 # %% [markdown]
 # ## What runs when
 #
-# Three clients share an engine, and we record the time of every event: when a step begins and ends, when a note is written, when it
-# is read, and when a client receives a token. Clients B and C arrive while a step is running. C asks for 40 tokens and leaves
+# Three clients share an engine, and we record the time of every event: when a step begins and ends, when a note is written, when
+# it is read, and when a client receives a token. Clients B and C arrive while a step is running. C asks for 40 tokens and leaves
 # after three. (A step of this small model takes a few milliseconds, too short to draw beside the microseconds of the event loop.
-# So in this one run each step sleeps for another 20 milliseconds.)
+# So in this one run each step sleeps for another 20 milliseconds.) Each client reads its tokens from `shared.stream(prompt,
+# wanted)`. It is an asynchronous generator, and you write it in task 5.4.
 
 
 # %%
@@ -305,9 +312,10 @@ viz.lanes(
 
 # %% [markdown]
 # Follow C. It arrives during a step, and its note stays in the list until that step is over. C is in the next step, and has its
-# first token at the end of that step, while A is in the middle of its answer. When C leaves, the next step has begun already,
-# with C in it. The token of that step has no reader. This is the price of reading notes only between steps: at most one step
-# for each departure.
+# first token after that step, while A is in the middle of its answer. (A dot stands a few milliseconds behind the end of its
+# step. The next step begins meanwhile, and Python runs the code of only one thread at a time, so the clients wait a little.) When
+# C leaves, the next step has begun already, with C in it. The token of that step has no reader. This is the price of reading
+# notes only between steps: at most one step for each departure.
 
 # %% tags=["nbval-check-output"]
 print("C had", len(received["C"]), "tokens when it went")
@@ -316,6 +324,20 @@ print(
 )
 assert engine.cache.num_free_blocks == 256
 print("blocks that C still holds:", 256 - engine.cache.num_free_blocks)
+
+# %% [markdown]
+# ### Exercise 5.1: reading the notes (7 points)
+#
+# Make a table with five rows: a client that arrived, one that departed while its sequence was in the scheduler's waiting list,
+# one that departed in the middle of its answer, one that departed after its last token, and one that arrived and departed between
+# the same two steps. For each of them: is there a `seq` already? Is the client in `clients`? Does its sequence still run? In
+# which order must the two lists be read?
+
+# %%
+viz.show_task(ch05.AsyncEngine.read_notes)
+
+# %% tags=["solution", "hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
+viz.show_source(ch05.AsyncEngine.read_notes)
 
 # %% [markdown]
 # And the four clients of the beginning? The same prompts, the same arrivals, one shared engine:
@@ -340,8 +362,8 @@ print(
 )
 
 # %% [markdown]
-# The first token now comes one or two steps after the client. The clients that waited in the queue before have their last token
-# earlier, too. The first client pays for it: it shares its steps now, and a step with more rows takes longer.
+# The first token now comes one or two steps after the client. The clients that waited for earlier calls before have their last
+# token earlier, too. The first client pays for it: it shares its steps now, and a step with more rows takes longer.
 #
 # ## A client that does not read
 #
@@ -361,24 +383,39 @@ async with shared_by_all(engine) as shared:
     rest = [token_id async for token_id in lazy]
 assert [eager] == ch04.generate(model, [prompts[1]], 40)
 print(f"the client that reads has {len(eager)} tokens")
-print(f"the client that does not has 1, and {waiting} entries are in its queue")
-print(f"when it reads on, it has {len(rest)} more tokens at once")
+print(f"the client that does not has 1, and {waiting} items are in its token queue")
+print(f"when it reads on, it has {len(rest)} more tokens, without waiting")
 
 # %% [markdown]
 # <details><summary><b>If you said that they stop, or come slowly</b></summary>
 #
-# They would if the loop *waited* for a reader. It does not: `put_nowait` puts a token into the queue and returns at once. The
-# text of the stalled client is computed to its end, and 39 tokens and the closing `None` are in its queue.
+# They would if the loop *waited* for a reader. It does not: `put_nowait` puts an item into the token queue and returns
+# immediately. The text of the stalled client is computed to its end, and 39 tokens and the closing `None` are in its token queue.
 # </details>
 #
 # <details><summary><b>If you said that only the stalled client is computed later</b></summary>
 #
 # The engine does not slow it down: its sequence is in every step as before. It finishes, its *blocks* are free again, and what
-# remains is a queue of small integers. The queue needs no limit here, because the number of tokens that were asked for limits
-# it. (Over HTTP it is the same. When the connection takes no more, the server stops taking from the queue, and the engine goes
-# on.) A production server sets a smaller limit and says what happens beyond it.
+# remains is a token queue of small integers. It needs no limit here, because the number of tokens that were asked for limits it.
+# (Over HTTP it is the same. When the connection takes no more, the server takes no more items from the token queue, and the
+# engine goes on.) A production server sets a smaller limit and says what happens beyond it.
 # </details>
+
+# %% [markdown]
+# ### Exercise 5.2: delivering tokens (6 points)
 #
+# Each client has a token queue. After a step the loop puts items in, and the client takes them out. A group is what one step
+# computed, with an *entry* for each sequence. Suppose it holds a decode of A, the last chunk of B's prompt, and the first 50 of
+# 120 prompt tokens of C. Which clients get a token? Which fields of an entry say so, and where in its sequence does the new token
+# stand?
+
+# %%
+viz.show_task(ch05.AsyncEngine.deliver)
+
+# %% tags=["solution", "hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
+viz.show_source(ch05.AsyncEngine.deliver)
+
+# %% [markdown]
 # ## The lost wake-up
 #
 # When there is nothing to compute, `run` sleeps until the event `note` is set. At some point of each round it has to clear the
@@ -407,7 +444,7 @@ def play(order):
         )
     print(
         "  sleeps until the event is set:",
-        "goes on at once" if note.is_set() else "sleeps beside an unread note",
+        "goes on immediately" if note.is_set() else "sleeps beside an unread note",
     )
 
 
@@ -430,8 +467,9 @@ play(["read the notes", "step: nothing to do, and meanwhile B comes", "clear the
 # stays hidden while the server is busy. It shows on an idle server, when a client arrives during an empty step.
 # </details>
 #
-# The rule holds for every signal of this kind: *clear the signal first, then read what it stands for.* Anything that comes
-# after the reading sets the signal again.
+# The rule for every signal of this kind: *the clear must come before the `await` during which something can arrive*, here before
+# the step. What arrives later sets the signal again. If there is no `await` between the clear and the reading, their order does
+# not matter, because no other coroutine runs between the two. If there is one, clear the signal first, then read.
 
 # %% [markdown]
 # ### Exercise 5.3: the loop (8 points)
@@ -440,12 +478,40 @@ play(["read the notes", "step: nothing to do, and meanwhile B comes", "clear the
 # running? Then go through three moments: a note is written during a step that computes something, during a step that finds nothing
 # to do, and while the loop sleeps. Finally let the step raise an exception. Which clients wait for a token at that moment, and in
 # which lists are they?
+#
+# A cancellation is no failure. `asyncio.CancelledError` is a `BaseException` and no `Exception`, so `except Exception` lets it
+# pass.
 
 # %%
 viz.show_task(ch05.AsyncEngine.run)
 
 # %% tags=["solution", "hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
 viz.show_source(ch05.AsyncEngine.run)
+
+# %% [markdown]
+# ## One client's stream
+#
+# A client calls `stream` and reads its tokens with `async for`, as in the runs above. The stream writes a note to `arrived`,
+# takes items out of the client's token queue, and yields the tokens. Apart from `check_request` it does not touch the engine,
+# because a step may be running.
+#
+# However the stream ends, it writes a note to `departed`. Without it the sequence of a client that has gone would be computed to
+# its end, and its blocks would not be free before. Two properties of generators matter here. Calling `stream` runs none of its
+# code, so a stream from which nothing is read writes no note. And a reader that goes away raises an exception inside the
+# generator: `GeneratorExit` at a `yield`, or `asyncio.CancelledError` at an `await`.
+
+# %% [markdown]
+# ### Exercise 5.4: one client's stream (9 points)
+#
+# Three kinds of items can come out of the token queue. List them, and what your generator does with each. Then list the ways in
+# which it can end: the text is complete, the reader closes the generator at a `yield`, the task is cancelled while it waits, the
+# engine fails. Some code has to run in all four.
+
+# %%
+viz.show_task(ch05.AsyncEngine.stream)
+
+# %% tags=["solution", "hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
+viz.show_source(ch05.AsyncEngine.stream)
 
 # %% [markdown]
 # ## Behind HTTP
@@ -483,7 +549,7 @@ web = httpx.AsyncClient(
 print((await web.get("/health")).json())
 
 # %% [markdown]
-# Three clients at once. Each piece of text is printed when it arrives, after the name of its client.
+# Three clients at the same time. Each piece of text is noted when it arrives, after the name of its client.
 
 
 # %%
@@ -506,14 +572,14 @@ async def listen(name, prompt):
         if item["token_id"] is not None:
             story["tokens"].append(item["token_id"])
             pieces.append(f"{name}{item['text']!r}")
-            print(pieces[-1], end=" " if len(pieces) % 9 else "\n")
 
 
 pieces = []
 await asyncio.gather(
     *(listen(name, start) for name, start in zip("ABC", starts, strict=False))
 )
-print(len(pieces), "pieces")
+lines = [" ".join(pieces[first : first + 9]) for first in range(0, len(pieces), 9)]
+print(*lines, f"{len(pieces)} pieces", sep="\n")
 
 # %% [markdown]
 # Each step brings a token for every client in it. The pieces may arrive in another order than A, B, C, because server, engine and
@@ -591,9 +657,12 @@ labels = {
 viz.timeline(visit_traces, names=labels)
 
 # %% [markdown]
-# The row of the client that departed stops. There is no black bar at its end, because no step *ended* this text: `read_notes` ended it
-# between two steps. It was in at least one step more than the five whose tokens were read, because the server has to notice a
-# closed connection before there is a note. The other row goes on unchanged.
+# The letters count the server's sequences. A, B and C were the three clients above. D is the client that stays, and E the one that
+# leaves. The axis counts the server's steps, and its first number shows how many steps the three clients took.
+#
+# The row of the client that departed stops. There is no black bar at its end, because no step *ended* this text: `read_notes`
+# ended it between two steps. It was in at least one step more than the five whose tokens were read, because the server has to
+# notice a closed connection before there is a note. The other row goes on unchanged.
 #
 # That was the last request. We close the server; otherwise it would run until the kernel ends.
 
@@ -605,21 +674,9 @@ listener.close()
 print("still serving:", serving.is_alive())
 
 # %% [markdown]
-# ### Exercise 5.4: one client's stream (9 points)
-#
-# Three kinds of entries can come out of the queue. List them, and what your generator does with each. Then list the ways in
-# which it can end: the text is complete, the reader closes the generator at a `yield`, the task is cancelled while it waits, the
-# engine fails. Some code has to run in all four.
-
-# %%
-viz.show_task(ch05.AsyncEngine.stream)
-
-# %% tags=["solution", "hide-cell"] jupyter={"source_hidden": true, "outputs_hidden": true}
-viz.show_source(ch05.AsyncEngine.stream)
-
-# %% [markdown]
-# When the tasks pass, serve with your own code: `python -m work.ch05_server`, from the folder that holds `work/`. In another
-# terminal, ask for a story. Then ask again, and close the connection after a tenth of a second:
+# When the tasks pass, serve with your own code: `python -m work.ch05_server`, from the folder that holds `work/`. (If port 8000
+# is in use, add `--port 8001`, and write 8001 below.) In another terminal, ask for a story. Then ask again, and close the
+# connection after a tenth of a second:
 #
 # ```
 # curl -N http://127.0.0.1:8000/generate -H "Content-Type: application/json" -d '{"prompt": "One day", "max_new_tokens": 500}'
@@ -635,12 +692,15 @@ viz.show_source(ch05.AsyncEngine.stream)
 # > **Predict.** One client alone gets a token every so many milliseconds. Now eight clients ask at the same moment. Does each
 # > client get an eighth of the speed?
 #
-# We measure at `AsyncEngine.stream` itself, without HTTP, so that only engine and loop count. Each of $n$ clients asks for 32
+# We measure at `AsyncEngine.stream` itself, without HTTP, so that only engine and loop count. Each of $n$ clients asks for 24
 # tokens at the same moment. *Time per token* is the time from asking to the last token, divided by the tokens: waiting
 # counts. For comparison the same clients call `generate` one after the other, as at the beginning.
+#
+# Times as short as these vary with what else the machine does. So all loads are measured in each of five rounds, and the table
+# shows the median of each.
 
 # %%
-COUNTS, NEW = (1, 2, 4, 8, 16), 32
+COUNTS, NEW, ROUNDS = (1, 2, 4, 8, 16), 24, 5
 
 
 async def load(count):
@@ -656,40 +716,47 @@ async def load(count):
         return await asyncio.gather(*map(read, range(count)))
 
 
+def seconds_alone(number):
+    """One blocking call."""
+    began = time.perf_counter()
+    ch04.generate(model, [prompts[number]], NEW)
+    return time.perf_counter() - began
+
+
 def point(count, first_and_last):
     """Tokens per second, seconds per token of an answer."""
     last = [last for _, last in first_and_last]
     return count * NEW / max(last), sum(last) / count / NEW
 
 
-async def best_load(count):
-    """The best of three runs."""
-    return min([await load(count) for _ in range(3)], key=lambda times: times[-1][1])
+def middle(runs):
+    """The run in the middle, when they are sorted by the time of their last token."""
+    return sorted(runs, key=lambda run: max(last for _, last in run))[len(runs) // 2]
 
 
-def seconds_alone(number):
-    """One blocking call, the better of two runs."""
-    times = []
-    for _ in range(2):
-        began = time.perf_counter()
-        ch04.generate(model, [prompts[number % 4]], NEW)
-        times.append(time.perf_counter() - began)
-    return min(times)
+await load(4)  # warms the machine up
+loads, alone = {count: [] for count in COUNTS}, {number: [] for number in range(4)}
+for _ in range(ROUNDS):
+    for count in COUNTS:
+        loads[count].append(await load(count))
+    for number in alone:
+        alone[number].append(seconds_alone(number))
 
-
-shared_runs = {count: await best_load(count) for count in COUNTS}
-queued, clock = [], 0.0
+shared_runs = {count: middle(runs) for count, runs in loads.items()}
+in_turn, clock = [], 0.0
 for number in range(max(COUNTS)):
-    clock += seconds_alone(number)
-    queued.append((clock, clock))  # all tokens come at once
+    clock += sorted(alone[number % 4])[ROUNDS // 2]
+    in_turn.append((clock, clock))  # all tokens come together
 
 shared_points = [point(count, shared_runs[count]) for count in COUNTS]
-queued_points = [point(count, queued[:count]) for count in COUNTS]
+turn_points = [point(count, in_turn[:count]) for count in COUNTS]
 print("             shared engine             |       one after the other")
 print("clients  tokens/s  ms/token  ms to first  |  tokens/s  ms/token  ms to first")
-for count, *points in zip(COUNTS, shared_points, queued_points, strict=True):
+for count, *points in zip(COUNTS, shared_points, turn_points, strict=True):
     columns = []
-    for (speed, per_token), times in zip(points, (shared_runs[count], queued), strict=True):
+    for (speed, per_token), times in zip(
+        points, (shared_runs[count], in_turn), strict=True
+    ):
         first = sum(first for first, _ in times[:count]) / count
         columns.append(f"{speed:8.0f} {per_token * 1e3:9.1f} {first * 1e3:12.0f}")
     print(f"{count:7}  {columns[0]}  |  {columns[1]}")
@@ -698,7 +765,7 @@ for count, *points in zip(COUNTS, shared_points, queued_points, strict=True):
 viz.latency_throughput(
     {
         "05 shared engine": [(speed, 1e3 * seconds) for speed, seconds in shared_points],
-        "one generate after the other": [(speed, 1e3 * s) for speed, s in queued_points],
+        "one generate after the other": [(speed, 1e3 * s) for speed, s in turn_points],
     },
     latency="ms per token of an answer",
 )
@@ -710,9 +777,9 @@ viz.latency_throughput(
 #
 # <details><summary><b>If you said yes, an eighth</b></summary>
 #
-# That would be so if a step's time grew in proportion to the rows in it. But a step reads all weights of the model once, for one row or
-# for eight, and calls the same number of operations. Compare the lines for 1 and 8 clients in the table: time per token grew, but
-# far less than eightfold.
+# That would be so if a step's time grew in proportion to the rows in it. But a step reads all weights of the model once, for one
+# row or for eight, and calls the same number of operations. Compare the lines for 1 and 8 clients in the table: time per token
+# grew, but far less than eightfold.
 # </details>
 #
 # <details><summary><b>If you said no, each keeps its full speed</b></summary>
@@ -737,8 +804,8 @@ viz.show_source(ch05.answer_5_5)
 # %% [markdown]
 # ## What is still missing
 #
-# The engine now batches, pages, schedules, streams and frees the blocks of clients that depart. The engine in `pagebrain`, and vLLM, have
-# more:
+# The engine now batches, pages, schedules, streams and frees the blocks of clients that depart. The engine in `pagebrain`, and
+# vLLM, have more:
 #
 # - **Speed on a GPU.** Attention here is made of PyTorch operations, one after another. On a GPU it is one kernel that reads the
 #   blocks in place, and CUDA graphs remove Python from the steps.

@@ -45,13 +45,19 @@ def lanes(
     for began, ended, who in steps:
         axes.add_patch(Rectangle((ms(began), -0.36), ms(ended) - ms(began), 0.72, facecolor=PALE, edgecolor=GREY))
         axes.text((ms(began) + ms(ended)) / 2, 0, who, ha="center", va="center", fontsize=9)
+    span = max([ms(moment) for moment, _ in readings] + [ms(ended) for _, ended, _ in steps])
+    labels: list[Any] = []
     for moment, notes in readings:
         axes.plot([ms(moment)] * 2, [0.75, 1.25], color=INK, linewidth=1.3)
         for sign, name in notes:
             written = visits[name].came if sign == "+" else visits[name].gone
             axes.plot([ms(written), ms(moment)], [places[name], 1.28], color=GREY, linestyle=":", linewidth=1.2, zorder=1)
-        label = "".join(f" {'+' if sign == '+' else chr(0x2212)}{name}" for sign, name in notes)
-        axes.text(ms(moment), 1.02, label, ha="left", va="center", fontsize=9, weight="bold")
+        if notes:
+            marks = "".join(f" {'+' if sign == '+' else chr(0x2212)}{name}" for sign, name in notes)
+            if labels and ms(moment) - labels[-1].get_position()[0] < 0.04 * len(labels[-1].get_text()) / 3 * span:
+                labels[-1].set(text=labels[-1].get_text() + marks, x=ms(moment))  # two labels would overlap: one for both
+            else:
+                labels.append(axes.text(ms(moment), 1.02, marks, ha="left", va="center", fontsize=9, weight="bold"))
     for index, (name, visit) in enumerate(visits.items()):
         place = places[name]
         edge: dict[str, Any] = {"linestyle": "", "markeredgecolor": INK, "markeredgewidth": 0.7}
@@ -63,11 +69,12 @@ def lanes(
     axes.set_yticks(range(len(names)), names, fontweight="bold")
     axes.set_ylim(len(names) - 0.5, -0.6)
     axes.tick_params(axis="y", length=0)
+    axes.set_xlim(-0.04 * span, 1.09 * span)  # a label stands to the right of the last reading
     axes.spines["left"].set_visible(False)
     axes.set_xlabel("milliseconds")
     dot: dict[str, Any] = {"markeredgecolor": INK, "linestyle": ""}
     handles = [
-        Patch(facecolor=PALE, edgecolor=GREY, label="a step, and who is in it"),
+        Patch(facecolor=PALE, edgecolor=GREY, label="a step, with its clients"),
         Line2D([], [], color=INK, label="notes are read"),
         Line2D([], [], marker=">", color=PAPER, label="comes: writes a note", **dot),
         Line2D([], [], marker="o", color=GREY, label="has a token", **dot),

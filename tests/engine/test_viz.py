@@ -3,6 +3,7 @@
 import base64
 import functools
 import io
+import itertools
 import json
 import math
 import subprocess
@@ -608,3 +609,18 @@ def test_lanes_show_every_step_token_and_note() -> None:
     dots = [list(line.get_xdata()) for line in axes.lines if line.get_marker() == "o"]  # type: ignore[arg-type]
     assert dots == [pytest.approx([21, 41]), pytest.approx([41])]
     assert "computes 2 steps, with A, AB in them" in picture.alt and "A has 2 tokens and is in 2 steps" in picture.alt
+
+
+def test_labels_of_lanes_do_not_overlap_where_notes_are_read_one_shortly_after_the_other() -> None:
+    minus = "\N{MINUS SIGN}"
+    for gap in (0.0005, 0.004, 0.012, 0.03):
+        steps = [(0.0, 0.1, "AB"), (0.1, 0.35 - gap, "AB")]
+        readings = [(0.0, [("+", "A"), ("+", "B")]), (0.35 - gap, [("-", "B")]), (0.35, [("-", "A")])]
+        visits = {"A": viz.Visit(0.0, [0.1], 0.35), "B": viz.Visit(0.0, [0.1], 0.3)}
+        figure = viz.lanes(steps, readings, visits).figure
+        figure.canvas.draw()
+        texts = [text for text in figure.axes[0].texts if text.get_text().startswith(" ")]
+        assert "".join(text.get_text() for text in texts).split() == ["+A", "+B", f"{minus}B", f"{minus}A"]
+        boxes = [text.get_window_extent() for text in texts]
+        assert not any(left.overlaps(right) for left, right in itertools.pairwise(boxes)), f"notes are read {gap} s apart"
+        assert all(box.x1 <= figure.bbox.x1 for box in boxes), "a label stands outside the picture"
