@@ -7,7 +7,8 @@
   :mod:`~chapters.course.running`. In that process :mod:`~chapters.course.plugin` writes down each test's result, with the
   words of :mod:`~chapters.course.failures` and :mod:`~chapters.course.diagnoses`. What a task needs of others is lent by
   :mod:`~chapters.course.lending`. :mod:`~chapters.course.submissions` does this for a class.
-- :mod:`~chapters.course.recorded_runs` generates with a chapter or with the engine, for ``try`` and ``ladder``.
+- :mod:`~chapters.course.recorded_runs` generates with a chapter or with the engine, for ``try`` and ``ladder``;
+  :mod:`~chapters.course.visiting_clients` has clients come and go, for ``try`` of chapter 05.
 - :mod:`~chapters.course.commands` has a module for each command.
 """
 

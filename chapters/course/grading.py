@@ -30,6 +30,7 @@ class Verdict:
         answer: of a task that asks for one, the learner's ``answer``, a text, and the ``number``.
         tests: what the plugin wrote about each test of the run that decided.
         blames_lent: whether what failed was raised by lent code, which a learner cannot see.
+        alone: whether the functions of all other tasks were lent, so that a failure is this task's own.
     """
 
     task: Task
@@ -44,6 +45,7 @@ class Verdict:
     answer: Mapping[str, Any] = field(default_factory=dict)
     tests: tuple[Mapping[str, Any], ...] = ()
     blames_lent: bool = False
+    alone: bool = False
 
     @property
     def passed(self) -> bool:
@@ -87,6 +89,11 @@ class Grade:
 def describe_lent(verdict: Verdict) -> str:
     """``with 1.1, 1.2 lent``."""
     return f"with {', '.join(verdict.lent)} lent"
+
+
+def is_own_fault(verdict: Verdict) -> bool:
+    """Whether a task fails also with what others need of the reference, so that the fault is in this task."""
+    return verdict.alone and not verdict.passed and bool(verdict.lent)
 
 
 def describe_answer(verdict: Verdict) -> str:
@@ -239,7 +246,7 @@ def better(first: Verdict, second: Verdict | None) -> Verdict:
     if first.passed or second is None:
         return first
     is_second_hand = second.blames_lent or _GOES_ON in second.message
-    return first if is_second_hand and not second.passed else second
+    return first if is_second_hand and not second.passed else replace(second, alone=True)
 
 
 def judge_run(task: Task, run: Run, limits: Limits, plan: Mapping[str, str] | None = None) -> Verdict:

@@ -658,7 +658,7 @@ viz.timeline(visit_traces, names=labels)
 
 # %% [markdown]
 # The letters count the server's sequences. A, B and C were the three clients above. D is the client that stays, and E the one that
-# leaves. The axis counts the server's steps, and its first number shows how many steps the three clients took.
+# leaves. The axis counts all steps of the server, so it does not begin at 0: the earlier steps are those of A, B and C.
 #
 # The row of the client that departed stops. There is no black bar at its end, because no step *ended* this text: `read_notes`
 # ended it between two steps. It was in at least one step more than the five whose tokens were read, because the server has to

@@ -19,6 +19,7 @@ from chapters.course.commands.start_ import start_file
 from chapters.course.commands.try_ import _run as try_run
 from chapters.course.recorded_runs import Record
 from chapters.course.running import Run
+from chapters.course.visiting_clients import Visit, Visits
 from chapters.course.workspace import Snapshot
 from tests.support.kernels import require_kernels
 
@@ -238,6 +239,52 @@ def test_try_runs_the_engine_with_the_learners_part(work: Path, capsys: pytest.C
     said = capsys.readouterr().out
     assert "Once upon a time" in said and "The pool at step" in said and "x" in said.partition("x preempted")[2]
     assert "Every token is the one that the engine gives by itself." in said
+
+
+def test_try_of_the_server_shows_clients_that_arrive_stream_and_leave(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work.mkdir()
+    server = (FOLDER / "ch05_server.py").read_text(encoding="utf-8")
+    (work / "ch05_server.py").write_text(server, encoding="utf-8")
+    assert main(["try", "05", "--max-new-tokens", "20"]) == 0
+    said = capsys.readouterr().out
+    clients = {line[0]: line.split() for line in said.splitlines() if line.rstrip().endswith(("leaves early", "reads all"))}
+    arrived, tokens, steps = ([int(clients[name][column]) for name in "ABCD"] for column in (1, 4, 5))
+    assert arrived[0] == 0 and arrived == sorted(set(arrived)), "the clients arrive one after the other"
+    assert tokens == [20, 4, 20, 20] and clients["B"][-2:] == ["leaves", "early"]
+    assert all(steps[number] >= tokens[number] for number in range(4))
+    assert "32 of 32 blocks are free in the end" in said and "Every token is the one" in said
+    assert "The pool at step" not in said
+    for line, other, expected in (
+        ("self.engine.finish(client.seq)", "pass", "KeyError"),
+        ("seq.token_ids[-1])", "seq.token_ids[-1] + 1)", "departs at output token 0"),
+    ):
+        assert server.count(line) == 1
+        (work / "ch05_server.py").write_text(server.replace(line, other), encoding="utf-8")
+        assert main(["try", "05", "--max-new-tokens", "60"]) == 1
+        assert expected in "".join(capsys.readouterr())
+
+
+def test_try_of_the_server_says_that_clients_wait(
+    work: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``generate`` has all clients before the first step, so that only clients that come later show a lost arrival."""
+    monkeypatch.setattr("chapters.course.visiting_clients.PATIENCE_S", 0.2)
+    work.mkdir()
+    server = (FOLDER / "ch05_server.py").read_text(encoding="utf-8")
+    wrong = server.replace("for client in self.arrived:\n", "for client in self.arrived[: 9 * (not self.clients)]:\n")
+    assert wrong != server
+    (work / "ch05_server.py").write_text(wrong, encoding="utf-8")
+    assert main(["try", "05", "--max-new-tokens", "20"]) == 1
+    assert "No step has ended for 0.2 s, and clients still wait" in capsys.readouterr().out
+
+
+def test_blocks_of_clients_that_have_gone_are_a_problem() -> None:
+    one = Visit(tokens=[1, 2], is_early=True)
+    assert not Visits([one], [], 32, num_free=32).problem([[1, 2, 3]])
+    assert "2 of 32 blocks are not free, and clients holds 1" in Visits([one], [], 32, 30, 1).problem([[1, 2, 3]])
+    assert "Client A streamed the tokens [1, 2], expected [1, 9]" in Visits([one], [], 32, 32).problem([[1, 9, 3]])
 
 
 def test_try_of_kernels_without_a_gpu_says_that_they_are_interpreted_and_begins_small(

@@ -15,6 +15,7 @@ import pytest
 
 from chapters.course.catalog import ROOT, Chapter, CourseError, Task, find_chapter, find_chapters, pack
 from chapters.course.cli import main
+from chapters.course.commands.check_ import print_grade
 from chapters.course.grading import Verdict, better, grade_file, settle
 from chapters.course.lending import USED, lent_name
 from chapters.course.running import PLUGINS, Limits, Run, read_report
@@ -24,7 +25,7 @@ from tests.chapters.test_solutions import WRONG, number_of
 from tests.support.kernels import require_kernels
 from tests.support.models import hf_greedy, random_gpt2
 from tests.support.overlay import compose
-from tests.tools.toy_course import REFERENCE, TESTS, grade, with_add
+from tests.tools.toy_course import REFERENCE, TESTS, grade, graded, with_add
 from tests.tools.toy_course import toy as toy
 
 QUICK = [chapter for chapter in find_chapters() if chapter.number < "06"]
@@ -231,6 +232,24 @@ def test_the_verdict_says_what_was_lent(toy: Chapter) -> None:
     assert grade(toy, REFERENCE)["0.2"].lent == ()
     both = grade(toy, with_add("return a - b\n").replace("return a * b", "return a + b"))
     assert [verdict.message for verdict in both.values()] == ["add(-1, -1) must be -2", "mul(2, 3) must be 6"]
+
+
+def test_a_task_that_fails_also_with_the_reference_is_told_that_the_fault_is_its_own(
+    toy: Chapter, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A learner whose other tasks pass would doubt them on reading only that they were lent."""
+    monkeypatch.setenv("COLUMNS", "200")
+    test = (
+        "\n\n@pytest.mark.task('0.2')\ndef test_both(chapter):\n    assert chapter.mul(chapter.add(1, 2), 2) == 6, 'both'\n"
+    )
+    toy.test_file.write_text(TESTS.partition('@pytest.mark.task("0.2"')[0] + test, encoding="utf-8")
+    own = graded(toy, REFERENCE.replace("return a * b", "return a + b"))
+    print_grade(own)
+    said = capsys.readouterr().out
+    assert "fails also with the reference's 0.1: the fault is in this task" in said and "lent" not in said.lower()
+    print_grade(graded(toy, with_add("return a - b\n")))
+    said = capsys.readouterr().out
+    assert "with 0.1 lent" in said and "Lent: " in said and "the fault is in this task" not in said
 
 
 def test_an_empty_file_is_told_what_is_missing_and_not_that_lent_code_fails(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from chapters.course.catalog import Chapter
-from chapters.course.grading import Verdict, grade_file
+from chapters.course.grading import Grade, Verdict, grade_file
 from chapters.course.running import Limits
 
 REFERENCE = '''\
@@ -86,9 +86,13 @@ def with_add(body: str) -> str:
     return REFERENCE.replace("    return a + b\n", textwrap.indent(textwrap.dedent(body), "    "))
 
 
-def grade(toy: Chapter, source: str, *, seed: int = 0, limits: Limits = LIMITS) -> dict[str, Verdict]:
+def graded(toy: Chapter, source: str, *, seed: int = 0, limits: Limits = LIMITS) -> Grade:
     path = toy.path.parent.parent / "work" / "ch00_toy.py"
     path.parent.mkdir(exist_ok=True)
     path.write_text(source, encoding="utf-8")
-    found = grade_file(toy, toy.tasks, path, seed=seed, limits=limits)
+    return grade_file(toy, toy.tasks, path, seed=seed, limits=limits)
+
+
+def grade(toy: Chapter, source: str, *, seed: int = 0, limits: Limits = LIMITS) -> dict[str, Verdict]:
+    found = graded(toy, source, seed=seed, limits=limits)
     return {verdict.task.task_id: verdict for verdict in found.verdicts}

@@ -15,7 +15,7 @@ from rich.text import Text
 from chapters.course.catalog import Chapter, CourseError, Task, find_chapters, find_tasks
 from chapters.course.cli import NOT_PASSED, add_work_argument
 from chapters.course.commands.list_ import save_progress
-from chapters.course.grading import Grade, Verdict, check_file, describe_answer, describe_lent, grade_file
+from chapters.course.grading import Grade, Verdict, check_file, describe_answer, describe_lent, grade_file, is_own_fault
 from chapters.course.running import Limits
 from chapters.course.workspace import Snapshot, own_chapters, own_file, shown, work_folder, write_file
 
@@ -125,7 +125,7 @@ def print_grade(grade: Grade) -> None:
     console = Console(highlight=False)
     console.print(table)
     console.print(Text(_total(grade)))
-    if any(verdict.lent for verdict in grade.verdicts):
+    if any(verdict.lent and not is_own_fault(verdict) for verdict in grade.verdicts):
         console.print(Text(_LENT, style="dim"), soft_wrap=True)
 
 
@@ -236,7 +236,11 @@ def _meaning(verdict: Verdict) -> Text:
         parts.append(Text(f"Hint: {verdict.hint}", style="italic"))
     if verdict.status == "failed" and verdict.num_tests > 1:
         parts.append(Text(f"{verdict.num_passed} of {verdict.num_tests} tests of this task pass", style="dim"))
-    if verdict.lent:
+    if is_own_fault(verdict):
+        parts.append(
+            Text(f"fails also with the reference's {', '.join(verdict.lent)}: the fault is in this task", style="dim")
+        )
+    elif verdict.lent:
         parts.append(Text(describe_lent(verdict), style="dim"))
     if verdict.answer:
         parts.append(Text(describe_answer(verdict), style="italic"))

@@ -277,7 +277,7 @@ Run `source .venv/bin/activate` before the commands below, on Windows `.venv\\Sc
 
    A failure says what was got, what was expected and where, and gives a hint. `-v` shows all that pytest prints.
 4. See it at work: `python -m chapters try {number}` runs the engine with your part in it (a block manager, attention or a
-   scheduler). For other chapters it runs your `generate`.
+   scheduler). For other chapters it runs your `generate`, and for chapter 05 clients that come and go.
 
 The tasks of a chapter can be done in any order. If the tests of a task call functions of other tasks that are not done
 or not right, the check lends the right functions, and its report says so (`with 1.1 lent`). These functions come from

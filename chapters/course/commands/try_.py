@@ -1,4 +1,4 @@
-"""``python -m chapters try``: a learner's part at work, in the real engine where it is a part of one."""
+"""``python -m chapters try``: a learner's part at work, in the real engine where it is a part of one, or with clients."""
 
 import argparse
 import sys
@@ -17,6 +17,7 @@ from chapters.course.cli import NOT_PASSED, add_work_argument
 from chapters.course.failures import explain
 from chapters.course.grading import check_file
 from chapters.course.recorded_runs import INTERPRETED, PROMPTS, Record, run_chapter, run_engine
+from chapters.course.visiting_clients import Visits, serve_visits
 from chapters.course.workspace import OwnChapters, load_file, own_chapters, own_file, shown, work_folder
 from pagebrain import LLM, PageBrainConfig
 from pagebrain.models.loading import load_model
@@ -37,6 +38,9 @@ then {then} of each. --max-new-tokens asks for more."""
 
 SETTINGS: dict[str, Any] = {"block_size": 8, "num_blocks": 32, "max_num_seqs": 4}
 """A small pool, in which blocks run out, so that there is something to see."""
+
+SERVERS = ("05",)
+"""Chapters whose subject is clients that come and go."""
 
 
 _FEW = 8
@@ -86,11 +90,15 @@ def run(args: argparse.Namespace) -> int:
         if not problem:
             record = _run(chapter, module, prompts, max_new_tokens)
             problem = _problem(record.answers, expected.answers)
+        visits = None
+        if chapter.number in SERVERS and not problem:
+            visits = serve_visits(module, load_model(PageBrainConfig()), prompts, max_new_tokens, **SETTINGS)
+            problem = visits.problem(expected.answers)
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # all that the learner's file can raise, sys.exit included
         return _report(error, {path, *own.values()})
-    _show(console, record, expected, prompts, tokenizer)
+    _show(console, record, prompts, tokenizer, visits)
     verdict = problem or "Every token is the one that the engine gives by itself."
     console.print(Text(verdict, style="red" if problem else "green"), soft_wrap=True)
     return NOT_PASSED if problem else 0
@@ -135,17 +143,20 @@ def _report(error: BaseException, own: set[Path]) -> int:
 
 
 def _show(
-    console: Console, record: Record, expected: Record, prompts: list[list[int]], tokenizer: PreTrainedTokenizerBase
+    console: Console, record: Record, prompts: list[list[int]], tokenizer: PreTrainedTokenizerBase, visits: Visits | None
 ) -> None:
-    """The stories; then the fullest step and who ran when, if there are traces."""
+    """The stories; then the clients that came and went, or the fullest step and which sequences ran when."""
     for index, (prompt, answer) in enumerate(zip(prompts, record.answers)):
         text = tokenizer.decode([*prompt, *answer], skip_special_tokens=True)
         console.print(Text(f"\n{letter(index)}  ", style=f"bold {terminal.colour(index)}").append(str(text)))
     parts: list[Any] = [Text()]
-    if record.traces:
+    if visits is not None:
+        parts += [visits.shown(), Text()]
+    elif record.traces:
         fullest = max(record.traces, key=lambda trace: trace.num_blocks - len(trace.free_blocks))
         parts += [terminal.pool_map(fullest), Text(), terminal.block_tables(fullest), Text()]
         parts += [terminal.timeline(record.traces), Text()]
     steps = f", {len(record.traces)} steps" if record.traces else ""
-    parts.append(Text(f"{record.num_tokens} tokens in {record.seconds:.2f} s{steps}"))
+    what = "" if visits is None else "The stories above, all asked for together: "
+    parts.append(Text(f"{what}{record.num_tokens} tokens in {record.seconds:.2f} s{steps}"))
     console.print(Group(*parts))
