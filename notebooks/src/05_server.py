@@ -20,6 +20,7 @@
 #
 # **You need:** chapter 04; `async` functions and generators, `try` and `finally`. **Time:** about three and a half hours with
 # the exercises if you have used `asyncio` before, and four and a half to five hours if you know only `async` and `await`.
+# The parts of `asyncio` that the tasks use are listed below, with links.
 #
 # *You will be able to* let many clients share one engine, say what runs in a thread and what on the event loop, avoid a lost
 # wake-up, and free the memory of a client that closes its connection.
@@ -225,8 +226,8 @@ viz.show_source(ch05.Client, ch05.AsyncEngine.__init__)
 # Three clients share an engine, and we record the time of every event: when a step begins and ends, when a note is written, when
 # it is read, and when a client receives a token. Clients B and C arrive while a step is running. C asks for 40 tokens and leaves
 # after three. (A step of this small model takes a few milliseconds, too short to draw beside the microseconds of the event loop.
-# So in this one run each step sleeps for another 20 milliseconds.) Each client reads its tokens from `shared.stream(prompt,
-# wanted)`. It is an asynchronous generator, and you write it in task 5.4.
+# So in this one run each step sleeps for another 20 milliseconds.) Each client reads its tokens from
+# `shared.stream(prompt, wanted)`. It is an asynchronous generator, and you write it in task 5.4.
 
 
 # %%
@@ -497,7 +498,7 @@ viz.show_source(ch05.AsyncEngine.run)
 #
 # However the stream ends, it writes a note to `departed`. Without it the sequence of a client that has gone would be computed to
 # its end, and its blocks would not be free before. Two properties of generators matter here. Calling `stream` runs none of its
-# code, so a stream from which nothing is read writes no note. And a reader that goes away raises an exception inside the
+# code, so a stream from which nothing is read writes no note. And if a reader goes away, an exception is raised inside the
 # generator: `GeneratorExit` at a `yield`, or `asyncio.CancelledError` at an `await`.
 
 # %% [markdown]
@@ -696,8 +697,8 @@ print("still serving:", serving.is_alive())
 # tokens at the same moment. *Time per token* is the time from asking to the last token, divided by the tokens: waiting
 # counts. For comparison the same clients call `generate` one after the other, as at the beginning.
 #
-# Times as short as these vary with what else the machine does. So all loads are measured in each of five rounds, and the table
-# shows the median of each.
+# Times as short as these vary with what else the machine does, which only ever makes a run slower. So all loads are measured in
+# each of five rounds, and the table shows the fastest run of each load. Small differences between two lines mean nothing.
 
 # %%
 COUNTS, NEW, ROUNDS = (1, 2, 4, 8, 16), 24, 5
@@ -773,13 +774,14 @@ viz.latency_throughput(
 # %% [markdown]
 # The points of a curve are 1, 2, 4, 8 and 16 clients. One after the other, throughput is the same at every load, and each further
 # client makes all clients behind it wait. With a shared engine, more clients bring more tokens per second, and the time per token
-# grows slowly. A single client shares nothing. It only pays for the thread that each step is handed to.
+# grows much more slowly than the number of clients. A single client shares nothing. It only pays for the thread that each step is
+# handed to.
 #
 # <details><summary><b>If you said yes, an eighth</b></summary>
 #
 # That would be so if a step's time grew in proportion to the rows in it. But a step reads all weights of the model once, for one
-# row or for eight, and calls the same number of operations. Compare the lines for 1 and 8 clients in the table: time per token
-# grew, but far less than eightfold.
+# row or for eight, and calls the same number of operations. Compare the lines for 1 and 8 clients in the table: with 8
+# clients, a token takes far less than eight times as long.
 # </details>
 #
 # <details><summary><b>If you said no, each keeps its full speed</b></summary>
