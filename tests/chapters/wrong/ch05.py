@@ -590,22 +590,6 @@ class AsyncEngine:
                 del self.clients[entry.seq.seq_id]
 
 
-# %% one_token_means_sampled
-"""Task 5.2: takes an entry with one token for one that samples: the last chunk of a prompt brings nothing."""
-
-
-class AsyncEngine:
-    def deliver(self, group: SequenceGroup) -> None:
-        for entry in group:
-            if entry.num_tokens != 1:
-                continue
-            client = self.clients[entry.seq.seq_id]
-            client.tokens.put_nowait(entry.seq.token_ids[-1])
-            if entry.seq.is_finished:
-                client.tokens.put_nowait(None)
-                del self.clients[entry.seq.seq_id]
-
-
 # %% past_the_prompt_means_sampled
 """Task 5.2: compares the context with the prompt, not with all tokens of a resumed sequence."""
 
@@ -1827,29 +1811,6 @@ class AsyncEngine:
             else:
                 self.departed.append(client)
             self.note.set()
-
-
-# %% yields_once_more
-"""Task 5.4: the last ``yield`` of the work file still stands behind the loop."""
-
-
-class AsyncEngine:
-    async def stream(self, prompt: Sequence[int], max_new_tokens: int) -> AsyncGenerator[int, None]:
-        self.engine.check_request(prompt, max_new_tokens)
-        if self.failure is not None:
-            raise EngineFailedError("the engine has stopped") from self.failure
-        client = Client(prompt, max_new_tokens)
-        self.arrived.append(client)
-        self.note.set()
-        try:
-            while (token := await client.tokens.get()) is not None:
-                if isinstance(token, Exception):
-                    raise EngineFailedError("a step failed") from token
-                yield token
-        finally:
-            self.departed.append(client)
-            self.note.set()
-        yield
 
 
 # %% waits_for_a_failed_engine
