@@ -21,6 +21,8 @@ _NUMBER = re.compile(
     r"|must be an iterable, not int"
 )
 _NONE = re.compile(r"NoneType")
+_ARGUMENTS = re.compile(r"\w+\(\) (missing|takes|got an unexpected|got multiple)")
+_TILE_MAKER = re.compile(r"\btl\.(zeros|full)\(")
 _ALONE = (NameError, SyntaxError, ImportError)
 """Exceptions that say all there is to say."""
 
@@ -40,6 +42,16 @@ def diagnose(error: BaseException, own_files: Collection[Path]) -> str | None:
         )
     if isinstance(error, AssertionError):
         return None
+    line = _own_line(error, own_files)
+    if isinstance(error, TypeError) and _TILE_MAKER.search(line):
+        return (
+            "In Triton a shape is a list, also one of a single axis, and the dtype must be given: "
+            "tl.zeros([PADDED_DIM], dtype=tl.float32). tl.full takes shape, value and dtype."
+        )
+    if isinstance(error, TypeError) and line and _ARGUMENTS.search(text):
+        return (
+            "The arguments of a call in this line do not fit the function. Compare the call with the function's first line."
+        )
     if _INDEX.search(text):
         return "An index must be a whole number, in a tensor torch.long (int64). A division with / gives a fraction: use //."
     if _SHAPE.search(text):
@@ -54,6 +66,12 @@ def diagnose(error: BaseException, own_files: Collection[Path]) -> str | None:
         more = f" In your file {', '.join(names)} can end without `return`." if names else ""
         return f"A value is None where another was expected: a function that ends without `return` gives None.{more}"
     return None
+
+
+def _own_line(error: BaseException, own_files: Collection[Path]) -> str:
+    """The learner's line that raised, directly or in what it called; empty if there is none."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) in own_files]
+    return (frames[-1].line or "") if frames else ""
 
 
 def lead(error: BaseException, own_files: Collection[Path]) -> str:

@@ -37,7 +37,7 @@ def explain(error: BaseException, own_files: Collection[Path]) -> tuple[str, str
         calls = lead(error, own_files)
         return "raised", f"{_exception_line(error)}, {calls}" if calls else _exception_line(error), where
     if isinstance(error, AssertionError) or type(error).__name__ == "Failed":  # pytest.fail, pytest.raises
-        return "failed", _test_message(text), ""
+        return "failed", _test_message(text), where  # a test's code that the learner's called: a hook, a kernel's guard
     return "failed", _exception_line(error), where
 
 
@@ -65,8 +65,7 @@ def is_raised_by(name: str, error: BaseException, own_files: Collection[Path]) -
 
 def _root(error: BaseException, own_files: Collection[Path]) -> BaseException:
     """The exception to report: a stub that was reached, or what the learner's code raised before other code wrapped it."""
-    while type(error).__name__ == "InterpreterError" and error.__cause__ is not None:
-        error = error.__cause__  # Triton's interpreter wraps what a kernel raises, and hides the line
+    error = _of_kernel(error, own_files)
     chain = [error]
     while (before := chain[-1].__cause__ or chain[-1].__context__) is not None and before not in chain:
         chain.append(before)
@@ -76,6 +75,18 @@ def _root(error: BaseException, own_files: Collection[Path]) -> BaseException:
     while error.__cause__ is not None and not _touches(error, own_files):
         error = error.__cause__
     return error if _touches(error, own_files) else chain[0]
+
+
+def _of_kernel(error: BaseException, own_files: Collection[Path]) -> BaseException:
+    """What a kernel raised in Triton's interpreter, which wraps it, once for each function, and so hides the line."""
+    wraps = []
+    while type(error).__name__ == "InterpreterError" and error.__cause__ is not None:
+        wraps.append(error)
+        error = error.__cause__
+    if wraps and not _touches(error, own_files):  # a function of Triton's raised it: the kernel's line is in a wrap
+        inner = next((wrap for wrap in reversed(wraps) if _touches(wrap, own_files)), error)
+        return error.with_traceback(inner.__traceback__)
+    return error
 
 
 def _touches(error: BaseException, own_files: Collection[Path]) -> bool:

@@ -1,6 +1,7 @@
 """What a check says of a failure: a hint stays where it fits, and exceptions that say little are explained."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,79 @@ def test_an_assertion_about_a_result_keeps_its_hint() -> None:
         assert_same(DOUBLE + 1, DOUBLE, what="the sums", axes="ab")
     assert hint_for(caught.value, "the mask hides too much", ()) == "the mask hides too much"
     assert diagnose(AssertionError("row 3 differs: got None"), ()) is None
+
+
+def test_a_dtype_is_no_mistake_where_the_numbers_are_wrong() -> None:
+    """Chapter 06 computes in float32, as its contract says, and is compared with float64: only rounding is the dtype's."""
+    for got in (FLOAT + 1, FLOAT * math.nan, FLOAT.half() + 1):
+        with pytest.raises(AssertionError) as caught:
+            assert_same(got, DOUBLE, what="the sums", axes="ab", atol=1e-4)
+        assert "dtype" not in str(caught.value)
+        assert hint_for(caught.value, "the mask hides too much", ()) == "the mask hides too much"
+    with pytest.raises(AssertionError, match=r"its dtype is torch\.float16, expected torch\.float64"):
+        assert_same(DOUBLE.half() + 0.3333, DOUBLE + 0.3333, what="the sums", axes="ab")
+
+
+KERNEL = """
+def kernel(tl):
+    acc = tl.zeros(4, 5)
+
+
+def helper(call):
+    return call()
+"""
+
+INTERPRETER = """
+class InterpreterError(Exception):
+    pass
+
+
+def zeros(*arguments):
+    try:
+        raise TypeError("'int' object is not iterable")
+    except TypeError as error:
+        raise InterpreterError(repr(error)) from error
+
+
+def run(kernel, tl):
+    try:
+        kernel(tl)
+    except InterpreterError as error:
+        raise InterpreterError(repr(error)) from error
+"""
+"""Triton's interpreter wraps what a kernel raises once for each function, Triton's own included."""
+
+
+def test_what_triton_raises_in_a_kernel_is_told_with_the_learners_line(tmp_path: Path) -> None:
+    """No line of the kernel is in the exception itself, because a function of Triton's raised it."""
+    path, other = tmp_path / "mine.py", tmp_path / "interpreter.py"
+    path.write_text(KERNEL, encoding="utf-8")
+    other.write_text(INTERPRETER, encoding="utf-8")
+    triton: Any = load_file(other, "interpreter_of_kernels")
+    with pytest.raises(triton.InterpreterError) as caught:
+        triton.run(load_file(path, "mine").kernel, triton)
+    told = "raised", "TypeError: 'int' object is not iterable", "mine.py:3: acc = tl.zeros(4, 5)"
+    assert explain(caught.value, {path}) == told
+    assert "a shape is a list" in hint_for(caught.value, "scores are sums over the dims", {path})
+
+
+def test_a_call_with_other_arguments_is_not_told_about_results(toy: Chapter) -> None:
+    verdict = grade(toy, with_add("return add(a)\n"))["0.1"]
+    assert "missing 1 required" in verdict.message and "do not fit the function" in verdict.hint
+
+
+def test_what_a_tests_code_says_to_a_learners_line_is_told_with_the_line(toy: Chapter, tmp_path: Path) -> None:
+    """A kernel's guard, say, or a hook: the test's words, and the line of the learner's that led there."""
+    path = tmp_path / "mine.py"
+    path.write_text(KERNEL, encoding="utf-8")
+
+    def guard() -> None:
+        pytest.fail("the kernel reads memory that is in none of its tensors")
+
+    with pytest.raises(pytest.fail.Exception) as caught:
+        load_file(path, "mine").helper(guard)
+    told = "failed", "the kernel reads memory that is in none of its tensors", "mine.py:7: return call()"
+    assert explain(caught.value, {path}) == told
 
 
 def test_the_hint_is_kept_when_the_learners_line_raises(toy: Chapter) -> None:

@@ -2297,3 +2297,94 @@ def answer_6_6() -> tuple[float, str]:
 
 def answer_6_6() -> tuple[float, str]:
     return 0.834, "memory"
+
+
+# %% zeros_without_dtype
+"""Task 6.2: tl.zeros without dtype."""
+
+
+def attend_tokens(
+    query,
+    key_ptr,
+    value_ptr,
+    table_ptr,
+    first,
+    last,
+    pool_strides,
+    HEAD_DIM: tl.constexpr,
+    PADDED_DIM: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+):
+    acc = tl.zeros([PADDED_DIM])
+    return acc, -float("inf"), 0.0
+
+
+# %% zeros_of_a_number
+"""Task 6.2: tl.zeros with a number for a shape."""
+
+
+def attend_tokens(
+    query,
+    key_ptr,
+    value_ptr,
+    table_ptr,
+    first,
+    last,
+    pool_strides,
+    HEAD_DIM: tl.constexpr,
+    PADDED_DIM: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+):
+    acc = tl.zeros(PADDED_DIM, tl.float32)
+    return acc, -float("inf"), 0.0
+
+
+# %% row_pitch_of_the_padding
+"""Task 6.4: rows of acc are taken to be PADDED_DIM apart."""
+
+
+def merge_kernel(
+    out_ptr,
+    acc_ptr,
+    maximum_ptr,
+    total_ptr,
+    num_splits,
+    HEAD_DIM: tl.constexpr,
+    PADDED_DIM: tl.constexpr,
+    PADDED_SPLITS: tl.constexpr,
+):
+    query = tl.program_id(0).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
+    dims, splits = tl.arange(0, PADDED_DIM), tl.arange(0, PADDED_SPLITS)
+    is_dim, is_split = dims < HEAD_DIM, splits < num_splits
+    rows = query * num_splits + splits
+    maxima = tl.load(maximum_ptr + rows, mask=is_split, other=-float("inf"))
+    weights = tl.exp(maxima - tl.max(maxima, axis=0))
+    totals = tl.load(total_ptr + rows, mask=is_split, other=0.0)
+    exists = is_split[:, None] & is_dim[None, :]
+    accs = tl.load(acc_ptr + rows[:, None] * PADDED_DIM + dims[None, :], mask=exists, other=0.0)
+    out = tl.sum(weights[:, None] * accs, axis=0) / tl.sum(weights * totals, axis=0)
+    tl.store(out_ptr + query * HEAD_DIM + dims, out, mask=is_dim)
+
+
+# %% bytes_as_an_intensity
+"""Task 6.6: the bytes are returned, not the operations for each byte."""
+
+
+def answer_6_6() -> tuple[float, str]:
+    return 58912, "It is memory that holds the kernels back, since the point is left of the ridge."
+
+
+# %% intensity_without_a_text
+"""Task 6.6: the number is right, and the text is empty."""
+
+
+def answer_6_6() -> tuple[float, str]:
+    return 0.834, ""
+
+
+# %% intensity_alone
+"""Task 6.6: the number alone, without a text."""
+
+
+def answer_6_6() -> tuple[float, str]:
+    return 0.834

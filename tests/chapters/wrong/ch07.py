@@ -1511,3 +1511,232 @@ class BatchRows:
         self.num_sent.pop(seq_id, None)
         if row:
             self.free.append(row)
+
+
+# %% from_the_start_of_the_step
+"""Task 7.6: the time from the start of a step to its first kernel."""
+
+
+def answer_7_6() -> tuple[float, str]:
+    return 472.8, "The host reads the tokens, schedules and launches, and the GPU has to wait for it."
+
+
+# %% mean_gap
+"""Task 7.6: the mean of the gaps instead of the median."""
+
+
+def answer_7_6() -> tuple[float, str]:
+    return 502.9, "The host reads the tokens, schedules and launches, and the GPU has to wait for it."
+
+
+# %% gap_without_a_text
+"""Task 7.6: the number is right, and the text is empty."""
+
+
+def answer_7_6() -> tuple[float, str]:
+    return 497.1, ""
+
+
+# %% num_sent_kept
+"""Task 7.1: release does not forget how many blocks were sent, and the sequence that comes again has a row."""
+
+
+class BatchRows:
+    def update(self, group: SequenceGroup, cache: PagedCache) -> list[int]:
+        changes = []
+        for entry in group:
+            seq_id = entry.seq.seq_id
+            if seq_id not in self.row_of:
+                row = self.row_of[seq_id] = self.free.pop()
+                changes += [(row, TOKEN, entry.seq.token_ids[entry.start]), (row, CONTEXT, entry.start)]
+            table, row = cache.block_table(seq_id), self.row_of[seq_id]
+            changes += [(row, BLOCKS + page, table[page]) for page in range(self.num_sent.get(seq_id, 0), len(table))]
+            self.num_sent[seq_id] = len(table)
+        self.send(changes)
+        return [self.row_of[entry.seq.seq_id] for entry in group]
+
+    def release(self, seq_id: int) -> None:
+        if seq_id in self.row_of:
+            self.free.append(self.row_of.pop(seq_id))
+
+
+# %% row_not_put_back
+"""Task 7.1: a released row does not go back to the free ones."""
+
+
+class BatchRows:
+    def release(self, seq_id: int) -> None:
+        if seq_id in self.row_of:
+            del self.row_of[seq_id]
+            del self.num_sent[seq_id]
+
+
+# %% blocks_from_column_zero
+"""Task 7.1: the columns of the block table are counted from 0, over token and context length."""
+
+
+class BatchRows:
+    def update(self, group: SequenceGroup, cache: PagedCache) -> list[int]:
+        changes = []
+        for entry in group:
+            seq_id = entry.seq.seq_id
+            if seq_id not in self.row_of:
+                row = self.row_of[seq_id] = self.free.pop()
+                self.num_sent[seq_id] = 0
+                changes += [(row, TOKEN, entry.seq.token_ids[entry.start]), (row, CONTEXT, entry.start)]
+            table, row = cache.block_table(seq_id), self.row_of[seq_id]
+            changes += [(row, page, table[page]) for page in range(self.num_sent[seq_id], len(table))]
+            self.num_sent[seq_id] = len(table)
+        self.send(changes)
+        return [self.row_of[entry.seq.seq_id] for entry in group]
+
+
+# %% rows_counted_on_the_host
+"""Task 7.3: the numbers of the rows are made without a device: on a GPU a tensor of the host's, which a capture refuses."""
+
+
+@torch.no_grad()
+def decode_step(model: GPT2LMHeadModel, cache: PagedCache, rows: BatchRows, logits: Tensor, sampled: Tensor) -> None:
+    active = rows.active_rows[: len(sampled)]
+    positions, tables = rows.context_lens[active], rows.block_tables[active]
+    blocks = tables.gather(1, positions[:, None] // cache.block_size)[:, 0]
+    slots = blocks * cache.block_size + positions % cache.block_size
+    attend = attend_rows(model, cache, tables, slots, positions)
+    logits.copy_(forward(model, rows.token_ids[active], positions, attend, torch.arange(len(sampled))))
+    sampled.copy_(logits.argmax(dim=-1))
+    rows.token_ids[active] = sampled
+    rows.context_lens[active] = positions + 1
+    rows.context_lens[rows.dummy_row :].zero_()
+
+
+# %% a_number_written_by_index
+"""Task 7.3: the dummy's context is set by an index, which copies the number 0 from the host."""
+
+
+@torch.no_grad()
+def decode_step(model: GPT2LMHeadModel, cache: PagedCache, rows: BatchRows, logits: Tensor, sampled: Tensor) -> None:
+    active = rows.active_rows[: len(sampled)]
+    positions, tables = rows.context_lens[active], rows.block_tables[active]
+    blocks = tables.gather(1, positions[:, None] // cache.block_size)[:, 0]
+    slots = blocks * cache.block_size + positions % cache.block_size
+    attend = attend_rows(model, cache, tables, slots, positions)
+    all_rows = torch.arange(len(sampled), device=rows.device)
+    logits.copy_(forward(model, rows.token_ids[active], positions, attend, all_rows))
+    sampled.copy_(logits.argmax(dim=-1))
+    rows.token_ids[active] = sampled
+    rows.context_lens[active] = positions + 1
+    rows.context_lens[rows.dummy_row] = 0
+
+
+# %% position_one_too_low
+"""Task 7.3: the position is taken to be one less than the context length."""
+
+
+@torch.no_grad()
+def decode_step(model: GPT2LMHeadModel, cache: PagedCache, rows: BatchRows, logits: Tensor, sampled: Tensor) -> None:
+    active = rows.active_rows[: len(sampled)]
+    positions, tables = rows.context_lens[active] - 1, rows.block_tables[active]
+    blocks = tables.gather(1, positions[:, None] // cache.block_size)[:, 0]
+    slots = blocks * cache.block_size + positions % cache.block_size
+    attend = attend_rows(model, cache, tables, slots, positions)
+    all_rows = torch.arange(len(sampled), device=rows.device)
+    logits.copy_(forward(model, rows.token_ids[active], positions, attend, all_rows))
+    sampled.copy_(logits.argmax(dim=-1))
+    rows.token_ids[active] = sampled
+    rows.context_lens[active] = positions + 2
+    rows.context_lens[rows.dummy_row :].zero_()
+
+
+# %% first_rows_grow
+"""Task 7.3: the first rows of state grow, whichever are active."""
+
+
+@torch.no_grad()
+def decode_step(model: GPT2LMHeadModel, cache: PagedCache, rows: BatchRows, logits: Tensor, sampled: Tensor) -> None:
+    active = rows.active_rows[: len(sampled)]
+    positions, tables = rows.context_lens[active], rows.block_tables[active]
+    blocks = tables.gather(1, positions[:, None] // cache.block_size)[:, 0]
+    slots = blocks * cache.block_size + positions % cache.block_size
+    attend = attend_rows(model, cache, tables, slots, positions)
+    all_rows = torch.arange(len(sampled), device=rows.device)
+    logits.copy_(forward(model, rows.token_ids[active], positions, attend, all_rows))
+    sampled.copy_(logits.argmax(dim=-1))
+    rows.token_ids[active] = sampled
+    rows.context_lens[: len(sampled)] += 1
+    rows.context_lens[rows.dummy_row :].zero_()
+
+
+# %% dummy_taken_back_by_one
+"""Task 7.3: one is taken from the dummy's context after each step, also after one without padding."""
+
+
+@torch.no_grad()
+def decode_step(model: GPT2LMHeadModel, cache: PagedCache, rows: BatchRows, logits: Tensor, sampled: Tensor) -> None:
+    active = rows.active_rows[: len(sampled)]
+    positions, tables = rows.context_lens[active], rows.block_tables[active]
+    blocks = tables.gather(1, positions[:, None] // cache.block_size)[:, 0]
+    slots = blocks * cache.block_size + positions % cache.block_size
+    attend = attend_rows(model, cache, tables, slots, positions)
+    all_rows = torch.arange(len(sampled), device=rows.device)
+    logits.copy_(forward(model, rows.token_ids[active], positions, attend, all_rows))
+    sampled.copy_(logits.argmax(dim=-1))
+    rows.token_ids[active] = sampled
+    rows.context_lens[active] = positions + 1
+    rows.context_lens[rows.dummy_row :].sub_(1)
+
+
+# %% slot_without_the_block_size
+"""Task 7.3: the slot is the block's number plus the offset."""
+
+
+@torch.no_grad()
+def decode_step(model: GPT2LMHeadModel, cache: PagedCache, rows: BatchRows, logits: Tensor, sampled: Tensor) -> None:
+    active = rows.active_rows[: len(sampled)]
+    positions, tables = rows.context_lens[active], rows.block_tables[active]
+    blocks = tables.gather(1, positions[:, None] // cache.block_size)[:, 0]
+    slots = blocks + positions % cache.block_size
+    attend = attend_rows(model, cache, tables, slots, positions)
+    all_rows = torch.arange(len(sampled), device=rows.device)
+    logits.copy_(forward(model, rows.token_ids[active], positions, attend, all_rows))
+    sampled.copy_(logits.argmax(dim=-1))
+    rows.token_ids[active] = sampled
+    rows.context_lens[active] = positions + 1
+    rows.context_lens[rows.dummy_row :].zero_()
+
+
+# %% victim_retired_by_the_cache
+"""Task 7.5: a victim is retired as in chapter 04, which frees its blocks at once."""
+
+
+class Scheduler:
+    def make_room(self, seq: data.Sequence, num_tokens: int) -> bool:
+        while not self.cache_manager.can_grow(seq.seq_id, num_tokens):
+            if self.retirement.num_blocks > 0:
+                return False
+            victim = self.running.pop()
+            victim.preempt()
+            self.cache_manager.retire(victim)
+            self.preempted.append(victim)
+            self.waiting.appendleft(victim)
+            if victim is seq:
+                return False
+        return True
+
+
+# %% victim_freed_at_once
+"""Task 7.5: a victim's blocks are freed at once."""
+
+
+class Scheduler:
+    def make_room(self, seq: data.Sequence, num_tokens: int) -> bool:
+        while not self.cache_manager.can_grow(seq.seq_id, num_tokens):
+            if self.retirement.num_blocks > 0:
+                return False
+            victim = self.running.pop()
+            victim.preempt()
+            self.cache_manager.free(victim.seq_id)
+            self.preempted.append(victim)
+            self.waiting.appendleft(victim)
+            if victim is seq:
+                return False
+        return True
