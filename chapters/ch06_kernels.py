@@ -32,7 +32,7 @@ Tasks (38 points, about 5.5 hours):
 - 6.5 (6 points) ``decode_work``, ``floor_seconds`` and ``choose_num_splits``: what is possible, and how many parts to use.
 - 6.6 (3 points) ``answer_6_6``: at which point of the roofline your kernels are, measured and explained.
 
-Know first: chapter 03; how a tensor's strides lead to an address.
+Know first: chapters 02 and 03; how a tensor's strides lead to an address.
 From pagebrain: ``model_config.attention_scale`` and the ``Observer`` of ``pagebrain.engine.trace``.
 """
 
@@ -67,6 +67,8 @@ def write_kernel(
     BLOCK_SIZE: tl.constexpr,
 ):
     """Task 6.1: copy one head's K and V of one token to the token's slot. The grid is ``(num_tokens, num_heads)``.
+
+    As in chapter 02, slot = block id * ``BLOCK_SIZE`` + place in the block.
 
     A ``..._ptr`` is the address of a tensor's first number. Strides count numbers. The numbers of a head lie side by side.
 
@@ -104,7 +106,7 @@ def attend_tokens(
 ):
     """Task 6.2: one head's query over tokens ``first .. last - 1`` of its sequence, ``TILE`` of them at a time.
 
-    Both are part of the task: one load of K and one of V for each ``TILE`` tokens, and no token's K or V is read twice.
+    The task also asks two things: one load of K and one of V for each ``TILE`` tokens, and no K or V read twice.
 
     Args:
         query: ``[PADDED_DIM]`` in float32, scaled already; zeros from ``HEAD_DIM`` on.
@@ -165,7 +167,8 @@ def decode_kernel(
     """Task 6.3: one head's query over a part of its context. The grid is ``(num_seqs, num_heads, num_splits)``.
 
     Parts begin at multiples of ``TILE``. The tiles are shared out evenly: no part has more than ``num_tiles / num_splits``
-    tiles, rounded up. So some parts may be empty. An empty part writes what ``attend_tokens`` returns for an empty range.
+    tiles, rounded up. Of 6 tiles, 4 parts may have 2, 2, 2 and 0, or 2, 2, 1 and 1. An empty part writes what
+    ``attend_tokens`` returns for an empty range.
 
     Args:
         acc_ptr: ``[num_seqs, num_heads, num_splits, HEAD_DIM]``, float32, contiguous. It is not divided by ``total``.
@@ -275,14 +278,17 @@ def choose_num_splits(num_queries: int, num_tiles: int, num_wanted: int) -> int:
 
 
 def answer_6_6() -> tuple[float, str]:
-    """Task 6.6: at which point of the roofline are your decode kernels, and what holds them back there?
+    """Task 6.6: at which point of the roofline are your decode kernels?
 
     The number: the arithmetic intensity, operations divided by bytes, of ``paged_decode`` for one sequence of 96 tokens
     with 2 heads of 64 numbers in float16, in blocks of 16, cut into 6 parts. Operations are those of ``decode_work``.
     Bytes are all that ``decode_kernel`` and ``merge_kernel`` read and write. The notebook counts them for one part with
-    ``watching``; do the same for 6 parts. The text, one to four sentences and at least 8 words, goes to your instructor: on
-    which side of the ridge is this point, what would the intensity be if only the bytes of ``decode_work`` were moved, and
-    where do the other bytes come from?
+    ``scene`` and ``watching``. Do the same for 6 parts in a cell there, and return the number that you found, written as a
+    number: nothing is counted in this file.
+
+    The text, one to four sentences and at least 8 words, goes to your instructor: on which side of the ridge is this
+    point, so which of the roofline's two limits is above it (bandwidth or arithmetic), what would the intensity be if only
+    the bytes of ``decode_work`` were moved, and where do the other bytes come from?
     """
     # BEGIN SOLUTION 6.6
     text = (

@@ -136,6 +136,8 @@ class BatchRows:
     def activate(self, rows: Sequence[int], bucket: int) -> None:
         """Task 7.2: write ``rows``, and then ``dummy_row`` as padding, into the first ``bucket`` entries of ``active_rows``.
 
+        Entries behind them may hold anything: a step of this bucket does not read them.
+
         All of them travel in one ``upload``. On a GPU each number written alone would be a launch, and a plain
         ``torch.tensor`` a copy for which the host waits.
         """
@@ -154,8 +156,9 @@ def decode_step(model: GPT2LMHeadModel, cache: PagedCache, rows: BatchRows, logi
     context grows by one, except the dummy sequence's: after each step it is 0, so the dummy stays in its block.
 
     Python runs this function once, to capture it. So everything that differs from step to step is read from ``rows`` on the
-    GPU, results go into tensors that were there before, no shape depends on a value, and no value comes to the host
-    (``item``, ``tolist``, ``if``). The model runs once, and the pools are not copied.
+    GPU, results go into tensors that were there before, and no shape depends on a value. No value comes to the host
+    (``item``, ``tolist``, ``if``), and none from it: ``x[i] = 0`` copies a number from the host, ``zero_()`` and ``fill_()``
+    launch a kernel, and a new tensor is made with ``device=rows.device``. The model runs once, and the pools are not copied.
     """
     # BEGIN SOLUTION 7.3
     active = rows.active_rows[: len(sampled)]  # [bucket]
@@ -282,8 +285,7 @@ class LateRetirement:
 
 
 class Scheduler(ch04_scheduler.Scheduler):
-    """Chapter 04's scheduler, for blocks that come late. It decides from counts alone, so it plans before "
-    "tokens are read."""
+    """Chapter 04's scheduler, for blocks that come late. It plans from counts alone, before tokens are read."""
 
     supports = frozenset({"async_scheduling"})
 
@@ -294,7 +296,8 @@ class Scheduler(ch04_scheduler.Scheduler):
     def make_room(self, seq: data.Sequence, num_tokens: int) -> bool:
         """Task 7.5: make room, so that ``seq`` can grow to ``num_tokens`` tokens. Returns whether it can grow now.
 
-        As in chapter 04, but a victim's blocks may come late. While blocks are on their way back
+        As in chapter 04, but a victim's blocks may come late: ``self.retirement.retire(victim)`` takes the place of
+        ``self.cache_manager.retire(victim)``, which would free them at once. While blocks are on their way back
         (``retirement.num_blocks``), no sequence is preempted: the answer is ``False``, ``seq`` keeps its blocks, and it
         asks again in the next step.
         """
@@ -385,8 +388,9 @@ class Engine(ch04_scheduler.Engine):
 
         ``tokens``, and ``step.logits`` if there are any, are those of ``step.sampling``, in its order. A sequence that ended
         while the step was in flight gets nothing, because the token is past its end. A sequence that was preempted meanwhile
-        gets the token and keeps it. For every entry of the group, take back what :meth:`launch` counted: the step is read
-        now. Chunks that sample nothing stay in the group that is returned. The group keeps its ``preempted``.
+        gets the token and keeps it. For every entry of the group, take back what :meth:`launch` counted in
+        ``num_unread_steps`` and ``num_unread_tokens``: the step is read now. Chunks that sample nothing stay in the group
+        that is returned. The group keeps its ``preempted``.
         """
         # BEGIN SOLUTION 7.4
         for entry in step.group:
@@ -443,8 +447,10 @@ def answer_7_6() -> tuple[float, str]:
 
     The number, in microseconds: in ``docs/performance/timeline.json``, take the run of batch 1 whose ``way`` is ``graph``
     (a graph, and nothing launched ahead). For each step start but the first, take the time from the end of the last kernel
-    that began before it to the begin of the first kernel after it. The number is the median of these gaps. Their data is in
-    ``run["timeline"]``: ``step_starts_us``, and ``gpu``, a list of ``[begin, end]`` in microseconds.
+    that began before it to the beginning of the first kernel after it. The number is the median of these gaps. Their data is
+    in ``run["timeline"]``: ``step_starts_us``, and ``gpu``, a list of ``[begin, end]`` in microseconds. An entry of ``gpu``
+    is a stretch of time in which the GPU was busy: kernels with less than a microsecond between them are one entry. Measure
+    in a cell of the notebook, and return the number that you found, written as a number.
 
     The text, one to four sentences and at least 8 words, goes to your instructor: what does the host do in this gap
     (``host`` in the timeline has its parts), and why does the run ``ahead`` not have it?

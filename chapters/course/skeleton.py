@@ -138,7 +138,7 @@ def stub_text(chapter: Chapter, region: Region) -> str:
     points = next((task.points for task in chapter.tasks if task.task_id == region.task_id), 0)
     paragraph = " ".join(region.docstring.partition("\n\n")[0].replace("``", "").split())
     what = paragraph.removeprefix(f"Task {region.task_id}: ")
-    what += "" if what.endswith(".") else "."
+    what += "" if what.endswith((".", "?")) else "."
     return (
         f"Task {region.task_id} ({points} points), {region.qualname}: {what} "
         f"Read: {chapter.notebook}, 'Exercise {region.task_id}'. Check: python -m chapters check {region.task_id}"

@@ -19,7 +19,7 @@
 # In this chapter we write the program that runs *inside* one operation, a **kernel**. We write it in Triton, which is a form of Python for
 # kernels. Then we ask how fast such a kernel can be at most, and how near to that it comes.
 #
-# **You need:** chapter 03, and how a tensor's strides lead to an address (there is a reminder). You need no GPU: without one, Triton's
+# **You need:** chapters 02 and 03, and how a tensor's strides lead to an address (there is a reminder). You need no GPU: without one, Triton's
 # *interpreter* runs the kernels on the CPU, slowly. You need Linux on x86-64, because Triton exists only there. On a Mac or on Windows,
 # read the page with its stored outputs, and use a Linux machine (a container or a hosted notebook is enough) for the exercises.
 # **Time:** about 5.5 hours with reading and exercises.
@@ -165,18 +165,23 @@ print(out.long().tolist())
 # %% [markdown]
 # Line by line:
 #
-# - `[3,]` is the grid: three programs. `tl.program_id(0)` is 0 in the first program, 1 in the second, 2 in the third.
+# - `@triton.jit` makes a kernel of a Python function. A launch names the grid in square brackets, and then the arguments: `kernel[grid](...)`.
+# - `[3,]` is the grid: three programs. (A grid is a tuple. The comma makes a tuple of a single number.) `tl.program_id(0)` is 0 in the first program, 1 in the
+#   second, 2 in the third.
+# - A grid may have up to three axes. With the grid `(num_tokens, num_heads)`, `tl.program_id(0)` is the token, `tl.program_id(1)` the head, and
+#   `tl.num_programs(1)` the number of heads. There is a program for each pair of the two.
 # - `out_ptr` and `x_ptr` are **addresses**. A tensor that is given to a kernel arrives as the address of its first number, and
 #   nothing else: no shape, no strides. A kernel knows about these only what it is told.
 # - `places` is a **tile**: eight numbers in one variable. In Triton everything is computed with tiles. `TILE` is the usual name for the number of
 #   places of a tile. Along each axis it is a power of 2, and it is known when the kernel is compiled (`tl.constexpr`).
-# - `tl.load` takes a tile of addresses and reads all of them. 20 is not a multiple of 8, so the third tile has places that do
+# - `tl.load` takes an address or a tile of addresses. `tl.load(x_ptr + 5)` reads one number, that of place 5, and `tl.store(out_ptr + 5, number)` writes one.
+#   A tile of addresses is read at once. 20 is not a multiple of 8, so the third tile has places that do
 #   not exist. The **mask** says which places exist. The others are not read, and what the tile holds there is *undefined*,
 #   unless you give a value: `tl.load(x_ptr + places, mask=exists, other=0.0)`. Here it does not matter, because the store has the same mask.
 #
-# On the GPU, a program runs on one of its *multiprocessors*. An H200 has 132 of them, and each holds dozens of programs. The
-# threads of a program form groups of 32, called **warps**. A warp executes one instruction for its 32 threads at a
-# time. A load from memory takes the time of several hundred instructions. While one warp waits for it, another warp computes. The compiler decides
+# On the GPU, a program runs on one of its *multiprocessors*. An H200 has 132 of them, and each holds dozens of programs. A
+# program has *threads*, each of which computes a few numbers of every tile. They form groups of 32, called **warps**. A warp executes one instruction for its
+# 32 threads at a time. How many warps a program gets is said at the launch: `num_warps=1` in this chapter. A load from memory takes the time of several hundred instructions. While one warp waits for it, another warp computes. The compiler decides
 # which thread gets which places of a tile. You do not have to.
 #
 # In the interpreter the grid is a Python loop: one program after another, and each tile is a numpy array. So it shows whether a kernel computes
@@ -382,9 +387,11 @@ print(f"and in 64 bits at {(block_id.long() * block_stride).item():,}")
 # This is all that the exercises use:
 #
 # - `tl.program_id`, `tl.num_programs`, `tl.arange`, `tl.zeros`, `tl.full`, `tl.where`, `tl.maximum`, `tl.minimum`, `tl.max`, `tl.sum`, `tl.exp`
-#   and `tl.cdiv` (division, rounded up). They are as in numpy where numpy has them, with an `axis` where numpy has one.
-# - `tl.load(addresses, mask=..., other=...)` and `tl.store(addresses, numbers, mask=...)`. An address is a pointer plus an offset. A
-#   pointer cannot be indexed.
+#   and `tl.cdiv` (division, rounded up). Most of them are as in numpy where numpy has them, with an `axis` where numpy has one.
+# - `tl.zeros([PADDED_DIM], dtype=tl.float32)` and `tl.full([PADDED_DIM], 1.0, dtype=tl.float32)` are not: the shape is a list, also for a single axis, and
+#   the dtype must be given.
+# - `tl.load(addresses, mask=..., other=...)` and `tl.store(addresses, numbers, mask=...)`. An address is a pointer plus an offset: a single
+#   number (`tl.load(slots_ptr + token)`) or a tile. A pointer cannot be indexed.
 # - `x.to(tl.int64)`, `x.to(tl.float32)`; `x[:, None]` and `x[None, :]`, which give a tile one more axis; `&` between masks.
 # - `for start in range(first, last, TILE)`, whose bounds may be known only when the kernel runs; `-float("inf")`.
 # - An argument that is a tuple is indexed with a constant: `pool_strides[0]`.
@@ -400,7 +407,10 @@ print(f"and in 64 bits at {(block_id.long() * block_stride).item():,}")
 # ### Exercise 6.1: K and V to their slots (5 points)
 #
 # One program copies one head of one token. It is the smallest kernel that has everything. Write down two offsets first: that of the
-# row that it reads, and that of the place that it writes. Which of the numbers in them may come with 32 bits?
+# row that it reads, and that of the place that it writes. As in chapter 02, slot = block id × block size + place in the block. Which of these numbers may be
+# 32 bits wide when the kernel gets it?
+#
+# (`write_kernel` is the kernel, and `write_kernel.fn` the Python function that `@triton.jit` was given. Only the latter has a source to show.)
 
 # %%
 viz.show_task(ch06.write_kernel.fn)
@@ -438,13 +448,17 @@ walk([6, 2, 7, 0, 9, 4, 1, 8, 5, 3], 37, 4)
 # In the first case a tile is a page. In the second case it takes four pages, in any order. The load is the same line of code, because `tl.load` takes
 # a tile of *any* addresses.
 #
-# The last tile is cut short, and its mask is needed three times: for the table (the entry past the last page may lie past the table),
-# for K and V, and for the scores, which have to be $-\infty$ where there is no token. Forgetting the last one is chapter 03's mistake:
-# with `other=0.0` a key that is not loaded is 0, so its score is 0, and $e^{0 - m}$ is not 0.
+# The last tile is cut short: some of its places belong to no token. A slot without a token may hold anything, even `nan` (from the block's previous sequence,
+# or because nothing was ever written there). Where is it needed that tokens from `last` on are left out?
 #
-# Do K and V both need the mask of tokens? A slot without a token may hold anything, even `nan` (from the block's previous sequence, or because nothing was
-# ever written there). In K, `nan` spoils one score, and `tl.where` replaces this score with $-\infty$. In V, `nan` meets a weight
-# of 0, and $0 \cdot \mathrm{nan}$ is `nan`, which nothing replaces. So V needs the mask. For K the mask only saves reading numbers that are not used.
+# | where | needed? | why |
+# |---|---|---|
+# | load of the table | yes | the entry past the last page may lie past the table |
+# | load of K | no, but it saves reading | `nan` in a key spoils the score of its own token, and `tl.where` replaces this score |
+# | scores: `tl.where(..., scores, -float("inf"))` | yes | a key that is not loaded is 0 with `other=0.0`, so its score is 0, and $e^{0 - m}$ is not 0 (chapter 03's mistake) |
+# | load of V | yes, with `other=0.0` | the weight is 0, but $0 \cdot \mathrm{nan}$ is `nan`, which nothing replaces |
+#
+# Besides, K and V both need the mask of dims with `other=0.0`. Of the `PADDED_DIM` places only `HEAD_DIM` are the head's, and a sum over all of them makes the score.
 #
 # And the shapes: `query` has `[PADDED_DIM]` places, `keys` and `values` have `[TILE, PADDED_DIM]`. `query[None, :] * keys` summed over axis 1
 # gives `[TILE]` scores. Why is there no matrix product? There is an operation for it, `tl.dot`, and a GPU has special units for it. They
@@ -453,9 +467,9 @@ walk([6, 2, 7, 0, 9, 4, 1, 8, 5, 3], 37, 4)
 #
 # ### Exercise 6.2: tokens, tile by tile (10 points)
 #
-# This function has no program ids, because kernels call it. Start from your `add_page` of chapter 03, and write the shape of every variable
+# This function has no program ids, because kernels call it. Start from `add_page` in `chapters/ch03_paged_attention.py`, and write the shape of every variable
 # beside it. The first tile always has a token, so $m$ is a finite number from then on. What do you return if there is no tile at all? And
-# where are the three masks? The number of tokens at a time is part of the task: one load of K and one of V for each tile, and nothing is read twice.
+# where are tokens left out? The number of tokens at a time is part of the task: one load of K and one of V for each tile, and nothing is read twice.
 
 # %%
 viz.show_task(ch06.attend_tokens.fn)
@@ -561,7 +575,8 @@ viz.context_parts({"ABCD"[i]: part for i, part in enumerate(parts)}, tile=16)
 
 # %% [markdown]
 # The number of parts is the same for all sequences, because all are in one grid. Short contexts have parts with a single tile, or with
-# none. C has six tiles. Its four parts could hold two tiles each, which is eight, so the fourth part gets nothing.
+# none. C has six tiles. In the picture of the reference its parts have 2, 2, 2 and 0 tiles. To share them out as 2, 2, 1 and 1 is right, too: in both cases
+# no part has more than two.
 #
 # ### Exercise 6.3: a program for each part (8 points)
 #
@@ -607,7 +622,7 @@ for num_seqs in (1, 8, 64, 256, 512):
 
 # %% [markdown]
 # With 8 sequences, one of the 33 parts is always empty: 64 tiles in 33 parts are 2 tiles for each part, rounded up, so 32 parts have work. An
-# empty part weighs 0 in the merge, and its program ends at once.
+# empty part weighs 0 in the merge. Its program has no tile to read, and only writes its three numbers.
 
 # %% tags=["nbval-check-output"]
 inputs = scene([320, 150, 33])
@@ -797,7 +812,9 @@ else:
 # the other. On the right each point has a place of its own: a column is a number of sequences, and its three points are contexts of 128, 512 and 960 tokens.
 #
 # Prefill is elsewhere. There a key is used by every query that comes after it. Both points are prompts of 512 tokens, one prompt alone and
-# eight together, so both have the same intensity, about 128. Longer prompts would be further to the right. In the recorded run they reach 5 and 21
+# eight together, so both have the same intensity, about 128: a query sees 256 tokens on average, with 4 operations for each of a head's numbers (two
+# multiplications, two additions). For each token four such numbers are moved, of query, K, V and result, and each has 2 bytes. $4 \cdot 256 / (4 \cdot 2)$ is 128.
+# Longer prompts would be further to the right. In the recorded run they reach 5 and 21
 # percent of the roof. These launches are short (15 and 29 microseconds, and starting and ending takes a good part of that). A single prompt has too few
 # tiles to fill 132 multiprocessors: 64 queries each, that is 8 tiles for each of 12 heads. And the kernel is a simple one: between its two products,
 # while the softmax is computed, the matrix units wait.
@@ -874,8 +891,10 @@ else:
 # %% [markdown]
 # ### Exercise 6.6: measure and explain (3 points)
 #
-# Do the same for 6 parts, and explain the result: at which point of the roofline are your kernels, and what limits them there? The function returns the
-# number and your text. The number is checked, and the text goes to your instructor.
+# Do the same for 6 parts, in a cell of your own: which intensity do you find? Then explain it. On which side of the ridge is the point, so which of the
+# roofline's two limits is above it, bandwidth or arithmetic? Where do the bytes come from that `decode_work` does not count? (That a single sequence does not
+# even reach its limit, because of latency, is another matter, and is not asked.) The function returns the number that you found, written as a number, and your
+# text. The number is checked, and the text goes to your instructor.
 
 # %%
 viz.show_task(ch06.answer_6_6)

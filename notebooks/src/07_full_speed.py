@@ -62,7 +62,10 @@ CPU = torch.device("cpu")
 # through the list in order. The calls do not wait for the kernels, so the CPU may be far ahead. The CPU has to wait only when it needs a
 # number that the GPU computes, as in `tokens.tolist()`.
 #
-# Below is a decode step of GPT-2 124M for one sequence, drawn from a recording on one machine. The upper row is
+# Three words come up again and again. The calls of this kind are *eager*: each operation is launched when Python comes to it. The queue of launches is a
+# *stream*: what is launched on one stream runs in order. The *driver* is NVIDIA's library, which puts a launch into the queue.
+#
+# Below are three decode steps of GPT-2 124M for one sequence, drawn from a recording on one machine. The upper row is
 # the CPU, the lower row is the GPU. On a GPU this cell records anew, in less than a minute. Elsewhere it reads the recording.
 
 # %%
@@ -93,11 +96,15 @@ else:
 
 # %% [markdown]
 # The CPU is busy all the time with launches. The GPU has a few microseconds of work, and then waits for the next call.
-# (Each call goes through layers of Python and C++: a module's `forward`, the dispatcher, the choice of a kernel, the driver.)
+# (Each call goes through layers of Python and C++: a module's `forward`; PyTorch's dispatcher, which finds the function for the tensors' device and dtype;
+# the choice of a kernel; the driver.)
 #
-# Two remarks on the picture. First, the steps between the dotted lines are *longer than the title says*. The picture was recorded under the
-# profiler, which notes every call and so slows the CPU down. The time in the title was measured without it. Second, most kernels are thinner than a pixel
-# here, so the blue of a line is not to scale. The table says how long the GPU was busy.
+# Four remarks on the picture. First, the steps between the dotted lines are *longer than the title says*. The picture was recorded under a
+# *profiler*, a tool that notes every call and every kernel with its times, and so slows the CPU down. The time in the title was measured without it. Second, in
+# the stored recording these three steps are slow ones even for profiled steps: they took about 20 ms each, and the median of all 24 profiled steps is 11.8 ms (in the
+# table under *profiled*). The recording has the details of these three only. Third, the other parts of the CPU's row (schedule, prepare, wait, output) take less
+# than 0.1 ms together, and are thinner than a line here. Fourth, most kernels are thinner than a pixel, too, so the blue of a line is not to scale. The table says
+# how long the GPU was busy.
 #
 # In numbers, with the length of a step without the profiler and with it:
 
@@ -195,10 +202,11 @@ viz.show_source(ch07.BatchRows.__init__, ch07.BatchRows.send)
 
 # %% [markdown]
 # Two helpers of `chapters/aids/capture.py` carry numbers between host and GPU, and the host waits for neither. `upload(numbers, device)` makes a tensor on the GPU,
-# in one copy out of pinned memory. `Download(tensor)` starts a copy to the host, and only its `wait()` waits and returns the numbers.
+# in one copy out of *pinned* memory (memory of the host that the operating system does not move, so the GPU can fetch from it by itself while the CPU goes on). `Download(tensor)` starts a copy to the host, and only its `wait()` waits and returns the numbers.
 #
 # Let three texts run, and note what travels to the rows in each step. Blocks have four slots. The second number is what chapter 04 sends
-# for the same step: token ids, positions, slots, tables, lengths.
+# for the same step: for each token its id, position and slot; for each sequence a row of the table, as long as the longest, its length, and where its tokens
+# begin; and one number more, where the last sequence's tokens end.
 
 
 # %% tags=["nbval-check-output"]
@@ -307,17 +315,22 @@ replay()
 print("the sum of the first 5 should be 10, and is", result[:1].tolist())
 
 # %% [markdown]
-# Third, a step that looks at a result. This cannot work: while a step is recorded nothing has been computed, so there is
-# no result yet. CUDA refuses it, and so does `Recording`:
+# Third, a step that looks at a result. On a GPU this cannot work: while a step is recorded nothing is computed, so there is
+# no result yet. CUDA refuses it. The stand-in on the CPU does compute while it records, and refuses it all the same. A number *from* the host is refused,
+# too: `x[0] = 1` copies the number 1 to the GPU, from memory that may hold something else when the graph is replayed. `zero_()` and `fill_()` launch a
+# kernel that has the number in it. For the same reason a tensor that a step makes needs `device=`: without it the tensor is the host's.
 
 # %% tags=["nbval-check-output"]
 for name, step in {
     "x.sum().item()": lambda: source.sum().item(),
     "if x.sum() > 3": lambda: 1 if source.sum() > 3 else 0,
     "x[x > 1]": lambda: source[source > 1],
+    "x[0] = 1": lambda: source.__setitem__(0, 1),
+    "x[:1].fill_(1)": lambda: source[:1].fill_(1),
 }.items():
     try:
         capture.capture(step, CPU)
+        print(f"{name:15s} can be captured")
     except capture.CaptureError as error:
         print(f"{name:15s} {error}")
 
@@ -389,7 +402,7 @@ for names in ([3, 0, 5], [5]):
 # The dummy's K and V do no harm: its whole table was filled with its own block when the rows were made, so they go to this block on
 # every page. But its context passes the end of the table after `max_model_len` padded steps, some hundred or thousand, and also the last
 # position of the model. Then `gather` or the position's embedding gets an index out of range. On the CPU that is an exception. On a GPU it is a
-# device-side assert, after which the whole process cannot use the GPU any more. So it goes wrong for all sequences of that step, long after the mistake, and only
+# *device-side assert*: the kernel itself finds the wrong index and stops, and after that the whole process cannot use the GPU any more. So it goes wrong for all sequences of that step, long after the mistake, and only
 # on a server that has run for a while. That is why the context of the dummy is set to 0 after each step. (The chapter's tests look
 # at the dummy's context after each step, and at every slot of the cache.)
 # </details>
@@ -397,7 +410,13 @@ for names in ([3, 0, 5], [5]):
 # ### Exercise 7.2: the active rows (6 points)
 #
 # These are two small functions. Buckets are any numbers, in any order. For `activate`, write down what `active_rows` holds after `activate([3, 0, 7, 5], 4)` and then
-# `activate([2, 6], 4)`. Which row would stand in the third place if you wrote only the names that you were given?
+# `activate([2, 6], 4)`. Which row would stand in the third place if you wrote only the two row numbers that you were given?
+#
+# <details><summary><b>The answers, when you have yours</b></summary>
+#
+# After the first call: 3, 0, 7, 5. After the second: 2, 6 and twice the dummy's row. Without padding, 7 and 5 would stand in the third and fourth place, from
+# the call before, and the step would compute their sequences a second time. What stands behind the fourth place does not matter, because no step of bucket 4 reads it.
+# </details>
 
 # %%
 viz.show_task(ch07.bucket_for)
@@ -445,7 +464,7 @@ else:
     viz.show(timeline.draw(report, 1))
 
 # %% [markdown]
-# A single replay takes the CPU a good part of the step, and in the lowest panel the CPU seems to do nothing else. With this one call the driver puts a few
+# A single replay takes the CPU a good part of the step. Apart from waiting, the launch is the longest part of the CPU's step. With this one call the driver puts a few
 # hundred kernels, the nodes of the graph, into the GPU's queue. That takes time even without Python, and the profiler notes each of them in addition. Without the
 # profiler, the CPU's parts of a step are (ms, medians):
 
@@ -508,9 +527,12 @@ for async_scheduling in (False, True):
 # `apply` needs one more thought. When the end-of-sequence token is read, the next step is already under way, with this sequence in it. *A token may be past the
 # end*: what that step samples for the sequence is thrown away. (An end by `max_new_tokens` is known from counts, so nothing is launched past it.)
 #
-# <details><summary><b>The answer for depth 1, when you have yours</b></summary>
+# <details><summary><b>The answers, when you have yours</b></summary>
 #
-# Call 0: step 0 is launched; one is in flight, which is not more than the depth; nothing is read, and an empty group is returned. Call 1: step 1 is launched;
+# *Depth 0.* Calls 0, 1 and 2: a step is planned and launched; one is in flight, which is more than the depth, so it is read at once and its group is returned.
+# With the third token the sequence ends. Call 3: nothing is planned, nothing is in flight: `None`.
+#
+# *Depth 1.* Call 0: step 0 is launched; one is in flight, which is not more than the depth; nothing is read, and an empty group is returned. Call 1: step 1 is launched;
 # two are in flight; step 0 is read. Call 2: step 2 is launched, step 1 is read. Call 3: from counts, the sequence will have all its tokens, so nothing is
 # planned; step 2 is read, and the sequence ends. Call 4: nothing is planned, nothing is in flight: `None`.
 # </details>
@@ -565,7 +587,8 @@ assert seqs[0].output_token_ids == free_run[:6]
 # The last tests of this exercise run the whole engine.
 #
 # A, B and C run at depth 1, and the pool is full. B ended with the step that was read last. The step in flight has all three in it. A needs a block. What
-# should happen now, and what in the next step? And if B had not ended: which sequence gives its blocks, when does A get one, and which sequence must not be preempted as well?
+# should happen now, and what in the next step? (In `make_room`, a victim goes to `self.retirement.retire`. What chapter 04 calls, `self.cache_manager.retire`,
+# frees the blocks at once.) And if B had not ended: which sequence gives its blocks, when does A get one, and which sequence must not be preempted as well?
 #
 # <details><summary><b>The answers, when you have yours</b></summary>
 #
@@ -640,8 +663,8 @@ names = dict(enumerate(["Once", "One day", "The fox", "In the garden"]))
 viz.timeline(engine.history, names=names)
 
 # %% [markdown]
-# The white boxes in the middle are B and C, which need a block each while D's blocks are on their way back. The white boxes behind an end are blocks
-# that a step in flight still uses. Later C is preempted, although A ends and its blocks come back just one step later. When that step was planned,
+# A white box ("not in the step") is a sequence that holds blocks and is not computed in the step. In the middle these are B and C, which need a block each while
+# D's blocks are on their way back. Behind an end, the sequence that ended still holds its blocks, because a step in flight uses them. Later C is preempted, although A ends and its blocks come back just one step later. When that step was planned,
 # A's last token was still in flight, so A had not ended, none of its blocks were on their way back, and `make_room` saw a real shortage. (The counts would have shown that A was about to
 # end. This scheduler does not look at that.)
 #
@@ -681,15 +704,16 @@ else:
 # ### Exercise 7.6: which gap does the host make? (3 points)
 #
 # In the pictures of section 4, the middle panel has one large gap in each step, in which the GPU is idle. Measure it in the recording, and explain it. `run["timeline"]` has the data of a
-# panel: `step_starts_us`, the kernels as `gpu`, and the CPU's parts as `host`. This is the beginning of the middle panel:
+# panel: `step_starts_us`; in `gpu` when the GPU was busy; and the CPU's parts as `host`. A step has 356 kernels, but only four or five entries of `gpu`, because
+# kernels with less than a microsecond between them are one entry. This is the beginning of the middle panel:
 
 # %%
 if RECORDED.is_file():
     recorded = json.loads(RECORDED.read_text(encoding="utf-8"))
     run = next(r for r in recorded["runs"] if r["batch"] == 1 and r["way"] == "graph")
-    print("steps start at", run["timeline"]["step_starts_us"][:4])
-    print("kernels run   ", run["timeline"]["gpu"][:3])
-    print("the CPU does  ", run["timeline"]["host"][:5])
+    print("steps start at ", run["timeline"]["step_starts_us"][:4])
+    print("the GPU is busy", run["timeline"]["gpu"][:3])
+    print("the CPU does   ", run["timeline"]["host"][:5])
 
 # %%
 viz.show_task(ch07.answer_7_6)

@@ -91,7 +91,7 @@ def _shares_of_the_roof(
             axes.plot(across, share, linestyle="", markeredgecolor=INK, markersize=6, **look)
             axes.annotate(f"{share:.0f}", (across, share), (0, 6), textcoords="offset points", ha="center", fontsize=7.5)
     axes.axhline(100, color=INK, linewidth=1.4)
-    axes.set_xticks([])
+    axes.set_xticks(range(len(series)), list(series), rotation=25, ha="right", rotation_mode="anchor", fontsize=8)
     axes.set_xlim(-0.6, len(series) - 0.4)
     axes.set_ylim(0, 118)
     axes.set_ylabel("% of the roof above the point")
@@ -115,10 +115,11 @@ def context_parts(contexts: Mapping[str, Sequence[int]], tile: int) -> Picture:
                 continue
             colour = sequence_colour(number)
             axes.barh(row, count, left=start, height=0.6, color=colour, edgecolor=INK, linewidth=0.6)
+            middle = start + count / 2
             if count > 0.03 * longest:
-                axes.text(
-                    start + count / 2, row, str(number), ha="center", va="center", color=text_colour(colour), fontsize=9
-                )
+                axes.text(middle, row, str(number), ha="center", va="center", color=text_colour(colour), fontsize=9)
+            else:  # it is thinner than its number, which stands above it
+                axes.text(middle, row - 0.34, str(number), ha="center", va="bottom", color=INK, fontsize=8)
             start += count
         axes.plot(range(0, start, tile), [row + 0.36] * len(range(0, start, tile)), "|", color=INK, markersize=4)
         empty = sum(count == 0 for count in parts)
