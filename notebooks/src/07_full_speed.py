@@ -62,8 +62,8 @@ CPU = torch.device("cpu")
 # through the list in order. The calls do not wait for the kernels, so the CPU may be far ahead. The CPU has to wait only when it needs a
 # number that the GPU computes, as in `tokens.tolist()`.
 #
-# Three words come up again and again. The calls of this kind are *eager*: each operation is launched when Python comes to it. The queue of launches is a
-# *stream*: what is launched on one stream runs in order. The *driver* is NVIDIA's library, which puts a launch into the queue.
+# Three terms: *eager* means that each operation is launched when Python comes to it. A *stream* is a queue of launches, which the GPU works through in
+# order. The *driver* is the library of the GPU's maker that puts launches into the queue.
 #
 # Below are three decode steps of GPT-2 124M for one sequence, drawn from a recording on one machine. The upper row is
 # the CPU, the lower row is the GPU. On a GPU this cell records anew, in less than a minute. Elsewhere it reads the recording.
@@ -202,7 +202,8 @@ viz.show_source(ch07.BatchRows.__init__, ch07.BatchRows.send)
 
 # %% [markdown]
 # Two helpers of `chapters/aids/capture.py` carry numbers between host and GPU, and the host waits for neither. `upload(numbers, device)` makes a tensor on the GPU,
-# in one copy out of *pinned* memory (memory of the host that the operating system does not move, so the GPU can fetch from it by itself while the CPU goes on). `Download(tensor)` starts a copy to the host, and only its `wait()` waits and returns the numbers.
+# in one copy out of *pinned* memory. (This is memory of the host that the operating system does not move. So the GPU can fetch from it by itself, while the CPU
+# goes on.) `Download(tensor)` starts a copy to the host, and only its `wait()` waits and returns the numbers.
 #
 # Let three texts run, and note what travels to the rows in each step. Blocks have four slots. The second number is what chapter 04 sends
 # for the same step: for each token its id, position and slot; for each sequence a row of the table, as long as the longest, its length, and where its tokens

@@ -1,5 +1,5 @@
-"""Task 6.2: jitted helpers, tiles with the tokens along the second axis, and a range that is clamped by the "
-"decode kernel."""
+"""Task 6.2: jitted helpers, tiles with the tokens along the second axis, and a range that is clamped by the
+decode kernel."""
 
 
 @triton.jit
