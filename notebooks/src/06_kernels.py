@@ -458,7 +458,8 @@ walk([6, 2, 7, 0, 9, 4, 1, 8, 5, 3], 37, 4)
 # | scores: `tl.where(..., scores, -float("inf"))` | yes | a key that is not loaded is 0 with `other=0.0`, so its score is 0, and $e^{0 - m}$ is not 0 (chapter 03's mistake) |
 # | load of V | yes, with `other=0.0` | the weight is 0, but $0 \cdot \mathrm{nan}$ is `nan`, which nothing replaces |
 #
-# Besides, K and V both need the mask of dims with `other=0.0`. Of the `PADDED_DIM` places only `HEAD_DIM` are the head's, and a sum over all of them makes the score.
+# Besides, both loads need the mask of dims, because of the `PADDED_DIM` places only `HEAD_DIM` are the head's. K needs `other=0.0` with it: a sum over all places
+# makes the score.
 #
 # And the shapes: `query` has `[PADDED_DIM]` places, `keys` and `values` have `[TILE, PADDED_DIM]`. `query[None, :] * keys` summed over axis 1
 # gives `[TILE]` scores. Why is there no matrix product? There is an operation for it, `tl.dot`, and a GPU has special units for it. They

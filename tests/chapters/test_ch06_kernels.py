@@ -435,7 +435,8 @@ def test_several_full_tiles(chapter: Any, seed: int, spread: float) -> None:
 
 @pytest.mark.task(
     "6.2",
-    hint="Three masks: of the table (entries past the range are not read), of K and V, and of the scores (minus infinity).",
+    hint="Tokens from `last` on are left out in three places: the loads of the table and of V have a mask, and a tl.where "
+    "gives their scores minus infinity.",
 )
 @pytest.mark.parametrize(("block_size", "lasts"), [(4, (1, 3, 4, 5, 15, 17)), (32, (1, 31, 33)), (1, (2, 18))], ids=str)
 def test_the_last_tile_may_be_cut_short(chapter: Any, seed: int, block_size: int, lasts: tuple[int, ...]) -> None:
