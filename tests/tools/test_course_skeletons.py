@@ -88,6 +88,13 @@ def test_a_stub_says_which_task_what_to_do_where_to_read_and_how_to_check(chapte
         assert text.startswith(f"Task {region.task_id} ({points} points), {region.qualname}: ")
         assert f"notebooks/{chapter.name[2:]}.ipynb, 'Exercise {region.task_id}'" in text
         assert f"python -m chapters check {region.task_id}" in text
+        assert "?." not in text, "a title that is a question ends with its question mark"
+
+
+def test_no_docstring_has_quotes_of_a_string_that_was_cut(chapter: Chapter) -> None:
+    nodes = [node for node in ast.walk(ast.parse(chapter.source)) if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    for node in nodes:
+        assert not re.search(r'\s"\s*\n\s*"', ast.get_docstring(node) or ""), node.name
 
 
 def test_every_line_of_a_skeleton_fits_the_style(chapter: Chapter) -> None:
