@@ -60,7 +60,7 @@ def verdicts(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], 
         for path in [HERE / folder / f"ch{number}.py"]
         for overlay in read_overlays(path)
     }
-    files = {}
+    files: dict[Path, tuple[str, str | None]] = {}
     for number, name in TOLD:
         overlay = overlays[number, name]
         path = tmp_path_factory.mktemp(f"ch{number}") / f"{name}.py"
