@@ -89,11 +89,19 @@ def test_every_task_has_a_test_that_varies_with_the_seed(chapter: Chapter) -> No
     assert varying | asking == {task.task_id for task in chapter.tasks}
 
 
-@pytest.mark.parametrize("overlay", WRONG, ids=name_of)
-def test_a_wrong_solution_passes_the_smoke_test(overlay: Overlay, composed: dict[Overlay, Path]) -> None:
-    """One sequence, shorter than a block, nothing freed before it ends."""
+@pytest.fixture(scope="module")
+def smoke() -> tuple[Any, list[list[int]]]:
+    """A model, and what it makes of the prompt ``1, 2, 3``."""
     base: Any = random_gpt2(seed=5)
-    expected = [hf_greedy(base, [1, 2, 3], 3, 96)]
+    return base, [hf_greedy(base, [1, 2, 3], 3, 96)]
+
+
+@pytest.mark.parametrize("overlay", WRONG, ids=name_of)
+def test_a_wrong_solution_passes_the_smoke_test(
+    overlay: Overlay, composed: dict[Overlay, Path], smoke: tuple[Any, list[list[int]]]
+) -> None:
+    """One sequence, shorter than a block, nothing freed before it ends."""
+    base, expected = smoke
     base.to(device_for(number_of(overlay)))
     stage = load_file(composed[overlay], f"smoke_ch{number_of(overlay)}_{overlay.name}")
     assert stage.generate(base, [[1, 2, 3]], 3) == expected
