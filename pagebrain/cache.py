@@ -56,6 +56,8 @@ class CachedSequence(Protocol):
     seq_id: int
     token_ids: list[int]
     num_scheduled: int
+    num_computed: int
+    num_to_catch_up: int
     block_keys: list[BlockKey]
 
     @property
@@ -216,6 +218,15 @@ class CacheManager:
                 break
             found.append(block_id)
         return found
+
+    def will_find(self, seq: CachedSequence, other: CachedSequence, num_tokens: int) -> bool:
+        """Whether ``other`` still computes ``num_tokens`` tokens or more, in full blocks, that ``seq`` can share then."""
+        end = other.num_computed // self.block_size + self.config.blocks_for(num_tokens)
+        limit = min((len(seq.token_ids) - 1) // self.block_size, other.num_to_catch_up // self.block_size)
+        if not self.prefix_caching or end > limit:
+            return False
+        (own,), (others,) = self._keys(seq, end - 1, end), self._keys(other, end - 1, end)
+        return own == others
 
     @property
     def num_cached_blocks(self) -> int:

@@ -10,10 +10,14 @@ prompt are known to be computed, and begin as forks of the first.
 """
 
 from collections import deque
+from itertools import islice
 
 from pagebrain.cache import CacheManager
 from pagebrain.config import PageBrainConfig
 from pagebrain.engine.sequence import ScheduledSequence, Sequence, SequenceGroup, SequenceStatus
+
+WORTH_WAITING_FOR = 16
+"""Tokens. A request waits for a running one only if this computes at least as many more that it can share."""
 
 
 class Scheduler:
@@ -80,12 +84,15 @@ class Scheduler:
         """Start waiting sequences, while a seat is free, and blocks for all their tokens beside those promised to others."""
         promised: int | None = None
         block_size = self.config.block_size
-        while prefill_budget > 0 and len(self.running) < self.config.max_num_seqs:
-            seq = next((seq for seq in self.waiting if not self._waits_for_parent(seq)), None)
-            if seq is None:
-                return
+        prefilling: list[Sequence] = []
+        while prefill_budget > 0 and self.waiting and len(self.running) < self.config.max_num_seqs:
             if promised is None:
                 promised = sum(map(self._num_missing_blocks, self.running))
+                prefilling = [seq for seq in self.running if seq.num_computed < seq.num_to_catch_up]
+            candidates = islice(self.waiting, self.config.max_num_seqs)  # bounds the time of a step with a long queue
+            seq = next((seq for seq in candidates if not self._waits(seq, prefilling)), None)
+            if seq is None:
+                return
             cached, num_forked = self._cached_blocks(seq), self._num_forkable(seq)
             forks = num_forked > 0 and num_forked >= len(cached) * block_size
             num_shared = num_forked // block_size if forks else len(cached) - self.cache_manager.num_unheld(cached)
@@ -93,6 +100,7 @@ class Scheduler:
                 return
             self.waiting.remove(seq)
             self.running.append(seq)
+            prefilling.append(seq)
             if forks:
                 self._fork(seq, num_forked)
             else:
@@ -117,12 +125,18 @@ class Scheduler:
         self.cache_manager.attach(seq, cached)
         seq.skip(len(cached) * self.config.block_size)
 
-    def _waits_for_parent(self, seq: Sequence) -> bool:
-        """Whether the sequence will begin as a fork, and its parent has not computed the prompt yet."""
+    def _waits(self, seq: Sequence, prefilling: list[Sequence]) -> bool:
+        """Whether the sequence will have less to compute a few steps later.
+
+        A sample waits until its parent has computed the prompt. A request with the beginning of one that is prefilling waits
+        until it can find it in the prefix cache.
+        """
         parent = seq.parent
-        if parent is None or parent.is_finished or seq.num_preemptions or not self.cache_manager.can_share:
+        if parent is not None and not (parent.is_finished or seq.num_preemptions) and self.cache_manager.can_share:
+            return parent.num_computed < seq.num_prompt_tokens - 1
+        if seq.num_unread_steps or seq.params.prompt_logprobs is not None:
             return False
-        return parent.num_computed < seq.num_prompt_tokens - 1
+        return any(self.cache_manager.will_find(seq, other, WORTH_WAITING_FOR) for other in prefilling)
 
     def _num_forkable(self, seq: Sequence) -> int:
         """Tokens that the sequence can take over from its parent: the prompt but for its last token, or none.

@@ -1,5 +1,7 @@
 """What a learner reads first about a mistake names its cause. These mistakes were made by readers of the chapters."""
 
+from pathlib import Path
+
 import pytest
 
 from chapters.course.catalog import find_chapter
@@ -65,7 +67,7 @@ MISTAKES = {
 @pytest.fixture(scope="module")
 def first_messages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder, chapter = tmp_path_factory.mktemp("mistakes"), find_chapter("05")
-    files = {}
+    files: dict[Path, tuple[str, str | None]] = {}
     for name, (task, lines, other, _) in MISTAKES.items():
         assert chapter.source.count(lines) == 1
         files[folder / f"{name}.py"] = ("05", task)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 
 from pagebrain import SamplingParams
+from pagebrain.engine import scheduler
 from pagebrain.engine.sequence import SequenceGroup
 from tests.support.hashing import VOCAB_SIZE, continuation, hash_engine, is_possible
 
@@ -141,7 +142,9 @@ class EngineLifeAhead(EngineLife):
 def live(machine: type[EngineLife], num_lives: int) -> None:
     seen.clear()
     profile = settings(max_examples=num_lives, stateful_step_count=60, suppress_health_check=list(HealthCheck))
-    run_state_machine_as_test(machine, settings=profile)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scheduler, "WORTH_WAITING_FOR", 4)  # the prompts here are short
+        run_state_machine_as_test(machine, settings=profile)
     assert all(seen.get(event, 0) > 0 for event in ("preempted", "mixed", "aborted", "hit", "evicted", "copied")), seen
 
 

@@ -119,6 +119,41 @@ def test_a_request_behind_its_twin_profits_from_what_was_read_when_it_starts_and
     assert outputs["request-1"].num_cached_tokens == shares[0][0]
 
 
+@depths
+@pytest.mark.parametrize("budget", [48, 512])
+def test_requests_that_arrive_together_compute_a_long_common_beginning_once(budget: int, async_scheduling: bool) -> None:
+    """The first one computes it. The others wait for it, and a request that shares nothing does not wait."""
+    engine = hash_engine(
+        num_blocks=160, max_model_len=100, max_num_seqs=8, max_num_batched_tokens=budget, async_scheduling=async_scheduling
+    )
+    traces = watched(engine)
+    beginning = [(13 * position) % 997 for position in range(64)]
+    prompts = [[*beginning, *range(index, index + 5)] for index in range(5)] + [[5, 6, 7]]
+    for prompt in prompts:
+        engine.add_request(prompt, GREEDY)
+    outputs = run_all(engine)
+    for number, prompt in enumerate(prompts):
+        assert list(outputs[f"request-{number}"].outputs[0].token_ids) == continuation(prompt, 6)
+    assert engine.stats().num_prefill_tokens == 64 + 5 * 5 + 3
+    first_steps: dict[str, int] = {}
+    for trace in traces:
+        for row in trace.rows:
+            first_steps.setdefault(row.request_id, trace.step)
+    assert first_steps["request-5"] < first_steps["request-1"]
+
+
+@depths
+def test_a_request_whose_twin_is_aborted_computes_the_beginning_itself(async_scheduling: bool) -> None:
+    engine = hash_engine(num_blocks=160, max_model_len=100, max_num_batched_tokens=16, async_scheduling=async_scheduling)
+    beginning = [(13 * position) % 997 for position in range(64)]
+    engine.add_request([*beginning, 1], GREEDY)
+    request = engine.add_request([*beginning, 2], GREEDY)
+    engine.step()
+    engine.abort("request-0")
+    output = run_all(engine)[request.request_id]
+    assert list(output.outputs[0].token_ids) == continuation([*beginning, 2], 6)
+
+
 def test_the_budget_counts_what_is_left_after_the_hit() -> None:
     engine = hash_engine(max_num_batched_tokens=6)
     served(engine, PREFIX)
