@@ -48,7 +48,7 @@ def test_freeing_twice_is_refused_and_changes_nothing(make: Callable[[int], Any]
     first, second = manager.allocate(2)
     manager.free([first])
     for wrong in ([first], [second, first], [second, second]):
-        with pytest.raises(BlockError, match="holder"):
+        with pytest.raises(BlockError, match="holder|free already"):
             manager.free(wrong)
         assert manager.num_free_blocks == 3 and manager.ref_count(second) == 1
 

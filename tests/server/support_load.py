@@ -151,7 +151,7 @@ async def _leave(session: aiohttp.ClientSession, url: str, ask: Ask, rng: random
     prompt = ask.body["prompt"]
     body = {"prompt": prompt, "max_tokens": STAY, "ignore_eos": True, "stream": streams, "n": rng.choice([1, 1, 2])}
     if not streams:
-        patience = aiohttp.ClientTimeout(rng.uniform(0.01, 0.1))
+        patience = aiohttp.ClientTimeout(rng.uniform(0.03, 0.15))
         try:
             async with session.post(url + "/v1/completions", json=body, timeout=patience):
                 return False

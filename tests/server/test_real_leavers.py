@@ -20,8 +20,8 @@ MAX_STEPS = 10
 POOL = (f"--num-blocks={NUM_BLOCKS}", "--max-num-seqs=8", "--max-num-batched-tokens=512")
 SLOW = ("--part", "scheduler=tests.support.served_parts:Slow")
 LONG = {"prompt": "Once upon a time", "max_tokens": 900, "ignore_eos": True, "temperature": 0}
-WIDE = LONG | {"prompt": [300] * 150, "n": 4}
-"""Takes forty blocks at once."""
+WIDE = LONG | {"prompt": [[300 + index] * 150 for index in range(4)]}
+"""Four prompts that share nothing: they take forty blocks at once."""
 
 
 @pytest.fixture(scope="module")
