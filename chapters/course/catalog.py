@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from chapters.course.parsing import parse
+
 
 class CourseError(Exception):
     """A mistake in what the tool was asked to do: one line for the user, no traceback."""
@@ -62,7 +64,7 @@ class Chapter:
     @cached_property
     def docstring(self) -> str:
         """What the chapter says about itself."""
-        return ast.get_docstring(ast.parse(self.source)) or ""
+        return ast.get_docstring(parse(self.source)) or ""
 
     @property
     def title(self) -> str:
@@ -167,7 +169,7 @@ def in_order(tasks: Iterable[str]) -> list[str]:
 def open_tasks(source: str) -> list[str]:
     """The tasks whose stub is still in a source, in order; one for each stub. Empty if the source is not Python."""
     try:
-        tree = ast.parse(source)
+        tree = parse(source)
     except (SyntaxError, ValueError):
         return []
     return sorted(message.split()[1] for node in ast.walk(tree) if (message := stub_message(node)))

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from types import FrameType
 
+from chapters.course.parsing import parse
 from chapters.course.skeleton import find_functions
 
 _TYPE = r"\b(?:c10::)?(?:Double|Float|Half|BFloat16|Long|Int|Bool|double|float\d*|int\d\d)\b"
@@ -111,7 +112,7 @@ def _without_result(own_files: Collection[Path]) -> list[str]:
     found = []
     for path in own_files:
         try:
-            functions = find_functions(ast.parse(path.read_bytes()))
+            functions = find_functions(parse(path.read_bytes()))
         except (OSError, SyntaxError, ValueError):
             continue
         for qualname, function in functions:

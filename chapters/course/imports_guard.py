@@ -7,6 +7,8 @@ example with ``getattr`` and a name made of pieces.
 import ast
 from collections.abc import Iterator
 
+from chapters.course.parsing import parse
+
 GUARDED = ("pagebrain", "chapters", "tests", "work")
 _MACHINERY = ("importlib", "runpy", "pkgutil", "imp", "zipimport", "builtins", "ctypes")
 _BUILTINS = ("exec", "eval", "compile")
@@ -23,8 +25,8 @@ def forbidden_imports(source: str | bytes, skeleton: str) -> list[str]:
 
     Raises ``SyntaxError`` or ``ValueError`` for a source that is not Python.
     """
-    allowed = frozenset(item for node in ast.walk(ast.parse(skeleton)) for item, _ in _imports(node)) | _ALWAYS
-    nodes = list(ast.walk(ast.parse(source)))
+    allowed = frozenset(item for node in ast.walk(parse(skeleton)) for item, _ in _imports(node)) | _ALWAYS
+    nodes = list(ast.walk(parse(source)))
     called = {id(node.func) for node in nodes if isinstance(node, ast.Call)}
     found = {
         (_line(node), text)
@@ -50,7 +52,7 @@ def additional_modules(source: str | bytes, skeleton: str) -> list[str]:
 
 
 def _modules(source: str | bytes) -> Iterator[str]:
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(parse(source)):
         for (module, name), _ in _imports(node):
             yield f"{module}.{name}" if name in _TELLING else module
         if isinstance(node, ast.Attribute) and node.attr in _TELLING:

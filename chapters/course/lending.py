@@ -16,6 +16,7 @@ from pathlib import Path
 from types import CodeType
 
 from chapters.course.catalog import Chapter
+from chapters.course.parsing import parse
 from chapters.course.skeleton import Function, find_functions, solution_regions
 
 USED: set[str] = set()
@@ -39,11 +40,11 @@ def compose(source: bytes, path: Path, chapter: Chapter, tasks: Collection[str])
     Functions go by their qualified names; one that the file lacks is added. If all solutions of a class are lent, its given
     methods are too, since they may have been changed to fit. Raises what compiling the file raises.
     """
-    tree = ast.parse(source, str(path))
+    tree = parse(source, str(path))
     regions = solution_regions(chapter)
     kept = {region.qualname for region in regions if region.task_id not in tasks}
     wanted = {region.qualname: region.task_id for region in regions if region.qualname not in kept}
-    reference = ast.parse(chapter.reference)
+    reference = parse(chapter.reference)
     ast.increment_lineno(reference, _FAR)
     imports = [node for node in reference.body if isinstance(node, ast.Import | ast.ImportFrom)]
     bound = _bound_names(tree)
@@ -76,7 +77,7 @@ def hidden_sources() -> Iterator[None]:
 
 def kernel_tasks(chapter: Chapter) -> set[str]:
     """The tasks of a chapter that have a Triton kernel."""
-    functions = dict(find_functions(ast.parse(chapter.reference)))
+    functions = dict(find_functions(parse(chapter.reference)))
     return {region.task_id for region in solution_regions(chapter) if is_kernel(functions[region.qualname])}
 
 
@@ -126,7 +127,7 @@ def _put(body: list[ast.stmt], node: ast.stmt) -> None:
 
 def _note(task: str, function: Function) -> ast.stmt:
     """The statement by which a lent function says that it was used."""
-    [note] = ast.parse(f"{NOTES}.add({task!r})").body
+    [note] = parse(f"{NOTES}.add({task!r})").body
     return ast.fix_missing_locations(_at(note, function))
 
 

@@ -12,6 +12,7 @@ from functools import cache
 from typing import TypeAlias
 
 from chapters.course.catalog import Chapter, CourseError, stub_message
+from chapters.course.parsing import parse
 
 _BEGIN = re.compile(r"^( *)# BEGIN SOLUTION (\d+\.\d+)$")
 _END = re.compile(r"^ *# END SOLUTION$")
@@ -40,7 +41,7 @@ class Region:
 @cache
 def solution_regions(chapter: Chapter) -> tuple[Region, ...]:
     """The marked regions of a chapter's reference, in order. Raises ``CourseError`` for markers that do not pair up."""
-    functions = find_functions(ast.parse(chapter.reference))
+    functions = find_functions(parse(chapter.reference))
     regions = []
     begin: tuple[str, str, int] | None = None
     for number, line in enumerate(chapter.reference.splitlines(), start=1):
@@ -102,7 +103,7 @@ def unfinished_tasks(source: str, chapter: Chapter) -> set[str]:
     Empty if the source is not Python.
     """
     try:
-        functions = dict(find_functions(ast.parse(source)))
+        functions = dict(find_functions(parse(source)))
     except (SyntaxError, ValueError):
         return set()
     return {
@@ -124,7 +125,7 @@ def _stubs(source: str | bytes, tasks: Mapping[str, str] | None = None) -> dict[
     """
     known = tasks or {}
     found: dict[str, dict[str, str]] = {}
-    for qualname, function in find_functions(ast.parse(source)):
+    for qualname, function in find_functions(parse(source)):
         body = function.body[1:] if ast.get_docstring(function) is not None else function.body
         if body and (message := stub_message(body[0])):
             found.setdefault(message.split()[1], {})[qualname] = message
@@ -166,7 +167,7 @@ def _import_position(lines: list[str]) -> tuple[int, bool]:
     ours = [index for index, line in enumerate(lines) if re.match(r"from (chapters|pagebrain)\b", line)]
     if ours:
         return ours[0], False
-    tree = ast.parse("\n".join(lines))
+    tree = parse("\n".join(lines))
     imports = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
     return max((node.end_lineno or 0 for node in imports), default=1), True
 

@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from chapters.course.catalog import Chapter, CourseError, find_chapter, find_chapters
+from chapters.course.parsing import parse
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ def definitions(chapter: Chapter) -> list[str]:
     kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
     return [
         node.name
-        for node in ast.parse(chapter.source).body
+        for node in parse(chapter.source).body
         if isinstance(node, kinds) and not node.name.startswith(("_", "answer_"))
     ]
 
@@ -155,7 +156,7 @@ def definitions(chapter: Chapter) -> list[str]:
 def used_definitions(chapter: Chapter) -> set[str]:
     """What a chapter imports from earlier ones and uses, as ``00.greedy_token``."""
     names = {other.name: other.number for other in find_chapters(chapter.path.parent)}
-    tree = ast.parse(chapter.source)
+    tree = parse(chapter.source)
     modules: dict[str, str] = {}  # local name -> chapter
     found = set()
     local: dict[str, str] = {}  # local name -> definition
@@ -242,7 +243,7 @@ def _code(name: str, folder: Path) -> list[str]:
     """The source of a definition such as ``02.PagedCache``, without the marks around its solutions."""
     number, _, definition = name.partition(".")
     source = find_chapter(number, folder).source
-    [node] = [node for node in ast.parse(source).body if getattr(node, "name", "") == definition]
+    [node] = [node for node in parse(source).body if getattr(node, "name", "") == definition]
     first = min(part.lineno for part in [node, *getattr(node, "decorator_list", [])])
     lines = source.splitlines()[first - 1 : node.end_lineno]
     return [line for line in lines if not re.match(r" *# (BEGIN|END) SOLUTION", line)]

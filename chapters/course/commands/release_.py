@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from chapters.course.catalog import FOLDER, ROOT, Chapter, CourseError, find_chapter, find_chapters, pack
+from chapters.course.parsing import parse
 from chapters.course.skeleton import make_skeleton, solution_regions
 
 
@@ -209,7 +210,7 @@ def _copy_notebook(folder: Path, chapter: Chapter, *, is_released: bool) -> None
 def _chapters_of(path: Path) -> set[str]:
     """The chapters that a module of the package imports, by itself or through an aid."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module:
             names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
             found |= {name.split(".")[1] for name in names if re.match(r"chapters\.ch\d\d_", name)}
