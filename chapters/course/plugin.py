@@ -107,7 +107,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--in-a-hurry", action="store_true", help="collect no garbage before the tests, and leave without cleaning up"
     )
-    group.addoption("--first-failure-only", action="store_true", help="skip a file's further tests once one failed")
+    group.addoption("--first-failure-only", action="store_true", help="pass over a file's further tests once one failed")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -277,14 +277,9 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip what is settled: a task one of whose tests never ended, or (``--first-failure-only``) a file that failed once."""
+    """Skip what is settled: a task one of whose tests never ended."""
     judged, mark = _judged_of(item), item.get_closest_marker("task")
-    if judged is None or mark is None:
-        return
-    failed = item.config.stash[_FAILED]
-    if item.config.getoption("first_failure_only", False) and judged.path in {path for path, _ in failed}:
-        pytest.skip("an earlier test of this file failed")
-    if (judged, mark.args[0]) in item.config.stash[_ENDLESS]:
+    if judged is not None and mark is not None and (judged, mark.args[0]) in item.config.stash[_ENDLESS]:
         pytest.skip("an earlier test of this task did not end")
 
 
@@ -383,13 +378,23 @@ class ReportWriter:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
-        """Pass over a test in its second form, without a word, if its task passed or the file cannot be imported."""
+        """Pass over a test, without a word, if its verdict is known or not wanted.
+
+        That is a test in its second form if its task passed or the file cannot be imported, and with
+        ``--first-failure-only`` each test of a file that failed once.
+        """
         judged, mark = _judged_of(item), item.get_closest_marker("task")
-        if judged is None or mark is None or not judged.again:
+        if judged is None or mark is None:
             return None
-        forms = {key: found for key, found in item.config.stash[_LOADED].items() if key.path == judged.path}
-        cannot_import = any(isinstance(found, tuple) for found in forms.values())
-        if not cannot_import and (judged.path, mark.args[0]) in item.config.stash[_FAILED]:
+        failed = item.config.stash[_FAILED]
+        if judged.again:
+            forms = {key: found for key, found in item.config.stash[_LOADED].items() if key.path == judged.path}
+            cannot_import = any(isinstance(found, tuple) for found in forms.values())
+            is_settled = cannot_import or (judged.path, mark.args[0]) not in failed
+        else:
+            only_first = item.config.getoption("first_failure_only", False)
+            is_settled = only_first and any(path == judged.path for path, _ in failed)
+        if not is_settled:
             return None
         item.session._setupstate.teardown_exact(nextitem)  # the test before left standing what this one would have used
         return True

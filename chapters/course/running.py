@@ -117,11 +117,11 @@ class Processes:
                 _kill(process)
 
 
-_UNUSED = ("-p", "no:nbval", "-p", "no:schemathesis", "-p", "no:hypothesispytest")
+_UNUSED = ("-p", "no:nbval", "-p", "no:schemathesis", "-p", "no:hypothesispytest", "-p", "no:logging")
 PLUGINS = ("-p", "chapters.course.plugin", "-p", "timeout", *_UNUSED)
-"""pytest's options for the chapters' tests. They use none of the last three, whose import takes seconds where they are."""
+"""pytest's options for the chapters' tests. They use none of the last four: three are slow to import, one in each test."""
 
-_QUICK = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PAGEBRAIN_CHECK": "1"}
+QUICK = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PAGEBRAIN_CHECK": "1"}
 """Variables of a check's process: it imports no plugins but those that it names, and ``tests/conftest.py`` imports less."""
 _THREADS = "OMP_NUM_THREADS"  # the tests' tensors are small: several threads would only wait for each other
 
@@ -182,7 +182,7 @@ def run_command(command: Sequence[str], output: Path, timeout: float, processes:
     """The exit status of a command, ``None`` if it had to be stopped. Its output goes to a file, so no pipe can block."""
     environment = {name: value for name, value in os.environ.items() if not _is_private(name)}
     environment.setdefault(_THREADS, "1")
-    environment |= {"PYTHONPATH": str(ROOT), "PYTHONUTF8": "1", "PYTHONDONTWRITEBYTECODE": "1", **_QUICK}
+    environment |= {"PYTHONPATH": str(ROOT), "PYTHONUTF8": "1", "PYTHONDONTWRITEBYTECODE": "1", **QUICK}
     processes = processes or Processes()
     with output.open("wb") as file:
         process = processes.start(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from chapters.course.catalog import ROOT
-from chapters.course.running import PLUGINS
+from chapters.course.running import PLUGINS, QUICK
 
 TEST_TIMEOUT_S = 10
 
@@ -40,7 +40,7 @@ def judge(folder: Path, files: dict[Path, tuple[str, str | None]], *, all_failur
     ran = subprocess.run(
         [sys.executable, "-m", "pytest", *PLUGINS, *options, *map(str, tests)],
         cwd=ROOT,
-        env=os.environ | {"PAGEBRAIN_OWN_TASKS": str(tasks), "OMP_NUM_THREADS": "1"},
+        env=os.environ | QUICK | {"PAGEBRAIN_OWN_TASKS": str(tasks), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
     )

@@ -1,5 +1,6 @@
 """Small random GPT-2 models and what vanilla Hugging Face computes with them."""
 
+import copy
 from typing import Any
 
 import torch
@@ -11,7 +12,20 @@ POISON = 1e4
 
 
 def random_gpt2(dtype: torch.dtype = torch.float64, seed: int = 0, **settings: Any) -> GPT2LMHeadModel:
-    """A small GPT-2 with random weights, drawn wide enough that a lost slot moves the logits (initializer_range 0.05)."""
+    """A small GPT-2 with random weights, drawn wide enough that a lost slot moves the logits (initializer_range 0.05).
+
+    Each call gives another model. A copy of one that is there already takes half the time of making it.
+    """
+    key = (dtype, seed, repr(sorted(settings.items())))
+    if key not in _MADE:
+        _MADE[key] = _make(dtype, seed, settings)
+    return copy.deepcopy(_MADE[key])
+
+
+_MADE: dict[tuple[torch.dtype, int, str], GPT2LMHeadModel] = {}
+
+
+def _make(dtype: torch.dtype, seed: int, settings: dict[str, Any]) -> GPT2LMHeadModel:
     defaults: dict[str, Any] = {
         "vocab_size": 97,
         "n_positions": 64,
