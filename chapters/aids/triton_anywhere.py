@@ -2,7 +2,7 @@
 
 Triton reads ``TRITON_INTERPRET`` when it is first imported, and chooses one of the two. Torch may have imported it before
 that variable was set. Chapter 06 takes ``triton`` and ``tl`` from here, which works in either case. The import also makes
-the interpreter faster, for the whole process: see :func:`patch_language_once`.
+the interpreter faster, for the whole process: see :func:`patch_language_once` and :func:`remember_dtypes`.
 """
 
 import importlib
@@ -90,6 +90,24 @@ def patch_language_once() -> None:
     interpreter._patch_lang = patch_once
 
 
+def remember_dtypes() -> None:
+    """Let the interpreter look up NumPy's type of a Triton type once. It makes a table of all types at each operation."""
+    interpreter: Any = importlib.import_module("triton.runtime.interpreter")
+    look_up = getattr(interpreter, "_get_np_dtype", None)
+    if look_up is None or hasattr(look_up, "found"):
+        return
+    found: dict[str, Any] = {}
+
+    def look_up_once(dtype: Any) -> Any:
+        name = dtype.scalar.name
+        if name not in found:
+            found[name] = look_up(dtype)
+        return found[name]
+
+    look_up_once.found = found  # type: ignore[attr-defined]
+    interpreter._get_np_dtype = look_up_once
+
+
 triton, tl = _import_triton()
 
 INTERPRETED = _interprets(tl)
@@ -97,3 +115,4 @@ INTERPRETED = _interprets(tl)
 
 if INTERPRETED:
     patch_language_once()
+    remember_dtypes()

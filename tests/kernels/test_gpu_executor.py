@@ -41,8 +41,8 @@ def full_speed(device: str, num_layers: int = 1, **settings: Any) -> Any:
 
 
 def small(device: str, num_layers: int = 1) -> GPT2LMHeadModel:
-    """One layer, unless layers are what a test is about: interpreted kernels take long. ``test_engine.py`` has two."""
-    base: Any = random_gpt2(torch.float32, seed=3, n_layer=num_layers)
+    """One layer, unless layers are what a test is about: interpreted kernels take long. ``test_engine.py`` has more."""
+    base: Any = random_gpt2(torch.float32, seed=3, n_layer=num_layers, n_head=2)
     moved: GPT2LMHeadModel = base.to(device)
     return moved
 
