@@ -18,7 +18,7 @@ from chapters.course.cli import main
 from chapters.course.commands.check_ import print_grade
 from chapters.course.grading import Verdict, better, grade_file, settle
 from chapters.course.lending import USED, lent_name
-from chapters.course.running import PLUGINS, Limits, Run, read_report
+from chapters.course.running import PLUGINS, QUICK, Limits, Run, read_report
 from chapters.course.skeleton import make_skeleton, solution_regions
 from chapters.course.workspace import load_file
 from tests.chapters.test_solutions import WRONG, number_of
@@ -28,7 +28,7 @@ from tests.support.overlay import compose
 from tests.tools.toy_course import REFERENCE, TESTS, grade, graded, with_add
 from tests.tools.toy_course import toy as toy
 
-QUICK = [chapter for chapter in find_chapters() if chapter.number < "06"]
+QUICK_CHAPTERS = [chapter for chapter in find_chapters() if chapter.number < "06"]
 """The chapters without kernels, which the interpreter runs too slowly to be judged here once more."""
 
 
@@ -40,7 +40,7 @@ def judge(folder: Path, files: Mapping[Path, tuple[Chapter, str | None]]) -> dic
     command += ["--chapter-report", f"{folder}/report", "--lend-others", "-p", "tests.support.own_tasks"]
     command += [f"--chapter-file={chapter.number}={path}" for path, (chapter, _) in files.items()]
     command += sorted({str(chapter.test_file) for chapter, _ in files.values()})
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PAGEBRAIN_OWN_TASKS": str(only)}
+    environment = os.environ | QUICK | {"OMP_NUM_THREADS": "1", "PAGEBRAIN_OWN_TASKS": str(only)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode in (0, 1), done.stdout[-2000:] + done.stderr[-2000:]
     everything = read_report(folder / "report")
@@ -64,33 +64,43 @@ def verdict_of(task: Task, run: Run) -> Verdict:
     return better(first[task.task_id], second.get(task.task_id))
 
 
-def test_each_task_can_be_done_alone_while_all_others_are_stubs(tmp_path: Path) -> None:
+MOST_USED = ("0.1", "1.1", "2.1", "3.1", "4.3", "5.1")
+"""In each chapter the task that most of the others build on."""
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Verdict]]:
+    """``only_2_1``: the skeleton with task 2.1 done, judged on that task. ``wrong_2_1``: the reference with a mistake in
+    task 2.1, judged on all tasks."""
+    folder = tmp_path_factory.mktemp("judged")
     files: dict[Path, tuple[Chapter, str | None]] = {}
-    for chapter in QUICK:
+    for chapter in QUICK_CHAPTERS:
         for task in chapter.tasks:
-            path = tmp_path / f"only_{task.task_id.replace('.', '_')}.py"
+            path = folder / f"only_{task.task_id.replace('.', '_')}.py"
             path.write_text(make_skeleton(chapter, done=[task.task_id]), encoding="utf-8")
             files[path] = chapter, task.task_id
-    verdicts = {task_id: verdict for of_file in judge(tmp_path, files).values() for task_id, verdict in of_file.items()}
-    assert len(verdicts) == len(files)
+    overlays = {overlay.task: overlay for overlay in reversed(WRONG)}
+    for task_id in MOST_USED:
+        path = folder / f"wrong_{task_id.replace('.', '_')}.py"
+        chapter = find_chapter(number_of(overlays[task_id]))
+        path.write_text(compose(chapter.source, overlays[task_id].source), encoding="utf-8")
+        files[path] = chapter, None
+    return {path.stem: verdicts for path, verdicts in judge(folder, files).items()}
+
+
+def test_each_task_can_be_done_alone_while_all_others_are_stubs(judged: dict[str, dict[str, Verdict]]) -> None:
+    verdicts = {task_id: found[task_id] for name, found in judged.items() if name.startswith("only") for task_id in found}
+    assert verdicts.keys() == {task.task_id for chapter in QUICK_CHAPTERS for task in chapter.tasks}
     assert [verdict for verdict in verdicts.values() if not verdict.passed] == []
     assert all(task_id not in verdict.lent for task_id, verdict in verdicts.items())
     assert verdicts["2.4"].lent == ("2.1", "2.2", "2.3")
     assert verdicts["1.1"].lent == (), "what its tests do not use is not said to be lent"
 
 
-def test_a_mistake_in_one_task_costs_no_other(tmp_path: Path) -> None:
-    """In each chapter a mistake in the task that most of the others build on."""
-    overlays = {overlay.task: overlay for overlay in reversed(WRONG)}
-    files: dict[Path, tuple[Chapter, str | None]] = {}
-    for task_id in ("0.1", "1.1", "2.1", "3.1", "4.3", "5.1"):
-        path = tmp_path / f"wrong_{task_id.replace('.', '_')}.py"
-        chapter = find_chapter(number_of(overlays[task_id]))
-        path.write_text(compose(chapter.source, overlays[task_id].source), encoding="utf-8")
-        files[path] = chapter, None
-    for path, verdicts in judge(tmp_path, files).items():
-        failed = [task_id for task_id, verdict in verdicts.items() if not verdict.passed]
-        assert [f"wrong_{task_id.replace('.', '_')}" for task_id in failed] == [path.stem], (path.stem, verdicts)
+@pytest.mark.parametrize("task_id", MOST_USED)
+def test_a_mistake_in_one_task_costs_no_other(task_id: str, judged: dict[str, dict[str, Verdict]]) -> None:
+    verdicts = judged[f"wrong_{task_id.replace('.', '_')}"]
+    assert [other for other, verdict in verdicts.items() if not verdict.passed] == [task_id], verdicts
 
 
 CLASSES = '''\
