@@ -123,8 +123,8 @@ def answer_0_3() -> tuple[float, str]:
     One way to count: run ``generate`` with ``model.transformer.wte.register_forward_pre_hook(hook)``, which calls
     ``hook(module, (token_ids,))`` in each forward pass. This number is the same for every GPT-2.
 
-    Returns this number, to two decimals, and one to four sentences for your instructor, at least 8 words in all: why is the
-    number not 1, and what does it become for longer and longer answers?
+    Returns this number, to two decimals, and one to four sentences for your instructor, at least 8 different words: why is
+    the number not 1, and what does it become for longer and longer answers?
     """
     # BEGIN SOLUTION 0.3
     return 2.36, (

@@ -227,7 +227,7 @@ def answer_1_4() -> tuple[float, str]:
     and ``context_len``, the slots that it has written after this step. A trace has ``num_blocks`` rows of ``block_size``
     slots. The answers that ``generate`` returns say how long each text lives.
 
-    Returns the share in percent, to one decimal, and one to four sentences for your instructor, at least 8 words in all:
+    Returns the share in percent, to one decimal, and one to four sentences for your instructor, at least 8 different words:
     where do the other slots go (name the parts and their shares), and which of these parts needs no reservation to be
     avoided, but another way to batch?
     """

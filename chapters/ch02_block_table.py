@@ -15,7 +15,7 @@ Tasks (33 points, about 2.5 hours with reading):
 - 2.2 (8 points) ``PagedCache.slots``: from a token's position to its slot.
 - 2.3 (6 points) ``PagedCache.grow`` and ``free``: block tables with as many blocks as their tokens need.
 - 2.4 (6 points) ``PagedCache.gather``: a sequence's K and V in order, wherever its blocks are.
-- 2.5 (3 points) ``answer_2_5``: measure and explain how many more requests the same memory serves.
+- 2.5 (3 points) ``answer_2_5``: measure and explain how many requests the same memory serves.
 
 Know first: chapter 01; integer division and remainder.
 In the engine: :class:`pagebrain.block.BlockManager` and :class:`pagebrain.cache.CacheManager`. In vLLM: ``BlockPool`` in
@@ -74,9 +74,11 @@ class BlockManager:
     def allocate(self, count: int = 1) -> list[int]:
         """Task 2.1: take ``count`` free blocks, in any order; from now on they are in use.
 
-        Returns a list of ``count`` different block ids, which belongs to the caller; it is empty for a count of 0. Raises
-        ``BlockError`` for a count below 0, and ``OutOfBlocksError`` if fewer blocks are free. After an error nothing has
-        changed.
+        Returns a list of ``count`` different block ids, which belongs to the caller; it is empty for a count of 0. After an
+        error nothing has changed. Errors take a message, as in ``raise BlockError("...")``.
+
+        - ``BlockError``: the call is a mistake of the caller. Here, the count is below 0.
+        - ``OutOfBlocksError``: the call is correct, but fewer than ``count`` blocks are free.
         """
         # BEGIN SOLUTION 2.1
         if count < 0:
@@ -94,8 +96,8 @@ class BlockManager:
         """Task 2.1: take blocks back; from now on they are free.
 
         ``block_ids`` is any iterable of ints, such as a list, a set or a generator (which can be read only once). ``free``
-        does not change it. Raises ``BlockError`` if it contains a block that does not exist or is free already, or contains
-        a block twice. After an error nothing has changed: none of the blocks has become free.
+        does not change it. Raises ``BlockError``, with a message, if it contains a block that does not exist or is free
+        already, or contains a block twice. After an error nothing has changed: none of the blocks has become free.
         """
         # BEGIN SOLUTION 2.1
         block_ids = list(block_ids)
@@ -138,6 +140,7 @@ class PagedCache:
 
     def num_missing_blocks(self, seq_id: int, num_tokens: int) -> int:
         """Number of blocks that must be added to the sequence's table before it covers ``num_tokens`` tokens."""
+        # -(-a // b) is a / b rounded up (ceiling division): // rounds down, and the two signs turn this around.
         return max(0, -(-num_tokens // self.block_size) - len(self._tables.get(seq_id, ())))
 
     def can_grow(self, seq_id: int, num_tokens: int) -> bool:
@@ -147,9 +150,10 @@ class PagedCache:
     def grow(self, seq_id: int, num_tokens: int) -> None:
         """Task 2.3: make the sequence's table cover ``num_tokens`` tokens, with as few blocks as possible.
 
-        New blocks go behind those that the table has. A table that covers ``num_tokens`` already stays as it is. Raises
-        ``OutOfBlocksError`` if too few blocks are free; then nothing has changed, and a sequence without a table still has
-        none. The contents of the pools do not change.
+        New blocks go behind those that the table has. A table that covers ``num_tokens`` already stays as it is. If a
+        sequence without a table grows to 0 tokens, it needs no block; afterwards it may have an empty table or none. Raises
+        ``OutOfBlocksError``, with a message, if too few blocks are free. Then nothing has changed, and a sequence without a
+        table still has none. The contents of the pools do not change.
         """
         # BEGIN SOLUTION 2.3
         block_ids = self.block_manager.allocate(self.num_missing_blocks(seq_id, num_tokens))
@@ -168,9 +172,10 @@ class PagedCache:
     def slots(self, seq_id: int, start: int, count: int) -> list[int]:
         """Task 2.2: the physical slots of tokens ``start .. start + count - 1``; slot = block_id * block_size + offset.
 
-        Returns a list of ``count`` ints, read from the sequence's table as it is now. Raises ``BlockTableError`` if
-        ``start`` or ``count`` is negative, or if ``start + count`` is more than the number of tokens that the table covers,
-        also if ``count`` is 0. A table covers ``block_size`` tokens a block, and no table covers 0 tokens. Nothing changes.
+        Returns a list of ``count`` ints, read from the sequence's table as it is now. A table covers ``block_size`` tokens a
+        block. A sequence without a table covers 0 tokens, so ``slots(seq_id, 0, 0)`` returns ``[]``. Raises
+        ``BlockTableError``, with a message, if ``start`` or ``count`` is negative, or if ``start + count`` is more than the
+        number of tokens that the table covers, also if ``count`` is 0. Nothing changes.
         """
         # BEGIN SOLUTION 2.2
         table = self._tables.get(seq_id, [])
@@ -302,7 +307,8 @@ def answer_2_5() -> tuple[float, str]:
     """Task 2.5: measure and explain: how many stories can run together in the memory that chapter 01 reserves for six?
 
     The lengths are those of the notebook's six stories, A to F: prompts of 2, 6, 3, 6, 2 and 9 tokens, answers of 211, 266,
-    191, 71, 178 and 162 tokens. Chapter 01 reserves 409 slots for each of the six. The same memory is 153 blocks of 16.
+    191, 71, 178 and 162 tokens. Chapter 01 reserves 409 slots for each of the six. The same memory, 2454 slots, has room for
+    153 whole blocks of 16. (The notebook's run had 156: ``generate`` rounds each request up to whole blocks.)
 
     Take ``n`` requests: A to F, then A to F again, and so on. All of them start together. A request with an answer of ``a``
     tokens takes part in steps 0 to ``a - 1``. In step ``s`` it has ``prompt + s`` tokens in the cache. After step ``a - 1``
@@ -310,9 +316,10 @@ def answer_2_5() -> tuple[float, str]:
     lengths on a real :class:`PagedCache` without a model, as the notebook's ``replay`` does, for one ``n`` after the other.
     If you measure in your file, copy the notebook's ``one_number_a_slot`` into it: it makes the cache's configuration.
 
-    Returns ``n``, a whole number, and one to four sentences for your instructor, at least 8 words in all: why is it not
-    more, given that all blocks are free at the start and at the end? And what would have to change for the same memory to
-    serve more?
+    Returns ``n`` and a text. ``n`` is a whole number; return the number you found as a literal. (The type says ``float``, as
+    in all tasks of this kind.) The text is one to four sentences for your instructor, at least 8 different words: why is
+    ``n`` not larger, given that all blocks are free at the start and at the end? And what would have to change for the same
+    memory to serve more?
     """
     # BEGIN SOLUTION 2.5
     return 16, (

@@ -182,8 +182,8 @@ def answer_3_4() -> tuple[float, str]:
     sequence and one layer? ``chapters.aids.new_tensors.NewTensors`` counts them: it is used as in the notebook. Two contexts
     that differ by a known number of pages are enough. The number may differ by 1 from what the check counts.
 
-    Returns the number, and one to four sentences, at least 8 words in all, that say why chapter 03 is slower than chapter 02
-    on this machine, and what a kernel changes. The text goes to the instructor.
+    Returns the number, and one to four sentences, at least 8 different words, that say why chapter 03 is slower than chapter
+    02 on this machine, and what a kernel changes. The text goes to the instructor.
     """
     # BEGIN SOLUTION 3.4
     text = (

@@ -300,9 +300,9 @@ def answer_4_4() -> tuple[float, str]:
     answers of 12, 14, 9 and 4 tokens. There are three seats, blocks of 4 slots, and 9 blocks, which are too few. Measure:
     what is the smallest ``num_blocks`` with which no sequence is preempted?
 
-    Returns the number, and one to four sentences, at least 8 words in all: why is it smaller than the sum of the blocks that
-    the four texts need at their full lengths, and why may an operator choose a pool that is smaller still? The text goes to
-    the instructor.
+    Returns the number, and one to four sentences, at least 8 different words: why is it smaller than the sum of the blocks
+    that the four texts need at their full lengths, and why may an operator choose a pool that is smaller still? The text
+    goes to the instructor.
     """
     # BEGIN SOLUTION 4.4
     text = (

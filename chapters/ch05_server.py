@@ -313,7 +313,7 @@ def answer_5_5() -> tuple[float, str]:
     ``read_notes``, ``engine.step`` and ``deliver`` by hand, in the order of the loop, and write the note between
     ``read_notes`` and ``engine.step``. Any GPT-2 with 320 positions or more will do, also one with random weights.
 
-    Return also one to four sentences for your instructor, at least 8 words in all: which steps these are, and what would
+    Return also one to four sentences for your instructor, at least 8 different words: which steps these are, and what would
     make the wait shorter for this client, and at whose cost.
     """
     # BEGIN SOLUTION 5.5

@@ -286,9 +286,9 @@ def answer_6_6() -> tuple[float, str]:
     ``scene`` and ``watching``. Do the same for 6 parts in a cell there, and return the number that you found, written as a
     number: nothing is counted in this file.
 
-    The text, one to four sentences and at least 8 words, goes to your instructor: on which side of the ridge is this
-    point, so which of the roofline's two limits is above it (bandwidth or arithmetic), what would the intensity be if only
-    the bytes of ``decode_work`` were moved, and where do the other bytes come from?
+    The text, one to four sentences and at least 8 different words, goes to your instructor: on which side of the ridge is
+    this point, so which of the roofline's two limits is above it (bandwidth or arithmetic), what would the intensity be if
+    only the bytes of ``decode_work`` were moved, and where do the other bytes come from?
     """
     # BEGIN SOLUTION 6.6
     text = (

@@ -452,8 +452,8 @@ def answer_7_6() -> tuple[float, str]:
     is a stretch of time in which the GPU was busy: kernels with less than a microsecond between them are one entry. Measure
     in a cell of the notebook, and return the number that you found, written as a number.
 
-    The text, one to four sentences and at least 8 words, goes to your instructor: what does the host do in this gap
-    (``host`` in the timeline has its parts), and why does the run ``ahead`` not have it?
+    The text, one to four sentences and at least 8 different words, goes to your instructor: what does the host do in this
+    gap (``host`` in the timeline has its parts), and why does the run ``ahead`` not have it?
     """
     # BEGIN SOLUTION 7.6
     text = (

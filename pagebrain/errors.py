@@ -39,11 +39,11 @@ class KernelError(PageBrainError, ValueError):
 
 
 class OutOfBlocksError(PageBrainError):
-    """More physical blocks were requested than are free; nothing was allocated."""
+    """A correct request for more physical blocks than are free; nothing was allocated."""
 
 
 class BlockError(PageBrainError):
-    """A physical block that is free was freed or shared."""
+    """A mistake of a caller: a block that is free or does not exist was freed or shared, or a count is below 0."""
 
 
 class BlockTableError(PageBrainError):

@@ -92,7 +92,7 @@ def describe_lent(verdict: Verdict) -> str:
 
 
 def is_own_fault(verdict: Verdict) -> bool:
-    """Whether a task fails also with what others need of the reference, so that the fault is in this task."""
+    """Whether a task fails where all that it needs of other tasks is the reference's: the fault is in this task."""
     return verdict.alone and not verdict.passed and bool(verdict.lent)
 
 

@@ -92,12 +92,17 @@ total = sum(needed)
 print(f"all: {6 * reserved} slots reserved, {total} needed ({total / 6 / reserved:.0%})")
 
 # %% [markdown]
-# Slots that are reserved for a request and never written are called *internal fragmentation*: the waste is inside the pieces.
+# The authors of PagedAttention have names for three kinds of slots that are empty and cannot be used by another request:
 #
-# The second kind of waste is outside the pieces. Here are 32 slots and four requests, A to D. Each gets a contiguous piece of 8
-# slots. They are given out by a *buddy allocator*: it halves memory again and again until a piece just fits, so the size of a
-# piece is a power of two. (It models other systems at the end of this chapter.) Then A and C end, and their pieces are free.
-# Is there a piece of 16 slots now? In the picture each cell is one slot, with its number below.
+# - *reservation*: a request holds the slot, and will write to it later;
+# - *internal fragmentation*: a request holds the slot, and never writes to it. The waste is inside the pieces;
+# - *external fragmentation*: no request holds the slot, and still it cannot be used. The waste is between the pieces.
+#
+# The cell above shows internal fragmentation: the slots that no story needed. The end of this chapter measures all three kinds.
+#
+# External fragmentation is best seen in a small example. Here are 32 slots and four requests, A to D. A *buddy allocator*,
+# which gives out contiguous pieces whose size is a power of two, gives each request a piece of 8 slots. Then A and C end, and
+# their pieces are free. Is there a piece of 16 slots now? In the picture each cell is one slot, with its number below.
 
 # %% tags=["nbval-check-output"]
 memory = fragmentation.BuddyMemory(32)
@@ -120,7 +125,7 @@ viz.pool_map(
 
 # %% [markdown]
 # Sixteen slots are free, but a request for a piece of sixteen has to wait, because the two free pieces of eight are not side by
-# side. This is *external fragmentation*. If B were moved, the free slots would be one piece, but B's whole cache would have
+# side. This is external fragmentation. If B were moved, the free slots would be one piece, but B's whole cache would have
 # to be copied while B runs.
 #
 # ## The idea
@@ -324,6 +329,10 @@ viz.show_source(ch02.PagedCache.slots)
 #
 # > **Predict.** With a block size of 16, how many blocks does a sequence of 17 tokens have? And how many empty slots can a
 # > sequence have at most, however long it is?
+#
+# The next cell counts with `num_missing_blocks`, a method of `PagedCache` that is given. It returns the number of blocks that must
+# be added to a sequence's table before it covers so many tokens. Here the sequence has no table yet, so this is the number of
+# all its blocks.
 
 # %% tags=["nbval-check-output"]
 config_16 = one_number_a_slot(block_size=16, num_blocks=8)
@@ -338,6 +347,7 @@ for num_tokens in (1, 15, 16, 17, 31, 32, 33):
 # <details><summary><b>If you said one block</b></summary>
 #
 # $17 / 16$ rounded *down* is 1. But the seventeenth token needs a slot too. Rounded *up*, the result is 2.
+# In the code this is `-(-17 // 16)`: `//` rounds down, and the two minus signs turn this around (*ceiling division*).
 # </details>
 #
 # <details><summary><b>If you said at most 16 empty slots</b></summary>
@@ -421,6 +431,10 @@ print("last step of each story:", dict(sorted(ends.items())))
 print(f"{sum(map(len, answers))} tokens and all their logits equal to Hugging Face's")
 
 # %% [markdown]
+# The pool of this run has 156 blocks of 16 slots, with the numbers 0 to 155. `generate` makes room for each request's prompt and
+# 400 more tokens, and rounds each request up to whole blocks. A request of 402 to 409 tokens needs 26 blocks, and six requests
+# need $6 \cdot 26 = 156$.
+#
 # D's story was short and ended first. The cell prints the blocks that it had at the end. The picture shows the tables of the
 # others 80 steps later, with a thick frame around the blocks that were D's. With our order they are all in use again.
 
@@ -432,7 +446,7 @@ viz.block_tables(traces_paged[last_step + 80], marked=blocks_of_d)
 
 # %% [markdown]
 # > **Predict.** When a sequence ends, `free` only moves numbers between lists. The old keys and values stay in the pool, and are
-# > still there when another sequence gets the block. What goes wrong if they are not cleared?
+# > still there when another sequence gets the block. If they are not cleared, does anything go wrong, and what?
 #
 # The next cell tests the worst case. Before each step, every free block is filled with NaN, "not a number". A sum with a NaN in
 # it is NaN, so a single wrong read would change all later tokens.
@@ -477,12 +491,16 @@ viz.memory_over_time({"01 reserved": traces_reserved, "02 paged": traces_paged})
 
 # %% [markdown]
 # The reserved cache is held in full from the first step to the last. The paged cache grows with the texts, and becomes smaller
-# when a text ends. Its empty slots are so few that their hatched strip, just under the line, is hardly to be seen. The upper panel shows chapter 01 as better than it is: it counts as used what is written for stories that
-# are over.
+# when a text ends. Its empty slots are so few that their hatched strip, just under the line, is hardly to be seen. The dotted
+# line is the size of the pool: 156 blocks of 16, which are 2496 slots. Chapter 01 reserves 2454, because it does not round up
+# to whole blocks.
 #
-# In the first cells of this chapter, the stories needed 45 % of the reserved slots. Here 66 % of them are empty, not 55 %. Both
-# numbers are right. The 45 % are what the stories need *at their end*. The panel averages over *all steps*, and in most of them
-# the texts are still short.
+# Chapter 01 goes on writing to the slots of a story that has ended, until all stories have ended. The upper panel counts these
+# slots as used, although their contents are not needed. Without them, even more than 66 % would be empty.
+#
+# At the start of this chapter, the stories needed 45 % of the reserved slots, so 55 % were empty. The panel says 66 %. Both
+# numbers are right. The 55 % are the slots that are empty *when each story has its full length*. The 66 % are an average over
+# *all steps*, and in most steps the texts are still short.
 #
 # Slots that are not held are free for other sequences:
 
@@ -542,8 +560,10 @@ for block_size in (1, 2, 4, 8, 16, 32, 64):
 #
 # ### Exercise 2.5: measure and explain (3 points)
 #
-# Chapter 01 serves six stories at a time with its reserved slots. How many can run together if the same slots are blocks? Measure
-# it with a replay like the one above, and explain it in your own words, in 8 words or more. Your text goes to your instructor.
+# Chapter 01 serves six stories at a time with its 2454 reserved slots. How many can run together if the same slots are blocks?
+# The pool of the run above does not count here: 2454 slots are 153 whole blocks of 16, and 6 slots that are left over. Measure it
+# with a replay like the one above, and explain it in your own words, with at least 8 different words. Your text goes to your
+# instructor.
 # You may measure here, in a new cell, or in your file. `replay` calls `one_number_a_slot`, which is defined in this notebook
 # and not in your file: copy it too.
 
@@ -561,8 +581,8 @@ viz.show_source(ch02.answer_2_5)
 # when it starts:
 #
 # - **Max**: for the longest text that the model can write, 2048 tokens;
-# - **Pow2**: for the prompt, plus the output's length rounded up to a power of two, as if this length were known to within a
-#   factor of two;
+# - **Pow2**: for the prompt, plus the output's length rounded up to a power of two, as if the rounded length were known when
+#   the request starts;
 # - **Oracle**: for exactly what will be written, which no real system knows.
 #
 # The fourth allocates blocks of 16 as the text grows. Here it is this chapter's `PagedCache`. In the module
@@ -575,7 +595,8 @@ viz.show_source(ch02.answer_2_5)
 # - **external** fragmentation: it is free, or lost because the contiguous allocator, the buddy allocator of the first picture,
 #   rounds up to a power of two.
 #
-# These are the paper's terms. They divide the empty slots further: will a slot that is empty now be written later? A paged
+# These are the paper's terms again. *Reserved* and *internal* both mean that a request holds an empty slot. They differ in one
+# question: will it be written later? A paged
 # sequence's last block has empty slots, but most of them will be written.
 #
 # The simulation needs the lengths of texts. The paper prints the means of its data set ShareGPT: 161.31 tokens for a prompt and

@@ -19,7 +19,7 @@ FREE, SHARED = ".", "*"
 _SYMBOLS: dict[MarkKind, tuple[str, str]] = {
     "prefill": ("#", "bold"),
     "decode": ("=", ""),
-    "waiting": (".", "dim"),
+    "waiting": ("w", "dim"),
     "idle": ("-", "dim"),
     "preempted": ("x", "bold red"),
 }
@@ -85,12 +85,12 @@ def reservation_bars(used: int, reserved: int, block_bytes: int, bar_width: int 
 def timeline(traces: Sequence[StepTrace], columns: int = 60, names: Mapping[int, str] | None = None) -> Group:
     """A line for each sequence, a character for each step, in pieces of ``columns`` steps.
 
-    ``#`` is a prefill chunk, ``=`` a decode, ``.`` waiting, ``-`` not in the step, ``x`` preempted, ``|`` after the end.
+    ``#`` is a prefill chunk, ``=`` a decode, ``w`` waiting, ``-`` not in the step, ``x`` preempted, ``|`` after the end.
     """
     rows = marks(traces)
     titles = {seq_id: " ".join(filter(None, (letter(seq_id), (names or {}).get(seq_id)))) for seq_id in rows}
     width = max(map(len, titles.values()), default=1)
-    lines = [Text("# prefill  = decode  . waiting  - not in the step  x preempted  | end", style="dim")]
+    lines = [Text("# prefill  = decode  w waiting  - not in the step  x preempted  | end", style="dim")]
     for first in range(0, len(traces), columns):
         steps = range(first, min(first + columns, len(traces)))
         ruler = "".join(f"{traces[index].step:<10d}" for index in steps if index % 10 == first % 10)

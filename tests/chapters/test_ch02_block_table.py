@@ -42,17 +42,18 @@ def block_size(request: pytest.FixtureRequest, seed: int) -> int:
     return int(request.param) + seed % 7
 
 
-def place_in(error: Exception, chapter_file: str | None) -> str:
-    """The learner's line that raised, in words; empty if it is not to be found."""
-    lines = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == chapter_file]
-    return f" (line {lines[-1].lineno}: {lines[-1].line})" if lines else ""
+def place_in(error: Exception, call: Callable[..., Any]) -> traceback.FrameSummary | None:
+    """The learner's line that raised, if it is to be found."""
+    chapter_file = getattr(sys.modules.get(getattr(call, "__module__", "")), "__file__", None)
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == chapter_file]
+    return frames[-1] if frames else None
 
 
 def said(error: Exception, call: Callable[..., Any]) -> str:
     """What was raised and, where it can be told, by which line of the learner's file."""
-    module = sys.modules.get(getattr(call, "__module__", ""))
     words = f"{type(error).__name__}: {error}".removesuffix(": ")
-    return words + place_in(error, getattr(module, "__file__", None))
+    place = place_in(error, call)
+    return words if place is None else f"{words} (line {place.lineno}: {place.line})"
 
 
 def called(what: str, expected: str, call: Callable[..., Any], *args: Any) -> Any:
@@ -66,6 +67,14 @@ def called(what: str, expected: str, call: Callable[..., Any], *args: Any) -> An
         raise AssertionError(f"{what} raised {said(error, call)}; expected {expected}") from None
 
 
+WHEN: dict[type[Exception], str] = {
+    OutOfBlocksError: "Raise OutOfBlocksError if the call is correct, but more blocks are asked for than are free.",
+    BlockError: "Raise BlockError if the call is a mistake of the caller: a count below 0, or a block that cannot be freed.",
+    BlockTableError: "Raise BlockTableError if the table does not cover the tokens, or start or count is negative.",
+}
+"""Hints for a learner who raises another error on purpose."""
+
+
 def refuses(error: type[Exception], what: str, call: Callable[..., Any], *args: Any) -> None:
     """``call(*args)`` raises ``error``; anything else is said in words."""
     try:
@@ -75,7 +84,12 @@ def refuses(error: type[Exception], what: str, call: Callable[..., Any], *args: 
     except TodoError:
         raise
     except Exception as other:
-        raise AssertionError(f"{what} must raise {error.__name__}, but raised {said(other, call)}") from None
+        wrong = AssertionError(f"{what} must raise {error.__name__}, but raised {said(other, call)}")
+        place = place_in(other, call)
+        if place is None or not (place.line or "").startswith("raise "):
+            raise wrong from None
+        with hint(WHEN[error]):
+            raise wrong from None
     raise AssertionError(f"{what} must raise {error.__name__}, but returned {got!r}")
 
 
@@ -353,7 +367,7 @@ def test_slots_of_an_unknown_sequence_are_refused(chapter: Any) -> None:
     known = cache.seq_ids
     for seq_id in (1, -1, 2):
         assert_slots_refused(cache, seq_id, [(0, 1), (3, 2), (1, 0)])
-        with hint("No table covers 0 tokens, and start 0 with count 0 asks for no more: the list is empty."):
+        with hint("A sequence without a table covers 0 tokens, so slots(seq, 0, 0) returns []."):
             assert_slots(cache, seq_id, 0, 0)
     with hint("A call that is refused changes nothing: it leaves no empty table behind."):
         assert cache.seq_ids == known, f"seq_ids was {known}; after calls that were refused it is {cache.seq_ids}"
@@ -439,6 +453,7 @@ def test_a_table_has_the_blocks_that_its_tokens_need(chapter: Any, block_size: i
             assert_grows(cache, seq_id, num_tokens)
     for num_tokens in (3 * block_size, block_size, 1, 0):  # covered already
         assert_grows(cache, 5, num_tokens)
+    assert_grows(cache, 7, 0)  # a sequence without a table: no block, and then an empty table or none
     assert_grows(cache, 0, 4 * block_size)  # the last block that there is
 
 
@@ -770,5 +785,10 @@ def test_the_number_of_stories_that_fit_together(chapter: Any, seed: int, record
             "steps: the one that needs the most blocks decides.",
             "low": "Too low: a sequence holds the blocks of the tokens that it has, not of its longest text. They are free "
             "again after the step in which it ends.",
+            "fraction": "n is a whole number. An average over the steps does not tell when the memory is full.",
+        },
+        {
+            "Return the total n, not how many more than six.": (expected - 6,),
+            "Return the last n that succeeds, not the first that fails.": (expected + 1,),
         },
     )

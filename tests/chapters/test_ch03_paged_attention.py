@@ -18,6 +18,7 @@ from torch import Tensor
 from chapters import ch02_block_table
 from chapters.aids.new_tensors import NewTensors
 from pagebrain.engine.trace import StepTrace
+from tests.support.answers import assert_text
 from tests.support.departures import assert_same, assert_same_tokens
 from tests.support.hints import hint
 from tests.support.models import POISON, hf_greedy, hf_logits, poison, random_gpt2
@@ -774,7 +775,7 @@ def test_the_operations_for_a_page_were_counted(
     with hint("The number is the first of the two, an int or a float."):
         assert isinstance(number, (int, float)), f"the number of answer_3_4 is a {type(number).__name__}"
     with hint("Say in one to four sentences why chapter 03 is slower here, and what a kernel would change."):
-        assert isinstance(text, str) and len(text.split()) >= 8, "the text of answer_3_4 has fewer than 8 words"
+        assert_text("answer_3_4", text)
     expected = operations_for_a_page(chapter, seed)
     if number > expected:
         way = "Too many. Count one layer and only what one more page adds: the difference of two contexts, for each page."

@@ -137,7 +137,7 @@ def test_every_task_that_asks_for_a_text_says_how_long_it_must_be() -> None:
         asking = [region for region in solution_regions(chapter) if region.qualname.startswith("answer_")]
         assert asking, f"chapter {chapter.number} asks for no answer"
         for region in asking:
-            assert f"at least {MIN_WORDS} words" in " ".join(region.docstring.split()), region.qualname
+            assert f"at least {MIN_WORDS} different words" in " ".join(region.docstring.split()), region.qualname
 
 
 @pytest.mark.parametrize("overlay", RIGHT, ids=name_of)

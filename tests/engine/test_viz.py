@@ -548,12 +548,18 @@ def text_of(renderable: Any) -> list[str]:
 
 
 def test_the_terminals_timeline_says_the_same() -> None:
-    assert text_of(viz.terminal.timeline(HAND_MADE))[2:] == ["A #==|", "B #-x#", "C ...."]
+    assert text_of(viz.terminal.timeline(HAND_MADE))[2:] == ["A #==|", "B #-x#", "C wwww"]
 
 
 def test_the_terminals_timeline_breaks_long_runs_and_keeps_the_end() -> None:
     lines = text_of(viz.terminal.timeline(HAND_MADE, columns=3))
-    assert lines[1:] == ["  0", "A #==|", "B #-x", "C ...", "  3", "A |", "B #", "C ."]
+    assert lines[1:] == ["  0", "A #==|", "B #-x", "C www", "  3", "A |", "B #", "C w"]
+
+
+def test_no_sign_of_the_terminals_timeline_means_a_free_block_in_the_pool() -> None:
+    legend = text_of(viz.terminal.timeline(HAND_MADE))[0]
+    assert "w waiting" in legend and viz.terminal.FREE not in legend
+    assert f"({viz.terminal.FREE} is free)" in text_of(viz.terminal.pool_map(HAND_MADE[0]))[0]
 
 
 def test_the_terminals_pool_has_a_letter_for_every_block() -> None:

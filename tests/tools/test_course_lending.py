@@ -256,7 +256,11 @@ def test_a_task_that_fails_also_with_the_reference_is_told_that_the_fault_is_its
     own = graded(toy, REFERENCE.replace("return a * b", "return a + b"))
     print_grade(own)
     said = capsys.readouterr().out
-    assert "fails also with the reference's 0.1: the fault is in this task" in said and "lent" not in said.lower()
+    assert "judged with the reference's 0.1: the fault is in this task" in said and "lent" not in said.lower()
+    not_begun = with_add('raise TodoError("0.1")\n').replace("return a * b", "return a + b")
+    print_grade(graded(toy, not_begun))
+    said = capsys.readouterr().out
+    assert "judged with the reference's 0.1: the fault is in this task" in said and "also" not in said
     print_grade(graded(toy, with_add("return a - b\n")))
     said = capsys.readouterr().out
     assert "with 0.1 lent" in said and "Lent: " in said and "the fault is in this task" not in said

@@ -125,6 +125,12 @@ def test_what_is_about_wrong_and_other_solutions_is_not_handed_out(released: Pat
     assert "`work/ch02_block_table.py`" in readme and "python -m chapters check 2.1" in readme
 
 
+def test_the_readme_says_which_of_the_two_copies_of_a_chapter_to_edit(released: Path) -> None:
+    readme = " ".join((released / "README.md").read_text("utf-8").split())
+    assert "Edit the file in `work/` only." in readme
+    assert "`chapters/ch02_block_table.py` is the blank copy that `start` copies" in readme
+
+
 def test_a_copy_works_and_builds_on_the_students_own_earlier_chapter(released: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(released, copy)

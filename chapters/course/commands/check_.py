@@ -237,9 +237,7 @@ def _meaning(verdict: Verdict) -> Text:
     if verdict.status == "failed" and verdict.num_tests > 1:
         parts.append(Text(f"{verdict.num_passed} of {verdict.num_tests} tests of this task pass", style="dim"))
     if is_own_fault(verdict):
-        parts.append(
-            Text(f"fails also with the reference's {', '.join(verdict.lent)}: the fault is in this task", style="dim")
-        )
+        parts.append(Text(f"judged with the reference's {', '.join(verdict.lent)}: the fault is in this task", style="dim"))
     elif verdict.lent:
         parts.append(Text(describe_lent(verdict), style="dim"))
     if verdict.answer:

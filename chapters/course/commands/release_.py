@@ -269,6 +269,8 @@ Run `source .venv/bin/activate` before the commands below, on Windows `.venv\\Sc
    that are not done are lent, and a line says which.
 2. Open `work/{name}.py`. In place of each task there is a `TodoError`. Replace it by your code. Keep
    the imports as they are: a file that imports more from `pagebrain` or `chapters` is not graded.
+   Edit the file in `work/` only. `chapters/{name}.py` is the blank copy that `start` copies: it is
+   neither checked nor graded.
 3. Check one task, then all of them:
 
    ```

@@ -743,4 +743,54 @@ def answer_2_5() -> tuple[float, str]:
 
 
 def answer_2_5() -> tuple[float, str]:
-    return 15, "text, text, two sentences and more words here. More text."
+    return 15, "The text is long enough here, and the number was not measured."
+
+
+# %% only_the_additional_requests
+"""Task 2.5: the requests beyond the six of chapter 01 are counted."""
+
+
+def answer_2_5() -> tuple[float, str]:
+    return 10, "All requests start together and grow together, so the step with the most blocks decides how many fit."
+
+
+# %% fraction_of_a_request
+"""Task 2.5: an average over the steps, which is no whole number."""
+
+
+def answer_2_5() -> tuple[float, str]:
+    return 15.6, "All requests start together and grow together, so the step with the most blocks decides how many fit."
+
+
+# %% eight_times_one_word
+"""Task 2.5: the text has one word, eight times."""
+
+
+def answer_2_5() -> tuple[float, str]:
+    return 16, "a A a, a a. a a a"
+
+
+# %% out_of_blocks_for_a_negative_count
+"""Task 2.1: a negative count is refused with the error for too few free blocks."""
+
+
+class BlockManager:
+    def allocate(self, count: int = 1) -> list[int]:
+        if not 0 <= count <= len(self._free):
+            raise OutOfBlocksError(f"{count} blocks cannot be allocated")
+        block_ids = [self._free.pop() for _ in range(count)]
+        self._in_use.update(block_ids)
+        return block_ids
+
+
+# %% block_error_for_too_few_blocks
+"""Task 2.1: too few free blocks are refused with the error for a mistake of the caller."""
+
+
+class BlockManager:
+    def allocate(self, count: int = 1) -> list[int]:
+        if not 0 <= count <= len(self._free):
+            raise BlockError(f"{count} blocks cannot be allocated")
+        block_ids = [self._free.pop() for _ in range(count)]
+        self._in_use.update(block_ids)
+        return block_ids
