@@ -169,7 +169,7 @@ def reserve_max(request: Request, max_len: int = MAX_LEN) -> int:
 
 
 def reserve_pow2(request: Request, max_len: int = MAX_LEN) -> int:
-    """Slots for an output that is known up to a factor of two."""
+    """Slots for an output whose length is known only as the next power of two."""
     return min(max_len, request.prompt + next_power_of_two(request.output))
 
 

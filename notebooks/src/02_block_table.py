@@ -595,9 +595,9 @@ viz.show_source(ch02.answer_2_5)
 # - **external** fragmentation: it is free, or lost because the contiguous allocator, the buddy allocator of the first picture,
 #   rounds up to a power of two.
 #
-# These are the paper's terms again. *Reserved* and *internal* both mean that a request holds an empty slot. They differ in one
-# question: will it be written later? A paged
-# sequence's last block has empty slots, but most of them will be written.
+# These are the paper's terms again. *Reserved* and *internal* both mean that a request holds an empty slot. The slot is reserved
+# if it will be written later, and internal if it never will be. A paged sequence's last block has empty slots, but most of them
+# will be written.
 #
 # The simulation needs the lengths of texts. The paper prints the means of its data set ShareGPT: 161.31 tokens for a prompt and
 # 337.99 for an output. Our lengths are *geometric* with these means: after each token the text stops with the same
@@ -648,9 +648,9 @@ print(f"preemptions with paging: {paged.preemptions} in {fragmentation.NUM_STEPS
 # <details><summary><b>How and why our numbers differ</b></summary>
 #
 # We simulate the 15,728 slots that the paper has for OPT-13B, a language model of 13 billion parameters. Our server is at
-# *saturation*: requests are waiting at any time. The paper plots its lengths but prints only their means. So ours are geometric, a distribution without a further parameter. Nothing was fitted. (In the paper's plot,
-# more prompts are near 0 than in ours. And its Figure 13, the last column, was measured at two requests a second, not at
-# saturation.)
+# *saturation*: requests are waiting at any time. The paper plots its lengths but prints only their means.
+# So ours are geometric, a distribution without a further parameter. Nothing was fitted. (In the paper's plot, more prompts are
+# near 0 than in ours. And its Figure 13, the last column, was measured at two requests a second, not at saturation.)
 #
 # *Internal* is what a policy reserves and never writes. The rounding of the contiguous allocator counts as *external*. The
 # paper's Oracle has no internal share, so the paper must count it in the same way.
@@ -662,7 +662,8 @@ print(f"preemptions with paging: {paged.preemptions} in {fragmentation.NUM_STEPS
 # normal distribution) do not explain this difference, and we have no explanation.
 #
 # Our paged share is higher than vLLM's 96.3 %. Our queue is never empty, while the paper's requests arrived at random times,
-# independent of each other (a *Poisson process*), so that its queue may be empty. And our simulation keeps no blocks in reserve when a request starts; vLLM kept 1 %.
+# independent of each other (a *Poisson process*), so that its queue may be empty. And our simulation keeps no blocks in
+# reserve when a request starts; vLLM kept 1 %.
 # </details>
 #
 # Paging has a price that the shares do not show. If no block is free, the latest request is *preempted*: its blocks are freed,
