@@ -496,7 +496,7 @@ viz.memory_over_time({"01 reserved": traces_reserved, "02 paged": traces_paged})
 # to whole blocks.
 #
 # Chapter 01 goes on writing to the slots of a story that has ended, until all stories have ended. The upper panel counts these
-# slots as used, although their contents are not needed. Without them, even more than 66 % would be empty.
+# slots as used, although their contents are not needed. Without them, the empty share would be higher than 66 %.
 #
 # At the start of this chapter, the stories needed 45 % of the reserved slots, so 55 % were empty. The panel says 66 %. Both
 # numbers are right. The 55 % are the slots that are empty *when each story has its full length*. The 66 % are an average over
