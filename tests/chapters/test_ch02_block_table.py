@@ -4,6 +4,7 @@ import random
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -84,12 +85,10 @@ def refuses(error: type[Exception], what: str, call: Callable[..., Any], *args: 
     except TodoError:
         raise
     except Exception as other:
-        wrong = AssertionError(f"{what} must raise {error.__name__}, but raised {said(other, call)}")
         place = place_in(other, call)
-        if place is None or not (place.line or "").startswith("raise "):
-            raise wrong from None
-        with hint(WHEN[error]):
-            raise wrong from None
+        on_purpose = place is not None and (place.line or "").startswith("raise ")
+        with hint(WHEN[error]) if on_purpose else nullcontext():
+            raise AssertionError(f"{what} must raise {error.__name__}, but raised {said(other, call)}") from None
     raise AssertionError(f"{what} must raise {error.__name__}, but returned {got!r}")
 
 

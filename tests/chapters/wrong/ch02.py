@@ -794,3 +794,14 @@ class BlockManager:
         block_ids = [self._free.pop() for _ in range(count)]
         self._in_use.update(block_ids)
         return block_ids
+
+
+# %% block_for_no_tokens
+"""Task 2.3: a sequence without a table gets a block also if it grows to 0 tokens."""
+
+
+class PagedCache:
+    def grow(self, seq_id: int, num_tokens: int) -> None:
+        missing = max(int(seq_id not in self._tables), self.num_missing_blocks(seq_id, num_tokens))
+        block_ids = self.block_manager.allocate(missing)
+        self._tables.setdefault(seq_id, []).extend(block_ids)
