@@ -37,7 +37,7 @@ bench: $(READY) ## measure throughput on this machine
 	@$(BIN)/pagebrain bench offline
 
 lab: $(READY) ## open the notebooks in JupyterLab
-	@$(BIN)/jupyter lab --notebook-dir=. notebooks
+	@$(BIN)/jupyter lab --notebook-dir=. --FileContentsManager.preferred_dir=notebooks
 
 notebooks: $(READY) ## make the notebooks anew from notebooks/src and execute them
 	@$(BIN)/python -m tools.notebooks build

@@ -11,7 +11,7 @@ import nbformat
 import pytest
 
 from chapters.course import load_stage
-from chapters.course.catalog import Chapter, find_chapters
+from chapters.course.catalog import ROOT, Chapter, find_chapters
 from pagebrain import viz
 from pagebrain.kernels.version import available
 from tools.notebooks import NOTEBOOKS, SOURCES, differences, notebook_path, source_paths, tags
@@ -169,3 +169,17 @@ def test_what_chapter_02_says_about_the_papers_comparison_agrees_with_its_table(
     assert f"in the paper {theirs[3][-1]}." in words
     assert f"too small for a label: {ours[3][1]} % reserved and {ours[3][3]} % external" in words
     assert f"1,392 slots remain, which are {ours[0][3]} %" in words
+
+
+@pytest.mark.parametrize("file", ["Makefile", "docs/start.md", "chapters/course/commands/release_.py"])
+def test_jupyterlab_opens_the_notebooks_and_reaches_the_students_own_files(
+    file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder named without an option would be JupyterLab's root, and ``work/`` lies beside it."""
+    from jupyter_server.serverapp import ServerApp
+
+    (options,) = re.findall(r"\bjupyter lab (-[^`\n]+)", (ROOT / file).read_text("utf-8"))
+    monkeypatch.chdir(ROOT)
+    server = ServerApp()
+    server.initialize(options.split(), find_extensions=False, new_httpserver=False)
+    assert Path(server.root_dir) == ROOT and server.contents_manager.preferred_dir == "notebooks"

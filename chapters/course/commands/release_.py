@@ -259,6 +259,7 @@ makes an environment in `.venv` (once, in a few minutes) and opens the notebooks
 python -m venv .venv
 .venv\\Scripts\\python -m pip install -r requirements.txt
 .venv\\Scripts\\python -m pip install --no-deps -e .
+.venv\\Scripts\\jupyter lab --notebook-dir=. --FileContentsManager.preferred_dir=notebooks
 ```
 
 Run `source .venv/bin/activate` before the commands below, on Windows `.venv\\Scripts\\activate`.
