@@ -10,9 +10,11 @@ if TYPE_CHECKING:
     from pagebrain.errors import PageBrainError as PageBrainError
     from pagebrain.llm import LLM as LLM
     from pagebrain.outputs import RequestOutput as RequestOutput
+    from pagebrain.sampling_params import BeamSearchParams as BeamSearchParams
     from pagebrain.sampling_params import SamplingParams as SamplingParams
 
 _HOMES = {
+    "BeamSearchParams": "pagebrain.sampling_params",
     "Engine": "pagebrain.engine.engine",
     "LLM": "pagebrain.llm",
     "PageBrainConfig": "pagebrain.config",

@@ -139,7 +139,8 @@ def build_engine(
 
     scheduler: SchedulerPart = make_part("scheduler", parts["scheduler"], config, cache_manager)
     encode = None if tokenizer is None else functools.partial(encode_text, tokenizer)
-    engine = Engine(config, cache_manager, executor, scheduler, encode, detokenizer)
+    without_beam_search = parts_without("beam_search", {"scheduler": parts["scheduler"], "sampler": parts["sampler"]})
+    engine = Engine(config, cache_manager, executor, scheduler, encode, detokenizer, without_beam_search)
     return BuiltEngine(engine, config, tokenizer, owned and can_pack(dtype, device), tuple(notices))
 
 

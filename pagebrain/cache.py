@@ -194,7 +194,10 @@ class CacheManager:
 
         The last block is freed first, so that it is evicted first: without its beginning, a cached prefix is useless.
         """
-        self.block_manager.free(reversed(self._tables.by_id.get(seq_id, [])))
+        table = self._tables.by_id.get(seq_id, [])
+        self.block_manager.free(reversed(table))
+        if self._copied:  # what no plan has carried yet is not copied into blocks that others may get
+            self._copied = [(source, target) for source, target in self._copied if target not in table]
         if self._tables.by_id.pop(seq_id, None) is not None:
             self._first_new.pop(seq_id, None)
             self._released[seq_id] = None
@@ -274,22 +277,26 @@ class CacheManager:
 
     # Forks ------------------------------------------------------------------------------------------------------------
 
-    def fork(self, parent: CachedSequence, child: CachedSequence, num_tokens: int) -> None:
+    def fork(self, parent: CachedSequence, child: CachedSequence, num_tokens: int, *, copies: bool = True) -> None:
         """Let ``child``, which has no blocks, continue the first ``num_tokens`` tokens of ``parent``.
 
         K and V of these tokens have been computed. The two share the full blocks among them. Each of them writes its next
         token into the last block if it has free slots, so the child gets a copy of it (copy-on-write). The executor makes
-        the copy before it computes the next plan.
+        the copy before it computes the next plan. Without ``copies`` the child takes the last block over from a parent that
+        writes nothing more and is freed next.
 
         Raises ``OutOfBlocksError``, before anything changed, if no block is free for the copy.
         """
         table = self._tables.by_id[parent.seq_id]
         num_full = num_tokens // self.block_size
         last = table[num_full : self.config.blocks_for(num_tokens)]
-        copies = self.block_manager.allocate(len(last))
-        self.attach(child, table[:num_full])
-        self._append(child.seq_id, copies)
-        self._copied.extend(zip(last, copies))
+        if copies:
+            targets = self.block_manager.allocate(len(last))
+            self.attach(child, table[:num_full])
+            self._append(child.seq_id, targets)
+            self._copied.extend(zip(last, targets))
+        else:
+            self.attach(child, table[:num_full] + last)
         child.block_keys[:] = parent.block_keys[:num_full]
 
     # Deferred free ----------------------------------------------------------------------------------------------------

@@ -15,8 +15,8 @@ from pagebrain.config import PageBrainConfig, with_own_names
 from pagebrain.engine.engine import Engine
 from pagebrain.engine.requests import Prompt
 from pagebrain.errors import ConfigError, InvalidRequestError, StepError
-from pagebrain.outputs import OutputDelta, RequestOutput
-from pagebrain.sampling_params import SamplingParams
+from pagebrain.outputs import BeamSearchOutput, BeamSearchSequence, OutputDelta, RequestOutput
+from pagebrain.sampling_params import BeamSearchParams, SamplingParams
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase
@@ -79,7 +79,10 @@ class LLM:
         Raises:
             InvalidRequestError: for the first prompt that cannot be served; then no prompt was started.
         """
-        ids = self._add(prompts, params, wants_deltas=False)
+        return self._run(self._add(prompts, params, wants_deltas=False), use_tqdm)
+
+    def _run(self, ids: list[str], use_tqdm: bool) -> list[RequestOutput]:
+        """The outputs of these requests, in order."""
         outputs: dict[str, RequestOutput] = {}
         with _progress(use_tqdm) as progress:
             task = progress.add_task("Generating", total=len(ids))
@@ -88,6 +91,35 @@ class LLM:
                     outputs[delta.request_id] = delta.finished
                     progress.update(task, completed=len(outputs))
         return [outputs[request_id] for request_id in ids]
+
+    def beam_search(
+        self, prompts: Prompt | SequenceOf[Prompt], params: BeamSearchParams, use_tqdm: bool = False
+    ) -> list[BeamSearchOutput]:
+        """Find the most probable outputs of one or many prompts. Returns them in the order of the prompts.
+
+        Beams share the blocks of the tokens that they share. All prompts are searched in one batch.
+
+        Raises:
+            InvalidRequestError: for the first prompt that cannot be served; then no search was started.
+        """
+        if not isinstance(params, BeamSearchParams):
+            raise InvalidRequestError(f"params must be BeamSearchParams, got {params!r}")
+        outputs = self._run(self._add(prompts, params, wants_deltas=False), use_tqdm)
+        return [
+            BeamSearchOutput(
+                tuple(
+                    BeamSearchSequence(
+                        tokens=output.prompt_token_ids + found.token_ids,
+                        text=found.text,
+                        cum_logprob=found.cumulative_logprob or 0.0,
+                        score=found.score or 0.0,
+                        finish_reason=found.finish_reason or "length",
+                    )
+                    for found in output.outputs
+                )
+            )
+            for output in outputs
+        ]
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Generator[OutputDelta, None, None]:
         """Generate for one prompt and yield what each step adds. Closing the generator early aborts the request.
@@ -132,11 +164,12 @@ class LLM:
     def _add(
         self,
         prompts: Prompt | SequenceOf[Prompt],
-        params: SamplingParams | SequenceOf[SamplingParams] | None,
+        params: SamplingParams | BeamSearchParams | SequenceOf[SamplingParams] | None,
         wants_deltas: bool,
     ) -> list[str]:
         batch = _as_batch(prompts)
-        if params is None or isinstance(params, SamplingParams):
+        each: list[SamplingParams | BeamSearchParams]
+        if params is None or isinstance(params, (SamplingParams, BeamSearchParams)):
             each = [params or SamplingParams()] * len(batch)
         else:
             each = list(params)

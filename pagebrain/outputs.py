@@ -24,7 +24,10 @@ class TokenLogprobs:
 
 @dataclass(frozen=True)
 class CompletionOutput:
-    """One sample of a request, so far. ``stop_reason`` is the stop string or stop token id that ended it, if any."""
+    """One sample of a request, so far. ``stop_reason`` is the stop string or stop token id that ended it, if any.
+
+    ``score`` is that of an output of beam search, see :class:`~pagebrain.sampling_params.BeamSearchParams`.
+    """
 
     index: int
     text: str
@@ -33,6 +36,7 @@ class CompletionOutput:
     stop_reason: int | str | None = None
     cumulative_logprob: float | None = None
     logprobs: tuple[TokenLogprobs, ...] | None = None
+    score: float | None = None
 
 
 @dataclass(frozen=True)
@@ -89,3 +93,29 @@ class OutputDelta(NamedTuple):
     prompt_logprobs: Sequence[TokenLogprobs | None] | None = None
     metrics: RequestMetrics | None = None
     finished: RequestOutput | None = None
+
+
+@dataclass(frozen=True)
+class BeamSearchSequence:
+    """One output of beam search.
+
+    Attributes:
+        tokens: prompt and output.
+        text: of the output.
+        cum_logprob: sum of the log-probabilities of the output's tokens.
+        score: that sum with the length penalty, see :class:`~pagebrain.sampling_params.BeamSearchParams`.
+        finish_reason: ``stop`` at an end-of-sequence token, else ``length``.
+    """
+
+    tokens: tuple[int, ...]
+    text: str
+    cum_logprob: float
+    score: float
+    finish_reason: FinishReason
+
+
+@dataclass(frozen=True)
+class BeamSearchOutput:
+    """The outputs of beam search for one prompt, best first."""
+
+    sequences: tuple[BeamSearchSequence, ...]

@@ -1,14 +1,14 @@
 """The sampling parameters of a request, under vLLM's names.
 
 A :class:`SamplingParams` is checked once, when it is made; the engine does not check it again. :mod:`pagebrain.sampling`
-computes with it.
+computes with it. :class:`BeamSearchParams` are those of a request that is answered by beam search.
 """
 
 import math
 import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Literal
 
 from pagebrain.errors import InvalidRequestError
 
@@ -72,21 +72,20 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         for name in ("ignore_eos", "include_stop_str_in_output", "skip_special_tokens"):
-            if not isinstance(getattr(self, name), bool):
-                raise InvalidRequestError(f"{name} must be True or False, got {getattr(self, name)!r}")
-        self._check_int("n", 1, MAX_SAMPLES)
-        self._check_number("temperature", 0.0, math.inf)
-        self._check_number("top_p", 0.0, 1.0, above_low=True)
-        self._check_int("top_k", -1, None)
-        self._check_number("min_p", 0.0, 1.0)
-        self._check_number("repetition_penalty", 0.01, 100.0)
-        self._check_number("presence_penalty", -2.0, 2.0)
-        self._check_number("frequency_penalty", -2.0, 2.0)
-        self._check_int("max_tokens", 0, None, optional=True)
-        self._check_int("min_tokens", 0, None)
-        self._check_int("seed", None, None, optional=True)
-        self._check_int("logprobs", 0, MAX_LOGPROBS, optional=True)
-        self._check_int("prompt_logprobs", 0, MAX_LOGPROBS, optional=True)
+            _check_bool(self, name)
+        _check_int(self, "n", 1, MAX_SAMPLES)
+        _check_number(self, "temperature", 0.0, math.inf)
+        _check_number(self, "top_p", 0.0, 1.0, above_low=True)
+        _check_int(self, "top_k", -1, None)
+        _check_number(self, "min_p", 0.0, 1.0)
+        _check_number(self, "repetition_penalty", 0.01, 100.0)
+        _check_number(self, "presence_penalty", -2.0, 2.0)
+        _check_number(self, "frequency_penalty", -2.0, 2.0)
+        _check_int(self, "max_tokens", 0, None, optional=True)
+        _check_int(self, "min_tokens", 0, None)
+        _check_int(self, "seed", None, None, optional=True)
+        _check_int(self, "logprobs", 0, MAX_LOGPROBS, optional=True)
+        _check_int(self, "prompt_logprobs", 0, MAX_LOGPROBS, optional=True)
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise InvalidRequestError(f"min_tokens must be at most max_tokens ({self.max_tokens}), got {self.min_tokens}")
         object.__setattr__(self, "stop", self._checked_stop())
@@ -121,32 +120,6 @@ class SamplingParams:
             "logit_bias": dict(self.logit_bias),
         }
 
-    def _check_number(self, name: str, low: float, high: float, above_low: bool = False) -> None:
-        value = getattr(self, name)
-        if not isinstance(value, numbers.Real) or isinstance(value, bool):
-            raise InvalidRequestError(f"{name} must be a number, got {value!r}")
-        try:
-            number = float(value)
-        except OverflowError:  # an integer larger than any float
-            number = math.inf
-        if not (low <= number <= high) or not math.isfinite(number) or (above_low and number == low):
-            bounds = f"{'greater than' if above_low else 'at least'} {low:g}"
-            bounds += f" and at most {high:g}" if math.isfinite(high) else " and finite"
-            raise InvalidRequestError(f"{name} must be {bounds}, got {value!r}")
-        object.__setattr__(self, name, number)
-
-    def _check_int(self, name: str, low: int | None, high: int | None, optional: bool = False) -> None:
-        value = getattr(self, name)
-        if value is None and optional:
-            return
-        if not isinstance(value, numbers.Integral) or isinstance(value, bool):
-            raise InvalidRequestError(f"{name} must be {'None or ' if optional else ''}an integer, got {value!r}")
-        value = int(value)
-        if (low is not None and value < low) or (high is not None and value > high):
-            bounds = f"at least {low}" if high is None else f"between {low} and {high}"
-            raise InvalidRequestError(f"{name} must be {bounds}, got {value!r}")
-        object.__setattr__(self, name, value)
-
     def _checked_stop(self) -> tuple[str, ...]:
         stop: object = self.stop
         strings: Sequence[object] = () if stop is None else (stop,) if isinstance(stop, str) else _as_sequence("stop", stop)
@@ -170,6 +143,96 @@ class SamplingParams:
                 raise InvalidRequestError(f"logit_bias[{token_id!r}] must be a number between -100 and 100, got {value!r}")
             checked[_checked_token_id("logit_bias", token_id)] = float(value)
         return checked
+
+
+MAX_BEAM_WIDTH = 128
+"""Largest ``beam_width``."""
+
+
+@dataclass(frozen=True)
+class BeamSearchParams:
+    """How beam search continues one prompt. Scores and ends are those of Hugging Face's ``generate(num_beams=...)``.
+
+    The score of an output is the sum of its tokens' log-probabilities, divided by ``num_tokens ** length_penalty``. Only
+    generated tokens count, with the one that ends the sequence. (vLLM counts the prompt too.)
+
+    Attributes:
+        beam_width: beams, and outputs returned, 1 to 128.
+        max_tokens: most tokens to generate; ``None`` means until the model's last position.
+        length_penalty: above 0 favours longer outputs, below 0 shorter ones; -10 to 10.
+        early_stopping: what ends the search when ``beam_width`` outputs have ended. ``True``: nothing more is needed.
+            ``False``: no beam could score better if it ended now. ``"never"``: no beam could score better at any length.
+        ignore_eos: continue after the end-of-sequence token.
+        temperature: must be 0. Beam search draws nothing.
+        include_stop_str_in_output: keep the text of the end-of-sequence token.
+
+    Raises:
+        InvalidRequestError: with the argument, what was got and what was expected.
+    """
+
+    beam_width: int
+    max_tokens: int | None = None
+    length_penalty: float = 1.0
+    early_stopping: bool | Literal["never"] = False
+    ignore_eos: bool = False
+    temperature: float = 0.0
+    include_stop_str_in_output: bool = False
+
+    def __post_init__(self) -> None:
+        _check_int(self, "beam_width", 1, MAX_BEAM_WIDTH)
+        _check_int(self, "max_tokens", 1, None, optional=True)
+        _check_number(self, "length_penalty", -10.0, 10.0)
+        _check_number(self, "temperature", 0.0, math.inf)
+        if self.temperature != 0.0:
+            raise InvalidRequestError(f"beam search draws nothing: temperature must be 0, got {self.temperature:g}")
+        if not isinstance(self.early_stopping, bool) and self.early_stopping != "never":
+            raise InvalidRequestError(f"early_stopping must be True, False or 'never', got {self.early_stopping!r}")
+        for name in ("ignore_eos", "include_stop_str_in_output"):
+            _check_bool(self, name)
+
+    def as_sampling_params(self, num_candidates: int) -> SamplingParams:
+        """Parameters with which a step returns the ``num_candidates`` most probable next tokens of a beam."""
+        params = SamplingParams(
+            temperature=0.0,
+            max_tokens=self.max_tokens,
+            ignore_eos=self.ignore_eos,
+            include_stop_str_in_output=self.include_stop_str_in_output,
+        )
+        object.__setattr__(params, "logprobs", num_candidates)  # may be more than a request may ask for
+        return params
+
+
+def _check_bool(params: object, name: str) -> None:
+    if not isinstance(getattr(params, name), bool):
+        raise InvalidRequestError(f"{name} must be True or False, got {getattr(params, name)!r}")
+
+
+def _check_number(params: object, name: str, low: float, high: float, above_low: bool = False) -> None:
+    value = getattr(params, name)
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        raise InvalidRequestError(f"{name} must be a number, got {value!r}")
+    try:
+        number = float(value)
+    except OverflowError:  # an integer larger than any float
+        number = math.inf
+    if not (low <= number <= high) or not math.isfinite(number) or (above_low and number == low):
+        bounds = f"{'greater than' if above_low else 'at least'} {low:g}"
+        bounds += f" and at most {high:g}" if math.isfinite(high) else " and finite"
+        raise InvalidRequestError(f"{name} must be {bounds}, got {value!r}")
+    object.__setattr__(params, name, number)
+
+
+def _check_int(params: object, name: str, low: int | None, high: int | None, optional: bool = False) -> None:
+    value = getattr(params, name)
+    if value is None and optional:
+        return
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool):
+        raise InvalidRequestError(f"{name} must be {'None or ' if optional else ''}an integer, got {value!r}")
+    value = int(value)
+    if (low is not None and value < low) or (high is not None and value > high):
+        bounds = f"at least {low}" if high is None else f"between {low} and {high}"
+        raise InvalidRequestError(f"{name} must be {bounds}, got {value!r}")
+    object.__setattr__(params, name, value)
 
 
 def _as_sequence(name: str, value: object) -> Sequence[object]:

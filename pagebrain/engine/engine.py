@@ -12,12 +12,15 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
+from collections.abc import Sequence as SequenceOf
+from typing import Any
 
 from pagebrain.cache import CacheManager
 from pagebrain.config import PageBrainConfig
+from pagebrain.engine.beam_search import BeamSearch, continue_beams
 from pagebrain.engine.detokenizer import Detokenizer
 from pagebrain.engine.executor import Executor, InFlight, StepResult
-from pagebrain.engine.output_processor import OutputProcessor
+from pagebrain.engine.output_processor import OutputProcessor, RequestState
 from pagebrain.engine.parts import SchedulerPart, describe_failure
 from pagebrain.engine.plan import check_held, check_plan
 from pagebrain.engine.requests import Prompt, make_request, max_num_tokens
@@ -26,7 +29,7 @@ from pagebrain.engine.sequence import Request, Sequence, SequenceGroup, Sequence
 from pagebrain.engine.trace import EngineStats, Observer, StepTotals, StepTrace, tell_observers, trace_step
 from pagebrain.errors import InvalidRequestError, StepError
 from pagebrain.outputs import OutputDelta
-from pagebrain.sampling_params import SamplingParams
+from pagebrain.sampling_params import BeamSearchParams, SamplingParams
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +54,7 @@ class Engine:
         scheduler: plans steps; made for the same cache.
         encode: text to token ids; ``None`` if only token ids are served.
         detokenizer: token ids to text; ``None`` leaves texts empty.
+        without_beam_search: names of parts that do not support beam search.
     """
 
     def __init__(
@@ -61,6 +65,7 @@ class Engine:
         scheduler: SchedulerPart,
         encode: Callable[[str], list[int]] | None = None,
         detokenizer: Detokenizer | None = None,
+        without_beam_search: SequenceOf[str] = (),
     ) -> None:
         self.config = config
         self.cache_manager = cache_manager
@@ -71,6 +76,7 @@ class Engine:
         self.scheduler = scheduler
         self.observers: list[Observer] = []
         self.depth = 1 if config.async_scheduling else 0
+        self._without_beam_search = without_beam_search
         self._in_flight: deque[_Launched] = deque()
         self._totals = StepTotals()
         # Tests check the plans of the engine's own scheduler. A check at every step would cost as much as its planning.
@@ -83,7 +89,7 @@ class Engine:
     def add_request(
         self,
         prompt: Prompt,
-        params: SamplingParams | None = None,
+        params: SamplingParams | BeamSearchParams | None = None,
         request_id: str | None = None,
         *,
         wants_deltas: bool = True,
@@ -100,16 +106,25 @@ class Engine:
         if request_id in self.outputs.requests:
             raise InvalidRequestError(f"request id {request_id!r} is under way already: choose another")
         has_text = self.detokenizer is not None
+        if isinstance(params, BeamSearchParams) and self._without_beam_search:
+            parts = " and the ".join(self._without_beam_search)
+            verb = "do" if len(self._without_beam_search) > 1 else "does"
+            raise InvalidRequestError(f"the {parts} in use {verb} not support beam search: use PageBrain's own")
         request = make_request(
             prompt, params, request_id, self._num_requests, self.config, self.encode, has_text, cache_salt
         )
         limit = max_num_tokens(len(request.prompt_token_ids), request.params, self.config)
-        ids = range(self._next_seq_id, self._next_seq_id + request.params.n)
-        sequences = [Sequence(ids[0], request, 0, limit)]
-        sequences += [Sequence(ids[index], request, index, limit, parent=sequences[0]) for index in range(1, len(ids))]
-        self.outputs.add(request, sequences, wants_deltas, keeps_logprobs)
+        if request.beam_params is not None:
+            num_tokens = len(request.prompt_token_ids)
+            sequences = [Sequence(self._new_seq_id(), request, 0, num_tokens + 1, is_beam=True)]
+            search = BeamSearch(request.beam_params, sequences[0], limit, self.outputs.eos_token_ids)
+            self.outputs.add(request, sequences, search=search)
+        else:
+            first = Sequence(self._new_seq_id(), request, 0, limit)
+            others = range(1, request.params.n)
+            sequences = [first, *(Sequence(self._new_seq_id(), request, index, limit, parent=first) for index in others)]
+            self.outputs.add(request, sequences, wants_deltas, keeps_logprobs)
         self._num_requests += 1
-        self._next_seq_id += len(sequences)
         for seq in sequences:
             self.scheduler.add(seq)
         return request
@@ -118,6 +133,10 @@ class Engine:
         """A name that no request under way has; users choose names too."""
         names = (f"request-{number}" for number in itertools.count(self._num_requests))
         return next(name for name in names if name not in self.outputs.requests)
+
+    def _new_seq_id(self) -> int:
+        self._next_seq_id += 1
+        return self._next_seq_id - 1
 
     def abort(self, request_id: str) -> bool:
         """End a request now, without a delta. False if it is not under way."""
@@ -263,6 +282,7 @@ class Engine:
     def _apply(self, group: SequenceGroup, result: StepResult, now: float) -> tuple[int, ...]:
         """Add the step's tokens to its sequences. Returns the ids of the sequences that ended."""
         finished: list[int] = []
+        searching: dict[str, None] = {}  # ids of requests for beam search, in order
         logprobs, of_prompts, append = result.logprobs, result.prompt_logprobs, self.outputs.append
         block_size, caches = self.config.block_size, self.cache_manager.prefix_caching
         entries = zip(group.scheduled, result.token_ids, strict=True)
@@ -273,12 +293,37 @@ class Engine:
                 self.outputs.keep_prompt_logprobs(seq, *of_prompts[index])
             if caches and (start + num_tokens) % block_size < num_tokens and seq.status is _RUNNING:  # it filled a block
                 self.cache_manager.register(seq, start, start + num_tokens)
-            if token_ids and append(seq, token_ids, logprobs.get(index, ()) if logprobs else (), now):
+            if token_ids and logprobs and seq.is_beam:
+                self.outputs.note_candidates(seq, logprobs[index][-1])
+                searching[seq.request.request_id] = None
+            elif token_ids and append(seq, token_ids, logprobs.get(index, ()) if logprobs else (), now):
                 finished.append(seq.seq_id)
                 self._retire(seq)
             elif seq.status is _RUNNING:  # a preempted sequence keeps the tokens, but its blocks are gone
                 seq.num_computed = start + num_tokens
+        for request_id in searching:
+            finished += self._search(self.outputs.requests[request_id], now)
         return tuple(finished)
+
+    def _search(self, state: RequestState, now: float) -> list[int]:
+        """Go on with a beam search after a step of some of its beams. Returns the ids of the beams that have ended."""
+        search = state.search
+        assert search is not None
+        state.first_token_s = state.first_token_s or now
+        ended = search.noted
+        if search.is_complete:
+            if going_on := search.choose():
+                scheduler: Any = self.scheduler
+                search.beams = continue_beams(going_on, ended, self.cache_manager, scheduler, self._new_seq_id)
+                state.sequences[:] = search.beams
+            else:
+                self.outputs.end_search(state, now)
+        # Where beams are missing, seats or blocks were: the others give theirs back. What goes on computes them again.
+        for seq in ended:
+            if not seq.is_finished:
+                seq.status = _FINISHED
+                self._retire(seq)
+        return [seq.seq_id for seq in ended]
 
     def _retire(self, seq: Sequence) -> None:
         """Remove a sequence that ended. Its blocks are freed when no step in flight reads them."""

@@ -6,16 +6,21 @@ does not touch queues and blocks.
 
 from dataclasses import dataclass, field
 
+from pagebrain.engine.beam_search import BeamSearch, EndedBeam
 from pagebrain.engine.detokenizer import Detokenizer, TextStream
 from pagebrain.engine.sequence import Request, Sequence, SequenceStatus
 from pagebrain.outputs import CompletionOutput, OutputDelta, RequestMetrics, RequestOutput, TokenLogprobs
+from pagebrain.sampling_params import SamplingParams
 
 _FINISHED = SequenceStatus.FINISHED  # looked up once, not for every token
 
 
 @dataclass
 class RequestState:
-    """A request under way: its sequences, their text, and its times. ``stop_ids`` are the tokens that end a sequence."""
+    """A request under way: its sequences, their text, and its times. ``stop_ids`` are the tokens that end a sequence.
+
+    With ``search`` it is a request for beam search, and ``sequences`` are its present beams.
+    """
 
     request: Request
     sequences: list[Sequence]
@@ -23,6 +28,7 @@ class RequestState:
     stop_ids: frozenset[int] = frozenset()
     wants_deltas: bool = True
     keeps_logprobs: bool = True
+    search: BeamSearch | None = None
     first_scheduled_s: float | None = None
     first_token_s: float | None = None
     finished_s: float | None = None
@@ -40,23 +46,40 @@ class RequestState:
 
     def output(self) -> RequestOutput:
         """The request with the tokens that it has now."""
-        first = self.sequences[0]
         wants_prompt_logprobs = self.keeps_logprobs and self.request.params.prompt_logprobs is not None
+        completions = tuple(self._completion(seq, stream) for seq, stream in zip(self.sequences, self.streams))
+        return self.output_of(
+            completions,
+            self.is_finished,
+            sum(seq.num_preemptions for seq in self.sequences),
+            self.sequences[0].num_cached_tokens,
+            tuple(self.sequences[0].prompt_logprobs) if wants_prompt_logprobs else None,
+        )
+
+    def output_of(
+        self,
+        completions: tuple[CompletionOutput, ...],
+        finished: bool,
+        num_preemptions: int,
+        num_cached_tokens: int | None,
+        prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None,
+    ) -> RequestOutput:
+        """An output of this request with these completions."""
         return RequestOutput(
             request_id=self.request.request_id,
             prompt=self.request.prompt,
             prompt_token_ids=self.request.prompt_token_ids,
-            outputs=tuple(self._completion(seq, stream) for seq, stream in zip(self.sequences, self.streams)),
-            finished=self.is_finished,
+            outputs=completions,
+            finished=finished,
             metrics=RequestMetrics(
                 arrival_s=self.request.arrival_s,
                 first_scheduled_s=self.first_scheduled_s,
                 first_token_s=self.first_token_s,
                 finished_s=self.finished_s,
-                num_preemptions=sum(seq.num_preemptions for seq in self.sequences),
-                num_cached_tokens=first.num_cached_tokens,
+                num_preemptions=num_preemptions,
+                num_cached_tokens=num_cached_tokens,
             ),
-            prompt_logprobs=tuple(first.prompt_logprobs) if wants_prompt_logprobs else None,
+            prompt_logprobs=prompt_logprobs,
         )
 
     def _completion(self, seq: Sequence, stream: TextStream | None) -> CompletionOutput:
@@ -90,7 +113,12 @@ class OutputProcessor:
         self._deltas: list[OutputDelta] = []
 
     def add(
-        self, request: Request, sequences: list[Sequence], wants_deltas: bool = True, keeps_logprobs: bool = True
+        self,
+        request: Request,
+        sequences: list[Sequence],
+        wants_deltas: bool = True,
+        keeps_logprobs: bool = True,
+        search: BeamSearch | None = None,
     ) -> None:
         """Take a new request. See :meth:`pagebrain.engine.engine.Engine.add_request` for the two switches."""
         params = request.params
@@ -98,7 +126,9 @@ class OutputProcessor:
         stop_ids = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self.eos_token_ids)
         if params.prompt_logprobs is not None:  # only sample 0 has them; the first token has none
             sequences[0].prompt_logprobs.append(None)
-        self.requests[request.request_id] = RequestState(request, sequences, streams, stop_ids, wants_deltas, keeps_logprobs)
+        self.requests[request.request_id] = RequestState(
+            request, sequences, streams, stop_ids, wants_deltas, keeps_logprobs, search
+        )
 
     def append(self, seq: Sequence, token_ids: tuple[int, ...], scores: tuple[TokenLogprobs, ...], now: float) -> bool:
         """Add sampled tokens up to the one that ends the sequence, and keep the delta. Returns whether the sequence ended.
@@ -160,6 +190,55 @@ class OutputProcessor:
         if seq.prompt_logprobs and not state.keeps_logprobs:
             seq.prompt_logprobs.clear()  # the first delta holds them
         return has_ended
+
+    def note_candidates(self, beam: Sequence, scores: TokenLogprobs) -> None:
+        """Give a beam's most probable next tokens to its search."""
+        search = self.requests[beam.request.request_id].search
+        assert search is not None
+        search.note(beam, scores)
+
+    def end_search(self, state: RequestState, now: float) -> None:
+        """End a beam search, and keep one delta for each output, best first. The last one ends the request."""
+        search, params, request_id = state.search, state.request.params, state.request.request_id
+        assert search is not None
+        completions = tuple(
+            CompletionOutput(
+                index,
+                self._text_of(ended, params),
+                ended.token_ids,
+                ended.finish_reason,
+                cumulative_logprob=ended.logprob,
+                score=ended.score,
+            )
+            for index, ended in enumerate(search.ended)
+        )
+        state.finished_s = now
+        del self.requests[request_id]
+        output = state.output_of(completions, True, search.num_preemptions, search.num_cached_tokens)
+        for sample in completions:
+            is_last = sample.index == len(completions) - 1
+            self._deltas.append(
+                OutputDelta(
+                    request_id,
+                    sample.index,
+                    sample.text,
+                    sample.token_ids,
+                    finish_reason=sample.finish_reason,
+                    metrics=output.metrics if is_last else None,
+                    finished=output if is_last else None,
+                )
+            )
+
+    def _text_of(self, ended: EndedBeam, params: SamplingParams) -> str:
+        """The text of an output of beam search. As for samples, that of the token which ended it is left out."""
+        if self.detokenizer is None:
+            return ""
+        stream = self.detokenizer.stream(params)
+        has_stop_token = ended.finish_reason == "stop" and not params.include_stop_str_in_output
+        for token_id in ended.token_ids[:-1] if has_stop_token else ended.token_ids:
+            stream.append(token_id)
+        stream.finish()
+        return stream.text
 
     def keep_prompt_logprobs(self, seq: Sequence, first_position: int, scores: tuple[TokenLogprobs, ...]) -> None:
         """Keep the scores that are new: after a preemption the prompt is computed and scored again."""

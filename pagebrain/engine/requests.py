@@ -8,9 +8,10 @@ from collections.abc import Sequence as SequenceOf
 from typing import TYPE_CHECKING, Any
 
 from pagebrain.config import PageBrainConfig
+from pagebrain.engine.beam_search import num_candidates
 from pagebrain.engine.sequence import Request
 from pagebrain.errors import InvalidRequestError
-from pagebrain.sampling_params import SamplingParams
+from pagebrain.sampling_params import BeamSearchParams, SamplingParams
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -23,7 +24,7 @@ NO_TOKENIZER = "the model has no tokenizer that PageBrain makes text with"
 
 def make_request(
     prompt: Prompt,
-    params: SamplingParams | None,
+    params: SamplingParams | BeamSearchParams | None,
     request_id: str,
     arrival_index: int,
     config: PageBrainConfig,
@@ -35,6 +36,15 @@ def make_request(
 
     Raises ``InvalidRequestError`` for a prompt or parameters that can never be served.
     """
+    beam_params = params if isinstance(params, BeamSearchParams) else None
+    if isinstance(params, BeamSearchParams):
+        num_tokens = num_candidates(params, len(config.eos_token_ids))
+        if num_tokens > (config.vocab_size or 0):
+            raise InvalidRequestError(
+                f"beam_width {params.beam_width} needs {num_tokens} candidates, but the vocabulary has {config.vocab_size} "
+                "tokens: choose a smaller beam_width"
+            )
+        params = params.as_sampling_params(num_tokens)
     params = SamplingParams() if params is None else params
     if not isinstance(params, SamplingParams):
         raise InvalidRequestError(f"params must be SamplingParams, got {params!r}")
@@ -51,6 +61,7 @@ def make_request(
         arrival_index=arrival_index,
         arrival_s=time.monotonic(),
         cache_salt=cache_salt,
+        beam_params=beam_params,
     )
 
 

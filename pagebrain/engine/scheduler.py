@@ -27,7 +27,7 @@ class Scheduler:
     another, and every sequence finishes in the end.
     """
 
-    supports = frozenset({"cuda_graph", "async_scheduling", "prefix_caching"})
+    supports = frozenset({"cuda_graph", "async_scheduling", "prefix_caching", "beam_search"})
 
     def __init__(self, config: PageBrainConfig, cache_manager: CacheManager) -> None:
         self.config = config
@@ -46,6 +46,21 @@ class Scheduler:
             self.running.remove(seq)
         elif seq in self.waiting:
             self.waiting.remove(seq)
+
+    def continue_with(self, ended: list[Sequence], forks: list[Sequence], waiting: list[Sequence]) -> None:
+        """Let ``forks``, which hold blocks, take the seats of ``ended``, and put ``waiting`` first in the queue.
+
+        The caller retires the blocks of ``ended``. It gives at most :meth:`num_seats` forks.
+        """
+        place = next((index for index, seq in enumerate(self.running) if seq in ended), len(self.running))
+        for seq in ended:
+            self.finish(seq)
+        self.running[place:place] = forks
+        self.waiting.extendleft(reversed(waiting))
+
+    def num_seats(self, ended: list[Sequence]) -> int:
+        """Seats that are free when the sequences ``ended`` have left theirs."""
+        return self.config.max_num_seqs - sum(seq not in ended for seq in self.running)
 
     def schedule(self) -> SequenceGroup | None:
         """Plan the next step and take the blocks it needs; ``None`` if there is nothing to compute now."""

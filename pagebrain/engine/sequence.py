@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 from pagebrain.block import BlockKey
 from pagebrain.cache import NewBlocks
 from pagebrain.outputs import FinishReason, TokenLogprobs
-from pagebrain.sampling_params import SamplingParams
+from pagebrain.sampling_params import BeamSearchParams, SamplingParams
 
 Phase = Literal["prefill", "decode"]
 
@@ -29,6 +29,7 @@ class Request:
 
     All random numbers of the request derive from ``seed``, which the user gave or the engine chose. ``arrival_index`` counts
     requests. "First come, first served" means by this number. Requests share cached prefixes within one ``cache_salt``.
+    With ``beam_params`` it is a request for beam search. Then ``params`` are those of each beam's steps.
     """
 
     request_id: str
@@ -39,6 +40,7 @@ class Request:
     arrival_index: int
     arrival_s: float
     cache_salt: str | None = None
+    beam_params: BeamSearchParams | None = None
 
     @property
     def first_parent(self) -> bytes:
@@ -74,6 +76,7 @@ class Sequence:
         num_cached_tokens: prompt tokens that were in the prefix cache when the sequence first started; ``None`` before that.
         block_keys: keys of its first full blocks, see :class:`~pagebrain.block.BlockKey`. The cache manager fills it.
         parent: the first sample of the request, whose prompt this one shares; ``None`` for the first sample itself.
+        is_beam: whether it is a beam, which samples one token and is then continued by others.
     """
 
     seq_id: int
@@ -95,6 +98,7 @@ class Sequence:
     prompt_logprobs: list[TokenLogprobs | None] = field(default_factory=list)
     block_keys: list[BlockKey] = field(default_factory=list)
     parent: "Sequence | None" = None
+    is_beam: bool = False
 
     def __post_init__(self) -> None:
         if not self.token_ids:

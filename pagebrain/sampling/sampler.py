@@ -47,7 +47,7 @@ class Sampler:
     """
 
     # In a CUDA graph the sampling kernels replace it, for the rows that they support; see pagebrain.worker.cuda_executor.
-    supports = frozenset({"cuda_graph", "async_scheduling"})
+    supports = frozenset({"cuda_graph", "async_scheduling", "beam_search"})
 
     def __init__(self, config: "PageBrainConfig") -> None:
         if config.vocab_size is None:

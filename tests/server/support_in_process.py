@@ -59,7 +59,7 @@ class InProcessHandle:
 
     def submit(self, request: Submit) -> None:
         """Add a request to the engine."""
-        self.engine.add_request(request.prompt_token_ids, request.params, request.request_id)
+        self.engine.add_request(request.prompt_token_ids, request.params_for_engine, request.request_id)
         self._news.set()
 
     def abort(self, request_id: str) -> None:

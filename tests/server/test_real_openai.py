@@ -111,6 +111,19 @@ def test_completions(client: openai.OpenAI, offline: Offline) -> None:
     assert answer.model == MODEL
 
 
+def test_beam_search_through_the_engine_process(client: openai.OpenAI) -> None:
+    asked: dict[str, Any] = {
+        "model": MODEL,
+        "prompt": PROMPT,
+        "n": 3,
+        "max_tokens": 6,
+        "extra_body": {"use_beam_search": True},
+    }
+    first, again = client.completions.create(**asked), client.completions.create(**asked)
+    assert len({choice.text for choice in first.choices}) == 3
+    assert [choice.text for choice in first.choices] == [choice.text for choice in again.choices]
+
+
 def test_streamed_completions_with_their_usage(client: openai.OpenAI, offline: Offline) -> None:
     stream = client.completions.create(
         model=MODEL, prompt=PROMPT, logprobs=0, stream=True, stream_options=USAGE, stop=["the"], **ASKED

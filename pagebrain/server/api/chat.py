@@ -36,13 +36,16 @@ def chat_routes(service: Service) -> APIRouter:
         service.check_model(body.model)
         options = body.checked_stream_options()
         params = body.sampling_params()
+        beam_params = body.beam_search_params(params)
         prompt = await service.prompts.chat_prompt(body.messages)
         prompts = await service.prompts.token_ids([prompt], params, bool(body.add_special_tokens))
         heading = Heading.new("chatcmpl", service.model_name, body.request_id)
         if body.stream:
             [stream] = service.submit(prompts, params, heading.id, request, body.end_user, body.cache_salt)
             return EventStream([stream], ChatEvents(heading, stream, service.texts, options))
-        streams, hold = service.submit_whole(prompts, params, heading.id, request, body.end_user, body.cache_salt, CHAT)
+        streams, hold = service.submit_whole(
+            prompts, params, heading.id, request, body.end_user, body.cache_salt, CHAT, beam_params=beam_params
+        )
 
         def write(answers: Answers) -> Iterator[str]:
             service.check_complete(answers)

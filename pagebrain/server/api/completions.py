@@ -36,6 +36,7 @@ def completion_routes(service: Service) -> APIRouter:
         service.check_model(body.model)
         options = body.checked_stream_options()
         params = body.sampling_params()
+        beam_params = body.beam_search_params(params)
         prompts = await service.prompts.token_ids(body.prompts, params, body.add_special_tokens is not False)
         heading = Heading.new("cmpl", service.model_name, body.request_id)
         if body.stream:
@@ -43,7 +44,15 @@ def completion_routes(service: Service) -> APIRouter:
             writers = make_writers(service, body, streams)
             return EventStream(streams, CompletionEvents(heading, streams, writers, options))
         streams, hold = service.submit_whole(
-            prompts, params, heading.id, request, body.end_user, body.cache_salt, COMPLETION, echo=bool(body.echo)
+            prompts,
+            params,
+            heading.id,
+            request,
+            body.end_user,
+            body.cache_salt,
+            COMPLETION,
+            echo=bool(body.echo),
+            beam_params=beam_params,
         )
 
         def write(answers: Answers) -> Iterator[str]:

@@ -33,10 +33,8 @@ DEFAULTS: dict[str, tuple[JsonValue, ...]] = {
     "continue_final_message": (False,),
     "detokenize": (True,),
     "documents": ([],),
-    "early_stopping": (False,),
     "echo": (False,),  # of a chat
     "kv_transfer_params": ({},),
-    "length_penalty": (1,),
     "logits_processors": ([],),
     "media_io_kwargs": ({},),
     "mm_processor_kwargs": ({},),
@@ -47,7 +45,6 @@ DEFAULTS: dict[str, tuple[JsonValue, ...]] = {
     "return_tokens_as_token_ids": (False,),
     "spaces_between_special_tokens": (True,),
     "stream_interval": (1,),
-    "use_beam_search": (False,),
     "vllm_xargs": ({},),
     "watermarking": (False,),
     # SGLang

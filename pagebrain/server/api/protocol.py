@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.config import JsonDict
 
-from pagebrain.sampling_params import MAX_LOGPROBS, MAX_SAMPLES, SamplingParams
+from pagebrain.sampling_params import MAX_LOGPROBS, MAX_SAMPLES, BeamSearchParams, SamplingParams
 from pagebrain.server.api.defaults import asks_for_nothing, describe_defaults
 from pagebrain.server.api.fields import (
     MAX_LABEL_CHARACTERS,
@@ -70,6 +70,7 @@ class SamplingRequest(Strict):
 
     ``add_special_tokens``: add the tokenizer's special tokens to a text. The default is true for completions, and false for
     chats, because the chat template writes these tokens.
+    With ``use_beam_search`` the answers are the ``n`` best outputs of a beam search with ``n`` beams, best first.
     The fields from ``user`` on do not change the answer. ``user`` (newer name: ``safety_identifier``) is written to the
     request log, and ``request_id`` becomes a part of the answer's id.
     """
@@ -94,6 +95,9 @@ class SamplingRequest(Strict):
     skip_special_tokens: bool | None = None
     ignore_eos: bool | None = None
     seed: int | None = None
+    use_beam_search: bool | None = None
+    length_penalty: Annotated[float, Field(ge=-10, le=10, allow_inf_nan=False)] | None = None
+    early_stopping: bool | Literal["never"] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     add_special_tokens: bool | None = None
@@ -129,12 +133,55 @@ class SamplingRequest(Strict):
             raise bad_request("'stream_options' needs 'stream' to be true", "stream_options")
         return options
 
+    def beam_search_params(self, params: SamplingParams) -> BeamSearchParams | None:
+        """Those of a request for beam search, whose sampling parameters are ``params``; ``None`` for another request.
+
+        Raises ``ApiError`` (400) for a field that has no meaning with, or without, beam search.
+        """
+        if not self.use_beam_search:
+            if self.length_penalty not in (None, 1):
+                raise bad_request("'length_penalty' needs 'use_beam_search' to be true", "length_penalty")
+            if self.early_stopping:
+                raise bad_request("'early_stopping' needs 'use_beam_search' to be true", "early_stopping")
+            return None
+        if self.stream:
+            raise bad_request("the answers of a beam search are known at its end: leave 'stream' out", "stream")
+        for name, neutral in _NEUTRAL_IN_BEAM_SEARCH.items():
+            if getattr(self, name, None) not in neutral:
+                raise bad_request(f"'{name}' has no meaning in beam search: leave it out", name)
+        return BeamSearchParams(
+            beam_width=self.num_samples,
+            max_tokens=params.max_tokens,
+            length_penalty=1.0 if self.length_penalty is None else self.length_penalty,
+            early_stopping=self.early_stopping or False,
+            ignore_eos=params.ignore_eos,
+            include_stop_str_in_output=params.include_stop_str_in_output,
+        )
+
     def _sampling_params(self, **others: Any) -> SamplingParams:
         if self.best_of not in (None, self.num_samples):
             raise unsupported("best_of", f"only as 'n' ({self.num_samples}), got {self.best_of}")
         named = {name: getattr(self, name) for name in _SAMPLING_FIELDS}
         return SamplingParams(**{name: value for name, value in (named | others).items() if value is not None})
 
+
+_NEUTRAL_IN_BEAM_SEARCH: dict[str, tuple[object, ...]] = {
+    "temperature": (None, 0, 1),
+    "top_p": (None, 1),
+    "top_k": (None, -1, 0),
+    "min_p": (None, 0),
+    "presence_penalty": (None, 0),
+    "frequency_penalty": (None, 0),
+    "repetition_penalty": (None, 1),
+    "logit_bias": (None, {}),
+    "min_tokens": (None, 0),
+    "stop": (None, [], ""),
+    "stop_token_ids": (None, []),
+    "skip_special_tokens": (None, True),
+    "logprobs": (None, False),
+    "echo": (None, False),
+}
+"""Field -> values with which a request for beam search may have it."""
 
 _SAMPLING_FIELDS = (
     *("n", "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty"),

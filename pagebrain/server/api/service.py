@@ -5,13 +5,13 @@ import json
 import time
 import uuid
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from starlette.requests import Request
 
 from pagebrain.outputs import OutputDelta
-from pagebrain.sampling_params import SamplingParams
+from pagebrain.sampling_params import BeamSearchParams, SamplingParams
 from pagebrain.server.api.heavy import encode_json
 from pagebrain.server.api.held import HeldAnswers, Hold, JsonShape, held_bytes, json_bytes, mib
 from pagebrain.server.api.logprob_json import TokenTexts
@@ -79,6 +79,7 @@ class Service:
         request: Request,
         user: str | None = None,
         cache_salt: str | None = None,
+        beam_params: BeamSearchParams | None = None,
     ) -> list[RequestStream]:
         """Submit all prompts to the engine, or none.
 
@@ -89,12 +90,16 @@ class Service:
             request: the client's request. It has arrived when its body was complete.
             user: the end user's name, for the request log.
             cache_salt: the request shares cached prefixes only with requests of the same salt.
+            beam_params: of a request for beam search, whose ``params`` say how large the answers can be.
         """
         secret = page_secret(request)
         self._check_size(prompts, params)
         ids = [answer_id] if len(prompts) == 1 else [f"{answer_id}-{index}" for index in range(len(prompts))]
         source = client_of(request) if self.options.fair_queue else None
-        streams = self.client.submit_all([(prompt, params, name) for prompt, name in zip(prompts, ids)], source, cache_salt)
+        requests: list[tuple[Iterable[int], SamplingParams, str]] = [
+            (prompt, params, name) for prompt, name in zip(prompts, ids)
+        ]
+        streams = self.client.submit_all(requests, source, cache_salt, beam_params)
         for stream in streams:
             stream.user, stream.secret, stream.arrival_s = user, secret, request.state.arrival_s
         return streams
@@ -109,6 +114,7 @@ class Service:
         cache_salt: str | None,
         shape: JsonShape,
         echo: bool = False,
+        beam_params: BeamSearchParams | None = None,
     ) -> tuple[list[RequestStream], Hold]:
         """:meth:`submit` for an answer in one piece. Also returns the memory reserved for it; the caller closes it.
 
@@ -131,7 +137,7 @@ class Service:
         hold = self.held.hold(sum(held_bytes(params, *length) for length in lengths))
         try:
             hold.use(sum(held_bytes(params, num_tokens, 0) for num_tokens, _ in lengths))
-            return self.submit(prompts, params, answer_id, request, user, cache_salt), hold
+            return self.submit(prompts, params, answer_id, request, user, cache_salt, beam_params), hold
         except BaseException:
             hold.close()
             raise

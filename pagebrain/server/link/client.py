@@ -18,7 +18,7 @@ from pagebrain.engine.trace import EngineStats
 from pagebrain.errors import InvalidRequestError
 from pagebrain.models.loading import load_text
 from pagebrain.outputs import OutputDelta
-from pagebrain.sampling_params import SamplingParams
+from pagebrain.sampling_params import BeamSearchParams, SamplingParams
 from pagebrain.server.link.admission import Admission
 from pagebrain.server.link.handle import EngineDeadError, EngineHandle
 from pagebrain.server.link.messages import ControlAction, Submit
@@ -170,11 +170,12 @@ class EngineClient:
         requests: list[tuple[Iterable[int], SamplingParams, str]],
         source: str | None = None,
         cache_salt: str | None = None,
+        beam_params: BeamSearchParams | None = None,
     ) -> list[RequestStream]:
         """Send all of several requests to the engine, or none.
 
         With a ``source`` they wait for the turn of that client. Without one they are served in order of arrival. They share
-        cached prefixes only with requests of the same ``cache_salt``.
+        cached prefixes only with requests of the same ``cache_salt``. With ``beam_params`` they are answered by beam search.
         """
         self.handle.poll()  # the event loop may have been busy for long, and started requests leave the queue
         if self.failure is not None:
@@ -194,7 +195,9 @@ class EngineClient:
         for stream in streams:
             self.admission.wait(stream.request_id, _work(stream), source)
             self._streams[stream.request_id] = stream
-            self.handle.submit(Submit(stream.request_id, stream.prompt_token_ids, stream.params, source, cache_salt))
+            self.handle.submit(
+                Submit(stream.request_id, stream.prompt_token_ids, stream.params, source, cache_salt, beam_params)
+            )
         return streams
 
     def abort_request(self, request_id: str, secret: str) -> bool:

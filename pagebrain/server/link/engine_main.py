@@ -192,7 +192,7 @@ class EngineLoop:
         try:
             self.engine.add_request(
                 message.prompt_token_ids,
-                message.params,
+                message.params_for_engine,
                 message.request_id,
                 keeps_logprobs=False,
                 cache_salt=message.cache_salt,

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from pagebrain.config import PageBrainConfig
 from pagebrain.engine.trace import EngineStats
 from pagebrain.outputs import OutputDelta
-from pagebrain.sampling_params import SamplingParams
+from pagebrain.sampling_params import BeamSearchParams, SamplingParams
 from pagebrain.server.link.scores import Scores
 
 logger = logging.getLogger(__name__)
@@ -29,7 +29,8 @@ logger = logging.getLogger(__name__)
 class Submit:
     """A request that the server's process has checked. With a ``source`` it waits for the turn of that client.
 
-    It shares cached prefixes only with requests of the same ``cache_salt``.
+    It shares cached prefixes only with requests of the same ``cache_salt``. With ``beam_params`` it is answered by beam
+    search, and ``params.n`` is the number of beams.
     """
 
     request_id: str
@@ -37,6 +38,12 @@ class Submit:
     params: SamplingParams
     source: str | None = None
     cache_salt: str | None = None
+    beam_params: BeamSearchParams | None = None
+
+    @property
+    def params_for_engine(self) -> SamplingParams | BeamSearchParams:
+        """What the engine's request is made with."""
+        return self.beam_params or self.params
 
 
 @dataclass(frozen=True)
