@@ -124,6 +124,8 @@ def build_engine(
     with enough_memory(config.device, f"K and V in {config.num_blocks:,} blocks", "lower num_blocks or memory_fraction"):
         cache_manager = CacheManager(block_manager, config)
         attach(model, cache_manager.pool, backend)  # allocates the pool
+    if config.num_swap_blocks:
+        cache_manager.swap_space.costs.swap_block_s = cache_manager.pool.measure_swap_s()
     sampler = make_part("sampler", parts["sampler"], config)
     executor: Executor
     if uses_rows:
@@ -177,7 +179,8 @@ def _parts_without_rows(parts: dict[str, Any]) -> list[str]:
 
 def _step_bytes(model: Model, config: PageBrainConfig) -> int:
     """Bytes that the largest step takes besides weights, K and V. One such step is computed, with PageBrain's own parts."""
-    config = dataclasses.replace(config, num_blocks=config.blocks_for(config.max_model_len or 0))
+    without_swapping: dict[str, Any] = {"swap_space_gib": 0.0, "preemption_mode": "recompute"}
+    config = dataclasses.replace(config, num_blocks=config.blocks_for(config.max_model_len or 0), **without_swapping)
     advice = f"lower max_num_batched_tokens (it is {config.max_num_batched_tokens}) or max_num_seqs ({config.max_num_seqs})"
     _, _, head_dim = config.require_shape()
     backend, _ = choose_backend(None, torch.device(config.device), config.torch_dtype, head_dim)
@@ -211,6 +214,7 @@ def _without_unsupported(
         ("async_scheduling", "async_scheduling", "async scheduling is", tuple(parts)),
         ("cuda_graphs", "cuda_graph", "CUDA graphs are", tuple(parts)),
         ("prefix_caching", "prefix_caching", "prefix caching is", ("block_manager", "scheduler")),
+        ("swap_space_gib", "swapping", "swapping is", ("scheduler",)),
     )
     for setting, feature, what, concerned in features:
         lacking = parts_without(feature, {name: parts[name] for name in concerned})
@@ -219,6 +223,8 @@ def _without_unsupported(
             verb = "does" if len(lacking) == 1 else "do"
             _notice(notices, f"{what} off: {' and '.join(lacking)} {verb} not declare support for {feature}")
             off: dict[str, Any] = {setting: False}
+            if setting == "swap_space_gib":
+                off = {setting: 0.0, "preemption_mode": "recompute"}
             config = dataclasses.replace(config, **off)
     if on_gpu and config.cuda_graphs is not False and without_rows:
         verb = "does" if len(without_rows) == 1 else "do"

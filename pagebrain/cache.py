@@ -20,6 +20,7 @@ from torch import Tensor
 from pagebrain.block import BlockKey, BlockManagerPart
 from pagebrain.config import PageBrainConfig
 from pagebrain.errors import BlockTableError, IntegrityError, OutOfBlocksError
+from pagebrain.swap_space import SwapSpace
 
 if TYPE_CHECKING:
     from pagebrain.attention.kv_pool import KVPool
@@ -31,6 +32,17 @@ class NewBlocks(NamedTuple):
     seq_id: int
     first_column: int
     block_ids: tuple[int, ...]
+
+
+class TableChanges(NamedTuple):
+    """What changed since the last plan. The next plan carries it, see
+    :class:`~pagebrain.engine.sequence.SequenceGroup`."""
+
+    released: tuple[int, ...]
+    new_blocks: tuple[NewBlocks, ...]
+    copied_blocks: tuple[tuple[int, int], ...] = ()
+    swapped_out: tuple[tuple[int, int], ...] = ()
+    swapped_in: tuple[tuple[int, int], ...] = ()
 
 
 class RetiringSequence(Protocol):
@@ -121,6 +133,7 @@ class CacheManager:
         self._copied: list[tuple[int, int]] = []  # (from, to)
         self.can_share = "prefix_caching" in getattr(block_manager, "supports", ())
         self.prefix_caching = config.prefix_caching and self.can_share
+        self.swap_space = SwapSpace(config.num_swap_blocks, config.preemption_mode)
 
     @functools.cached_property
     def pool(self) -> "KVPool":
@@ -299,6 +312,30 @@ class CacheManager:
             self.attach(child, table[:num_full] + last)
         child.block_keys[:] = parent.block_keys[:num_full]
 
+    # Swapping ---------------------------------------------------------------------------------------------------------
+
+    def swap_out(self, seq_id: int, num_tokens: int) -> bool:
+        """Keep K and V of a sequence's first ``num_tokens`` tokens in the swap space, if it takes them.
+
+        The caller retires the blocks. Steps in flight write the last of these tokens before the copy is made.
+        """
+        blocks = self._tables.by_id.get(seq_id, [])[: self.config.blocks_for(num_tokens)]
+        if not self.swap_space.takes(len(blocks), num_tokens):
+            return False
+        self.swap_space.put(seq_id, blocks)
+        return True
+
+    def swap_in(self, seq_id: int, num_tokens: int) -> None:
+        """Grow the sequence's table to the ``num_tokens`` tokens that were swapped out, and copy the new blocks back.
+
+        A table that begins with blocks of the prefix cache keeps them.
+
+        Raises ``OutOfBlocksError``, before anything changed, if too few blocks are free.
+        """
+        first = len(self._tables.by_id.get(seq_id, ()))
+        self.grow(seq_id, num_tokens)
+        self.swap_space.take(seq_id, first, self._tables.by_id[seq_id][first:])
+
     # Deferred free ----------------------------------------------------------------------------------------------------
 
     @property
@@ -324,11 +361,8 @@ class CacheManager:
 
     # Changes for the executor -----------------------------------------------------------------------------------------
 
-    def take_changes(self) -> tuple[tuple[int, ...], tuple[NewBlocks, ...], tuple[tuple[int, int], ...]]:
-        """Changes since the last call: ids of released sequences, new blocks, and ``(from, to)`` of copied blocks.
-
-        They belong into the next plan, which must reach the executor.
-        """
+    def take_changes(self) -> TableChanges:
+        """Changes since the last call. They belong into the next plan, which must reach the executor."""
         self._last_released = tuple(self._released)
         tables = self._tables.by_id
         new_blocks = tuple(
@@ -338,15 +372,18 @@ class CacheManager:
         self._first_new.clear()
         self._released.clear()
         self._copied.clear()
-        return self._last_released, new_blocks, copied
+        swapped = self.swap_space.take_changes() if self.swap_space.num_slots else ()
+        return TableChanges(self._last_released, new_blocks, copied, *swapped)
 
     def report_anew(self) -> None:
         """Let the next plan carry all tables, because the executor may not have applied the last plan.
 
         The executor drops its state of these sequences and builds it again. Copies are not repeated: a forked sequence
-        whose first step was not read computes the tokens of the copied block itself.
+        whose first step was not read computes the tokens of the copied block itself. What was swapped out is computed
+        again too.
         """
         self._copied.clear()
+        self.swap_space.drop_all()
         self._released.update(dict.fromkeys((*self._last_released, *self._tables.by_id)))
         self._first_new = dict.fromkeys(self._tables.by_id, 0)
 
@@ -368,6 +405,7 @@ class CacheManager:
 
     def check_integrity(self) -> None:
         """Raise ``IntegrityError`` unless each block is free or held, and its count equals its number of holders."""
+        self.swap_space.check_integrity()
         holders = Counter(block_id for table in self._tables.by_id.values() for block_id in table)
         free_list = self.block_manager.free_blocks
         free = set(free_list)

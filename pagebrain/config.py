@@ -16,6 +16,7 @@ import torch
 from pagebrain import machine
 from pagebrain.errors import ConfigError
 from pagebrain.model_config import ModelConfig
+from pagebrain.swap_space import PreemptionMode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -55,6 +56,9 @@ class PageBrainConfig:
             blocks.
         async_scheduling: launch the next step before the last one is read (depth 1); ``None`` is true on a GPU.
         cuda_graphs: replay decode steps as CUDA graphs; ``None`` is true on a GPU.
+        swap_space_gib: CPU memory for K and V of preempted sequences, in GiB; 0 for none.
+        preemption_mode: how a preempted sequence continues. ``recompute`` computes its tokens again, ``swap`` copies them to
+            the swap space and back, and ``auto`` does what is quicker as measured. Without room there: ``recompute``.
         prefix_caching: keep the blocks of sequences that ended, and let a prompt that begins with the same tokens use them.
         seed: engine seed; requests without a seed derive theirs from it and from their arrival number.
         check_integrity: verify the bookkeeping of all blocks after every step (slow; for tests and debugging).
@@ -80,6 +84,8 @@ class PageBrainConfig:
     async_scheduling: bool | None = None
     cuda_graphs: bool | None = None
     prefix_caching: bool = True
+    swap_space_gib: float = 0.0
+    preemption_mode: PreemptionMode = "auto"
     seed: int = 0
     check_integrity: bool = False
     parts: Mapping[str, Any] = field(default_factory=dict)
@@ -124,6 +130,12 @@ class PageBrainConfig:
         fraction = self.memory_fraction
         if fraction is not None and not (isinstance(fraction, (int, float)) and 0 < fraction <= 1):
             raise ConfigError(f"memory_fraction must be greater than 0 and at most 1, got {fraction!r}")
+        space = self.swap_space_gib
+        if isinstance(space, bool) or not (isinstance(space, (int, float)) and 0 <= space < math.inf):
+            raise ConfigError(f"swap_space_gib must be a number, at least 0 and finite, got {space!r}")
+        _check_choice("preemption_mode", self.preemption_mode, ("auto", "recompute", "swap"))
+        if self.preemption_mode == "swap" and not space:
+            raise ConfigError("preemption_mode='swap' needs swap_space_gib > 0: set it, or leave preemption_mode out")
         for part in self.parts:
             _check_choice("parts", part, PARTS)
         if self.num_blocks is not None and self.max_model_len is not None:
@@ -198,6 +210,7 @@ class PageBrainConfig:
         length = max_model_len or model.max_positions
         num_blocks = self.num_blocks or shaped._blocks_that_fit(length, reserved_bytes)
         shaped._check_memory_holds(num_blocks)
+        shaped._check_swap_space(num_blocks)
         if max_model_len is None:
             length = min(length, num_blocks * self.block_size)
             if length < 2:
@@ -247,6 +260,28 @@ class PageBrainConfig:
                 f"GB for K and V, and there are {available}: use fewer than {available.free_bytes // self.block_bytes + 1}"
             )
 
+    @property
+    def num_swap_blocks(self) -> int:
+        """Blocks that the swap space holds."""
+        return int(self.swap_space_gib * 2**30 // self.block_bytes) if self.swap_space_gib else 0
+
+    def _check_swap_space(self, num_blocks: int) -> None:
+        """Raise ``ConfigError`` if the swap space holds no block, or if the CPU's memory cannot hold it."""
+        if not self.swap_space_gib:
+            return
+        if not self.num_swap_blocks:
+            raise ConfigError(
+                f"swap_space_gib={self.swap_space_gib:g} holds no block of {self.block_bytes:,} bytes: raise it"
+            )
+        available = machine.available_memory()
+        taken = 0 if self.device.startswith("cuda") else num_blocks * self.block_bytes
+        if self.num_swap_blocks * self.block_bytes > available.free_bytes - taken:
+            raise ConfigError(
+                f"swap_space_gib={self.swap_space_gib:g} does not fit: there are {available}"
+                + (f", and K and V take {taken / 1e9:,.2f} GB of it" if taken else "")
+                + ": lower it"
+            )
+
     def _blocks_that_fit(self, max_model_len: int, reserved_bytes: int) -> int:
         """Number of blocks that fit into memory, but no more than ``max_num_seqs`` full sequences can use."""
         useful = self.max_num_seqs * self.blocks_for(max_model_len)
@@ -276,13 +311,18 @@ class PageBrainConfig:
 
 
 def with_own_names(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings in which three of vLLM's names are replaced by PageBrain's.
+    """Settings in which four of vLLM's names are replaced by PageBrain's.
 
-    ``gpu_memory_utilization`` is ``memory_fraction``, ``enable_prefix_caching`` is ``prefix_caching``, and
-    ``enforce_eager=True`` is ``cuda_graphs=False``. Raises ``ConfigError`` if both names of one setting are given.
+    ``gpu_memory_utilization`` is ``memory_fraction``, ``enable_prefix_caching`` is ``prefix_caching``, ``swap_space`` is
+    ``swap_space_gib``, and ``enforce_eager=True`` is ``cuda_graphs=False``. Raises ``ConfigError`` if both names of one
+    setting are given.
     """
     own = dict(settings)
-    for name, own_name in (("gpu_memory_utilization", "memory_fraction"), ("enable_prefix_caching", "prefix_caching")):
+    for name, own_name in (
+        ("gpu_memory_utilization", "memory_fraction"),
+        ("enable_prefix_caching", "prefix_caching"),
+        ("swap_space", "swap_space_gib"),
+    ):
         if name in own:
             if own.get(own_name) is not None:
                 raise ConfigError(f"{name} and {own_name} are two names of one setting: give one of them")

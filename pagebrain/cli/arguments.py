@@ -28,6 +28,8 @@ _ENGINE_FIELDS = (
     "async_scheduling",
     "cuda_graphs",
     "prefix_caching",
+    "swap_space_gib",
+    "preemption_mode",
     "check_integrity",
 )
 
@@ -103,6 +105,17 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--prefix-caching", action=on_or_off, help="compute a common beginning once (default: on)")
     # vLLM's name of the switch
     group.add_argument("--enable-prefix-caching", action=on_or_off, dest="prefix_caching", help=argparse.SUPPRESS)
+    group.add_argument(
+        *("--swap-space-gib", "--swap-space"),
+        type=float,
+        metavar="X",
+        help="GiB of CPU memory for the cache of preempted sequences (default: 0)",
+    )
+    group.add_argument(
+        "--preemption-mode",
+        choices=("auto", "recompute", "swap"),
+        help="how preempted sequences continue (default: what is quicker as measured)",
+    )
     group.add_argument("--engine-seed", type=int, metavar="N", help="requests without a --seed derive theirs from this")
     group.add_argument(
         "--check-integrity", action="store_true", help="check the bookkeeping of blocks after every step (slow)"

@@ -165,7 +165,7 @@ def continue_beams(
             waiting.append(child)
             continue
         cache_manager.fork(beam, child, num_tokens, copies=copies)
-        child.fork(num_tokens, num_tokens - num_tokens % cache_manager.block_size if copies else num_tokens)
+        child.begin_behind(num_tokens, num_tokens - num_tokens % cache_manager.block_size if copies else num_tokens)
         continued.add(beam)
         forks.append(child)
     scheduler.continue_with(ended, forks, waiting)

@@ -33,6 +33,9 @@ from pagebrain.sampling_params import BeamSearchParams, SamplingParams
 
 logger = logging.getLogger(__name__)
 
+MIN_MEASURED_TOKENS = 16
+"""A step with fewer prompt tokens says little about the time that a token takes."""
+
 _RUNNING, _FINISHED = SequenceStatus.RUNNING, SequenceStatus.FINISHED  # looked up once, not for every token
 
 
@@ -42,6 +45,9 @@ class _Launched:
 
     in_flight: InFlight
     trace: StepTrace | None
+    launched_s: float
+    num_prefill_tokens: int
+    num_decode_tokens: int
 
 
 class Engine:
@@ -77,6 +83,8 @@ class Engine:
         self.observers: list[Observer] = []
         self.depth = 1 if config.async_scheduling else 0
         self._without_beam_search = without_beam_search
+        self._learns_costs = config.num_swap_blocks > 0 and config.preemption_mode == "auto"
+        self._last_read_s = 0.0
         self._in_flight: deque[_Launched] = deque()
         self._totals = StepTotals()
         # Tests check the plans of the engine's own scheduler. A check at every step would cost as much as its planning.
@@ -169,6 +177,8 @@ class Engine:
             num_blocks=self.cache_manager.block_manager.num_blocks,
             num_cached_blocks=self.cache_manager.num_cached_blocks,
             num_evicted_blocks=self.cache_manager.num_evicted_blocks,
+            num_swapped=self.cache_manager.swap_space.num_sequences,
+            swap_block_bytes=self.config.block_bytes if self.config.num_swap_blocks else 0,
         )
 
     def snapshot(self) -> StepTrace:
@@ -212,7 +222,7 @@ class Engine:
         try:
             if self._checks_plans:
                 check_plan(group, self.config, self.outputs.requests)
-            group = group.with_changes(*self.cache_manager.take_changes())
+            group = group.with_changes(self.cache_manager.take_changes())
             in_flight = self.executor.launch(group)
         except BaseException as error:  # after an interrupt too, the executor may have applied half of the plan
             self._roll_back()
@@ -239,7 +249,7 @@ class Engine:
         launched = time.monotonic()
         if trace is not None:
             trace = dataclasses.replace(trace, launched_s=launched, schedule_s=planned - began, launch_s=launched - planned)
-        self._in_flight.append(_Launched(in_flight, trace))
+        self._in_flight.append(_Launched(in_flight, trace, launched, num_prefill_tokens, num_decode_tokens))
         totals = self._totals
         totals.num_steps += 1
         totals.num_prefill_tokens += num_prefill_tokens
@@ -247,6 +257,8 @@ class Engine:
         totals.num_graph_decode_tokens += in_flight.num_graph_decodes
         totals.num_preemptions += len(group.preempted)
         totals.num_copied_blocks += len(group.copied_blocks)
+        totals.num_swapped_out_blocks += len(group.swapped_out)
+        totals.num_swapped_in_blocks += len(group.swapped_in)
         totals.launch_s += launched - planned
 
     def _read(self, launched: _Launched) -> None:
@@ -263,6 +275,8 @@ class Engine:
             self._in_flight.appendleft(launched)
             raise
         waited = time.monotonic()
+        if self._learns_costs:
+            self._learn_costs(launched, waited)
         self._mark_read(group)
         try:
             finished = self._apply(group, result, waited)
@@ -278,6 +292,14 @@ class Engine:
         if launched.trace is not None:
             trace = dataclasses.replace(launched.trace, finished=finished, read_s=waited, wait_s=wait_s, output_s=output_s)
             tell_observers(self.observers, trace)
+
+    def _learn_costs(self, launched: _Launched, read_s: float) -> None:
+        """Take the time of a step that computed mostly prompts as a measure of what it costs to compute tokens again."""
+        if launched.num_prefill_tokens >= max(MIN_MEASURED_TOKENS, launched.num_decode_tokens):
+            num_tokens = launched.num_prefill_tokens + launched.num_decode_tokens
+            seconds = read_s - max(launched.launched_s, self._last_read_s)
+            self.cache_manager.swap_space.costs.learn(num_tokens, seconds)
+        self._last_read_s = read_s
 
     def _apply(self, group: SequenceGroup, result: StepResult, now: float) -> tuple[int, ...]:
         """Add the step's tokens to its sequences. Returns the ids of the sequences that ended."""
@@ -329,6 +351,8 @@ class Engine:
         """Remove a sequence that ended. Its blocks are freed when no step in flight reads them."""
         self.scheduler.finish(seq)
         self.cache_manager.retire(seq)
+        if seq.num_swapped_tokens:
+            self.cache_manager.swap_space.drop(seq.seq_id)
 
     def _mark_read(self, group: SequenceGroup) -> None:
         for seq, _, _, samples in group.scheduled:
@@ -346,6 +370,8 @@ class Engine:
             self._mark_read(launched.in_flight.group)
         for seq in self.scheduler.running:
             seq.num_scheduled = seq.num_computed
+        for seq in self.scheduler.waiting:
+            seq.num_swapped_tokens = 0
         self.cache_manager.collect()
         self.cache_manager.report_anew()  # the executor may hold unread tokens, or half of the last plan
 

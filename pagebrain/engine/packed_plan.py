@@ -32,6 +32,8 @@ class PackedPlan(NamedTuple):
     released: tuple[int, ...]
     new_blocks: tuple[NewBlocks, ...]
     copied_blocks: tuple[tuple[int, int], ...]
+    swapped_out: tuple[tuple[int, int], ...]
+    swapped_in: tuple[tuple[int, int], ...]
 
 
 class PlanPacker:
@@ -51,6 +53,8 @@ class PlanPacker:
             released=group.released,
             new_blocks=group.new_blocks,
             copied_blocks=group.copied_blocks,
+            swapped_out=group.swapped_out,
+            swapped_in=group.swapped_in,
         )
 
 
@@ -74,6 +78,8 @@ class PlanUnpacker:
             released=plan.released,
             new_blocks=plan.new_blocks,
             copied_blocks=plan.copied_blocks,
+            swapped_out=plan.swapped_out,
+            swapped_in=plan.swapped_in,
         )
 
 

@@ -22,13 +22,13 @@ from pagebrain.errors import PageBrainError, PartError, is_out_of_memory, place
 if TYPE_CHECKING:
     from pagebrain.sampling import SamplerOutput, SampleRow
 
-FEATURES = frozenset({"batch_rows", "cuda_graph", "async_scheduling", "prefix_caching", "beam_search"})
+FEATURES = frozenset({"batch_rows", "cuda_graph", "async_scheduling", "prefix_caching", "beam_search", "swapping"})
 """Features that a part may declare in ``supports``. The engine switches off a feature that a part in use lacks.
 
 ``batch_rows`` is for attention backends: they take ``active_rows``, see :class:`pagebrain.attention.ForwardBatch`.
 ``prefix_caching`` is for block managers, which keep an index of contents, and for schedulers, which start a sequence behind
 its cached blocks. ``beam_search`` is for schedulers, which have a method ``continue_with``, and for samplers, which return
-log-probabilities.
+log-probabilities. ``swapping`` is for schedulers, which give preempted sequences to ``cache_manager.swap_out``.
 """
 
 ATTENTION_FUNCTION = ("query", "key_pool", "value_pool", "block_tables", "context_lens", "query_starts", "scale")

@@ -1,4 +1,4 @@
-"""Plans the next step: continuous batching with chunked prefill and preemption by recompute.
+"""Plans the next step: continuous batching with chunked prefill and preemption.
 
 Sequences join and leave the batch at every step (Yu et al., "Orca", OSDI 2022). A step has a budget of tokens. Each decode
 takes one token of it, and prompts share the rest in chunks, so that a long prompt does not delay the decodes (Agrawal et
@@ -21,13 +21,14 @@ WORTH_WAITING_FOR = 16
 
 
 class Scheduler:
-    """First come, first served. When blocks run out, the latest arrival is preempted and computed again later.
+    """First come, first served. When blocks run out, the latest arrival is preempted. Later its tokens are computed again,
+    or copied back from the swap space.
 
     ``running`` is ordered by arrival. Preemption takes from the end. So the first running sequence is never preempted for
     another, and every sequence finishes in the end.
     """
 
-    supports = frozenset({"cuda_graph", "async_scheduling", "prefix_caching", "beam_search"})
+    supports = frozenset({"cuda_graph", "async_scheduling", "prefix_caching", "beam_search", "swapping"})
 
     def __init__(self, config: PageBrainConfig, cache_manager: CacheManager) -> None:
         self.config = config
@@ -109,6 +110,8 @@ class Scheduler:
             if seq is None:
                 return
             cached, num_forked = self._cached_blocks(seq), self._num_forkable(seq)
+            if seq.num_swapped_tokens > len(cached) * block_size:
+                num_forked = 0
             forks = num_forked > 0 and num_forked >= len(cached) * block_size
             num_shared = num_forked // block_size if forks else len(cached) - self.cache_manager.num_unheld(cached)
             if self._num_missing_blocks(seq) - num_shared + promised > self.cache_manager.num_free_blocks:
@@ -122,6 +125,8 @@ class Scheduler:
                 self._skip(seq, cached)
                 if seq.num_cached_tokens is None:
                     seq.num_cached_tokens = seq.num_computed
+            if seq.num_swapped_tokens:
+                self._swap_in(seq)
             num_tokens = min(seq.num_unscheduled, prefill_budget)
             prefill_budget -= num_tokens
             scheduled.append(self._take(seq, num_tokens))
@@ -140,6 +145,15 @@ class Scheduler:
         self.cache_manager.attach(seq, cached)
         seq.skip(len(cached) * self.config.block_size)
 
+    def _swap_in(self, seq: Sequence) -> None:
+        """Take the tokens behind the cached blocks back from the swap space."""
+        num_tokens, seq.num_swapped_tokens = seq.num_swapped_tokens, 0
+        if num_tokens <= seq.num_scheduled:  # all of them are there already
+            self.cache_manager.swap_space.drop(seq.seq_id)
+        else:
+            self.cache_manager.swap_in(seq.seq_id, num_tokens)
+            seq.begin_behind(num_tokens, num_certain=seq.num_computed)
+
     def _waits(self, seq: Sequence, prefilling: list[Sequence]) -> bool:
         """Whether the sequence will have less to compute a few steps later.
 
@@ -149,7 +163,7 @@ class Scheduler:
         parent = seq.parent
         if parent is not None and not (parent.is_finished or seq.num_preemptions) and self.cache_manager.can_share:
             return parent.num_computed < seq.num_prompt_tokens - 1
-        if seq.num_unread_steps or seq.params.prompt_logprobs is not None:
+        if seq.num_unread_steps or seq.num_swapped_tokens or seq.params.prompt_logprobs is not None:
             return False
         return any(self.cache_manager.will_find(seq, other, WORTH_WAITING_FOR) for other in prefilling)
 
@@ -166,7 +180,7 @@ class Scheduler:
     def _fork(self, seq: Sequence, num_tokens: int) -> None:
         assert seq.parent is not None
         self.cache_manager.fork(seq.parent, seq, num_tokens)
-        seq.fork(num_tokens, num_tokens - num_tokens % self.config.block_size)
+        seq.begin_behind(num_tokens, num_tokens - num_tokens % self.config.block_size)
 
     def _num_missing_blocks(self, seq: Sequence) -> int:
         """Blocks that the sequence lacks for the tokens that it has."""
@@ -190,12 +204,16 @@ class Scheduler:
         return True
 
     def _preempt(self, seq: Sequence) -> None:
-        """Take a sequence's blocks and put it first in the queue.
+        """Take a sequence's blocks and put it first in the queue. Its K and V may go to the swap space.
 
         It starts again only after its last step was read: the step in which blocks ran out admits no sequence, and all
         steps before it have been read when the next one is planned.
         """
+        # Until its first step is launched, the last block of a fork is a copy that is not made yet.
+        num_tokens = seq.num_scheduled if seq.status is SequenceStatus.RUNNING else seq.num_computed
+        swapped = self.cache_manager.swap_out(seq.seq_id, num_tokens)
         seq.preempt()
+        seq.num_swapped_tokens = num_tokens if swapped else 0
         self.waiting.appendleft(seq)
         self.cache_manager.retire(seq)
         self._preempted.append(seq)

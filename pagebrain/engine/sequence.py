@@ -16,7 +16,7 @@ from hashlib import blake2b
 from typing import Literal, NamedTuple
 
 from pagebrain.block import BlockKey
-from pagebrain.cache import NewBlocks
+from pagebrain.cache import NewBlocks, TableChanges
 from pagebrain.outputs import FinishReason, TokenLogprobs
 from pagebrain.sampling_params import BeamSearchParams, SamplingParams
 
@@ -73,6 +73,7 @@ class Sequence:
         num_unread_tokens: tokens that those steps sample. Their number is known, their values are not.
         num_to_catch_up: leading tokens that were known when the sequence started, or started again after a preemption. The
             sequence prefills until all of them are scheduled. Then it decodes.
+        num_swapped_tokens: leading tokens whose K and V are in the swap space.
         num_cached_tokens: prompt tokens that were in the prefix cache when the sequence first started; ``None`` before that.
         block_keys: keys of its first full blocks, see :class:`~pagebrain.block.BlockKey`. The cache manager fills it.
         parent: the first sample of the request, whose prompt this one shares; ``None`` for the first sample itself.
@@ -91,6 +92,7 @@ class Sequence:
     num_unread_tokens: int = 0
     num_to_catch_up: int = 0
     num_preemptions: int = 0
+    num_swapped_tokens: int = 0
     num_cached_tokens: int | None = None
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
@@ -139,13 +141,13 @@ class Sequence:
         self.num_scheduled += num_tokens
         self.num_computed += num_tokens
 
-    def fork(self, num_tokens: int, num_in_full_blocks: int) -> None:
-        """Begin behind ``num_tokens`` tokens of the parent.
+    def begin_behind(self, num_tokens: int, num_certain: int) -> None:
+        """Begin behind ``num_tokens`` tokens of a parent, or of the swap space.
 
-        The executor has not copied the last block yet. Until the first step was read, only the tokens
-        ``num_in_full_blocks`` count as computed. If one token is left, it is a decode.
+        The executor has not made the copies yet. Until the first step was read, only the first ``num_certain`` tokens count
+        as computed. If one token is left, it is a decode.
         """
-        self.num_scheduled, self.num_computed = num_tokens, num_in_full_blocks
+        self.num_scheduled, self.num_computed = num_tokens, num_certain
         if self.num_tokens == num_tokens + 1:
             self.num_to_catch_up = num_tokens
 
@@ -199,7 +201,7 @@ class SequenceGroup:
     """The plan of one forward call: prefill chunks, decodes, and the changes to make before they are computed.
 
     The scheduler fills ``scheduled`` and ``preempted``. The cache manager adds the rest from its block tables. An executor
-    applies the changes in this order: released, new blocks, copied blocks.
+    applies the changes in this order: released, new blocks, swapped out, swapped in, copied blocks.
 
     Attributes:
         scheduled: the tokens to compute of each sequence.
@@ -208,6 +210,8 @@ class SequenceGroup:
             then gets new state.
         new_blocks: blocks added to the tables of sequences that are scheduled now or later.
         copied_blocks: ``(from, to)``: blocks whose K and V are copied, in all layers.
+        swapped_out, swapped_in: ``(block, slot)`` and ``(slot, block)``: blocks whose K and V are copied to slots of the
+            swap space, and back.
     """
 
     scheduled: tuple[ScheduledSequence, ...]
@@ -215,14 +219,14 @@ class SequenceGroup:
     released: tuple[int, ...] = ()
     new_blocks: tuple[NewBlocks, ...] = ()
     copied_blocks: tuple[tuple[int, int], ...] = ()
+    swapped_out: tuple[tuple[int, int], ...] = ()
+    swapped_in: tuple[tuple[int, int], ...] = ()
 
-    def with_changes(
-        self, released: tuple[int, ...], new_blocks: tuple[NewBlocks, ...], copied_blocks: tuple[tuple[int, int], ...]
-    ) -> "SequenceGroup":
+    def with_changes(self, changes: TableChanges) -> "SequenceGroup":
         """This plan with the changes of the block tables."""
-        if not released and not new_blocks:  # a copied block is a new block of a table too
+        if not changes.released and not changes.new_blocks and not changes.swapped_out:  # the others come with new blocks
             return self
-        return SequenceGroup(self.scheduled, self.preempted, released, new_blocks, copied_blocks)
+        return SequenceGroup(self.scheduled, self.preempted, *changes)
 
     def __iter__(self) -> Iterator[ScheduledSequence]:
         return iter(self.scheduled)

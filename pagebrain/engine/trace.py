@@ -97,6 +97,7 @@ class StepTotals:
             of them that were in the cache. A sequence that starts again after a preemption does not count, and neither does
             a sample that starts as a fork.
         num_copied_blocks: blocks that were copied for a fork.
+        num_swapped_out_blocks, num_swapped_in_blocks: blocks that were copied to the swap space, and back.
         schedule_s, launch_s, wait_s, output_s: seconds of the engine's thread, divided as in :class:`StepTrace`.
     """
 
@@ -108,6 +109,8 @@ class StepTotals:
     prefix_cache_queries: int = 0
     prefix_cache_hits: int = 0
     num_copied_blocks: int = 0
+    num_swapped_out_blocks: int = 0
+    num_swapped_in_blocks: int = 0
     schedule_s: float = 0.0
     launch_s: float = 0.0
     wait_s: float = 0.0
@@ -147,6 +150,8 @@ class EngineStats(StepTotals):
         num_free_blocks, num_blocks: the pool now.
         num_cached_blocks: blocks now whose content the prefix cache can find, free or held.
         num_evicted_blocks: how often such a block lost its content since the start, because its memory was needed.
+        num_swapped: sequences now whose K and V are in the swap space.
+        swap_block_bytes: bytes of a block in the swap space; 0 without one.
         last_step_tokens: tokens of each step since the last report; the engine leaves it empty, the server fills it.
     """
 
@@ -156,6 +161,8 @@ class EngineStats(StepTotals):
     num_blocks: int = 0
     num_cached_blocks: int = 0
     num_evicted_blocks: int = 0
+    num_swapped: int = 0
+    swap_block_bytes: int = 0
     last_step_tokens: tuple[int, ...] = ()
 
 

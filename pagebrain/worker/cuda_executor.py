@@ -144,7 +144,7 @@ class CudaExecutor:
         indices, output = step.decodes, None
         with on_device(self.rows.device):
             self.rows.upload()
-            self.pool.copy_blocks(group.copied_blocks)
+            self.pool.apply(group.swapped_out, group.swapped_in, group.copied_blocks)
             tokens = [self.decodes.run(step.rows, step.sampled)] if step.rows else []
             if step.chunks:
                 output = self._run_chunks(step.chunks)

@@ -117,7 +117,7 @@ class TorchExecutor:
 
     @torch.no_grad()
     def _run(self, step: _Step) -> StepResult:
-        self.pool.copy_blocks(step.group.copied_blocks)
+        self.pool.apply(step.group.swapped_out, step.group.swapped_in, step.group.copied_blocks)
         batch = step.make_batch(token_ids=self.rows.token_ids[step.token_rows, step.positions])
         logits = self.model.forward_tokens(batch)
         sampled = self._sample(logits[: len(step.sampling)], step) if step.sampling else None

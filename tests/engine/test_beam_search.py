@@ -288,8 +288,7 @@ def test_a_block_that_was_freed_before_its_copy_is_no_target_any_more() -> None:
     cache.fork(parent, aborted, 5)
     cache.free(1)
     cache.fork(parent, other, 5)
-    _, _, copied = cache.take_changes()
-    assert copied == ((cache.block_table(0)[1], cache.block_table(2)[1]),)
+    assert cache.take_changes().copied_blocks == ((cache.block_table(0)[1], cache.block_table(2)[1]),)
 
 
 def test_beams_take_the_seats_of_those_that_they_continue_and_wait_before_all_others(base: GPT2LMHeadModel) -> None:

@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 
-from pagebrain import SamplingParams
+from pagebrain import BeamSearchParams, SamplingParams
 from pagebrain.engine import scheduler
 from pagebrain.engine.sequence import SequenceGroup
 from tests.support.hashing import VOCAB_SIZE, continuation, hash_engine, is_possible
@@ -39,9 +39,14 @@ class EngineLife(RuleBasedStateMachine):
     async_scheduling = False
 
     @initialize(
-        block_size=st.sampled_from([1, 2, 4]), num_blocks=st.integers(6, 14), seats=st.integers(1, 5), data=st.data()
+        block_size=st.sampled_from([1, 2, 4]),
+        num_blocks=st.integers(6, 14),
+        seats=st.integers(1, 5),
+        num_slots=st.sampled_from([0, 4, 64]),
+        data=st.data(),
     )
-    def start(self, block_size: int, num_blocks: int, seats: int, data: st.DataObject) -> None:
+    def start(self, block_size: int, num_blocks: int, seats: int, num_slots: int, data: st.DataObject) -> None:
+        """``num_slots`` are those of the swap space."""
         budget = data.draw(st.integers(seats, seats + 6), label="max_num_batched_tokens")
         self.engine = hash_engine(
             block_size=block_size,
@@ -50,10 +55,13 @@ class EngineLife(RuleBasedStateMachine):
             max_num_seqs=seats,
             max_num_batched_tokens=budget,
             async_scheduling=self.async_scheduling,
+            swap_space_gib=num_slots * 16 * block_size / 2**30,  # a token's K and V are two float64 numbers
+            preemption_mode="swap" if num_slots else "auto",
         )
         self.engine.observers.append(self.observe)
         self.expected: dict[str, Expected] = {}
         self.aborted: set[str] = set()
+        self.searched: set[str] = set()
         self.streamed: dict[tuple[str, int], list[int]] = {}
         self.steps_since_progress = 0
 
@@ -85,12 +93,23 @@ class EngineLife(RuleBasedStateMachine):
         request = self.engine.add_request(prompt, SamplingParams(n=n, temperature=1.0, seed=seed, max_tokens=num_tokens))
         self.expected[request.request_id] = Expected(prompt, n, num_tokens, None)
 
+    @rule(data=st.data())
+    def add_beams(self, data: st.DataObject) -> None:
+        """Two beams, because two tokens may follow each text: the others are impossible."""
+        limit = self.engine.config.max_model_len or 0
+        prompt = data.draw(st.lists(st.integers(0, VOCAB_SIZE - 1), min_size=1, max_size=min(limit - 1, 9)), label="prompt")
+        num_tokens = min(data.draw(st.integers(1, 5), label="max_tokens"), limit - len(prompt))
+        request = self.engine.add_request(prompt, BeamSearchParams(2, num_tokens, ignore_eos=True))
+        self.expected[request.request_id] = Expected(prompt, 2, num_tokens, None)
+        self.searched.add(request.request_id)
+
     @precondition(lambda self: self.engine.has_unfinished_requests)
     @rule()
     def step(self) -> None:
         deltas = self.engine.step()
         self.steps_since_progress = 0 if deltas else self.steps_since_progress + 1
-        assert self.steps_since_progress < 60, "no token for 60 steps"
+        limit = 500 if self.searched & self.expected.keys() else 60  # a search brings its tokens at its end
+        assert self.steps_since_progress < limit, f"no token for {limit} steps"
         for delta in deltas:
             assert delta.request_id not in self.aborted
             stream = self.streamed.setdefault((delta.request_id, delta.index), [])
@@ -123,13 +142,14 @@ class EngineLife(RuleBasedStateMachine):
             self.step()
         assert not self.expected, f"never finished: {sorted(self.expected)}"
         manager = self.engine.cache_manager
-        assert manager.seq_ids == ()
+        assert manager.seq_ids == () and manager.swap_space.num_held == 0
         seen["hit"] = seen.get("hit", 0) + self.engine.stats().prefix_cache_hits
+        seen["swapped"] = seen.get("swapped", 0) + self.engine.stats().num_swapped_in_blocks
         seen["copied"] = seen.get("copied", 0) + self.engine.stats().num_copied_blocks
         seen["evicted"] = seen.get("evicted", 0) + manager.block_manager.num_evicted  # type: ignore[attr-defined]
         assert manager.num_free_blocks == manager.num_blocks
         executor: Any = self.engine.executor
-        executor.rows.apply(SequenceGroup(()).with_changes(*manager.take_changes()))  # what the next plan would carry
+        executor.rows.apply(SequenceGroup(()).with_changes(manager.take_changes()))  # what the next plan would carry
         assert len(executor.rows._free) == executor.rows.num_rows
 
 
@@ -145,7 +165,8 @@ def live(machine: type[EngineLife], num_lives: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scheduler, "WORTH_WAITING_FOR", 4)  # the prompts here are short
         run_state_machine_as_test(machine, settings=profile)
-    assert all(seen.get(event, 0) > 0 for event in ("preempted", "mixed", "aborted", "hit", "evicted", "copied")), seen
+    events = ("preempted", "mixed", "aborted", "hit", "evicted", "copied", "swapped")
+    assert all(seen.get(event, 0) > 0 for event in events), seen
 
 
 @pytest.mark.parametrize("machine", [EngineLife, EngineLifeAhead])

@@ -10,6 +10,7 @@ ROOT = Path(pagebrain.__file__).parent
 
 LAYERS = (
     {"errors", "machine", "assets", "quiet", "standard_streams"},
+    {"swap_space"},
     {"outputs", "sampling_params", "generation_config", "devices"},
     {"model_config"},
     {"config"},
@@ -30,7 +31,7 @@ LAYERS = (
 )
 """Modules and folders of ``pagebrain``, the lowest first. One imports from its own folder, and from layers below its own."""
 
-HOST = {"block", "cache", "engine"}
+HOST = {"block", "cache", "engine", "swap_space"}
 DEVICE = {"attention", "kernels", "layers", "models", "sampling", "worker"}
 
 OWNED_POOL = ("cache", "attention.kv_pool")

@@ -149,7 +149,7 @@ def test_after_a_plan_of_which_half_was_applied_the_next_tells_all_anew(async_sc
     for name, prompt in prompts.items():
         assert list(finished[name].outputs[0].token_ids) == continuation(prompt, 12)
     executor.rows.apply = apply
-    executor.rows.apply(SequenceGroup(()).with_changes(*engine.cache_manager.take_changes()))
+    executor.rows.apply(SequenceGroup(()).with_changes(engine.cache_manager.take_changes()))
     assert not executor.rows.tables.by_id and len(executor.rows._free) == executor.rows.num_rows
 
 

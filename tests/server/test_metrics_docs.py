@@ -34,6 +34,8 @@ def unit_of(name: str) -> str:
         return "sequences"
     if "_blocks" in name:
         return "blocks"
+    if name.endswith("_bytes_total"):
+        return "bytes"
     return "seconds" if name.endswith("_seconds") else "tokens" if "tokens" in name else "requests"
 
 

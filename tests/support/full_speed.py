@@ -91,7 +91,7 @@ class FullSpeed:
         cache_manager = self.llm.engine.cache_manager
         assert cache_manager.num_free_blocks == self.llm.config.num_blocks
         self.executor.rows.apply(
-            SequenceGroup(()).with_changes(*cache_manager.take_changes())
+            SequenceGroup(()).with_changes(cache_manager.take_changes())
         )  # what the next plan would carry
         assert not self.executor.rows._rows
         return outputs

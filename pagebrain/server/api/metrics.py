@@ -150,9 +150,7 @@ class ServerMetrics:
             "Bytes reserved for answers in one piece, from their requests until they were sent",
             self._held_bytes(),
         )
-        yield self._counter(
-            "num_preemptions", "How often a sequence lost its blocks and had to be computed again", stats.num_preemptions
-        )
+        yield self._counter("num_preemptions", "How often a sequence lost its blocks", stats.num_preemptions)
         yield self._counter(
             "prefix_cache_queries", "Prompt tokens that were looked up in the prefix cache", stats.prefix_cache_queries
         )
@@ -170,6 +168,15 @@ class ServerMetrics:
             "Blocks that were copied, because two samples continue one that is partly filled",
             stats.num_copied_blocks,
         )
+        yield self._gauge("num_requests_swapped", "Sequences whose K and V are in the swap space", stats.num_swapped)
+        out_and_in = (("out", "to", stats.num_swapped_out_blocks), ("in", "back from", stats.num_swapped_in_blocks))
+        for direction, where, count in out_and_in:
+            yield self._counter(f"swapped_{direction}_blocks", f"Blocks that were copied {where} the swap space", count)
+            yield self._counter(
+                f"swapped_{direction}_bytes",
+                f"Bytes of K and V that were copied {where} the swap space",
+                count * stats.swap_block_bytes,
+            )
         yield self._counter(
             "prompt_tokens",
             "Prompt tokens, counted for each sample when its request's first token comes; computing them again after a "
