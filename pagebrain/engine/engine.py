@@ -313,8 +313,9 @@ class Engine:
                 continue  # it ended while this step was in flight: the sampled token is past the end
             if of_prompts and index in of_prompts:
                 self.outputs.keep_prompt_logprobs(seq, *of_prompts[index])
-            if caches and (start + num_tokens) % block_size < num_tokens and seq.status is _RUNNING:  # it filled a block
-                self.cache_manager.register(seq, start, start + num_tokens)
+            first = seq.num_computed  # before `start` if blocks were copied, which are findable from now on too
+            if caches and (start + num_tokens) // block_size > first // block_size and seq.status is _RUNNING:
+                self.cache_manager.register(seq, first, start + num_tokens)
             if token_ids and logprobs and seq.is_beam:
                 self.outputs.note_candidates(seq, logprobs[index][-1])
                 searching[seq.request.request_id] = None

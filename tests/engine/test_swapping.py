@@ -63,6 +63,22 @@ def test_swapped_sequences_go_on_with_the_same_tokens_and_compute_none_again(
 
 
 @depths
+def test_blocks_that_came_back_can_be_found(async_scheduling: bool) -> None:
+    engine = swapping_engine(async_scheduling=async_scheduling, num_blocks=8)
+    names = [engine.add_request(prompt, GREEDY).request_id for prompt in PROMPTS[:3]]
+    back = None
+    while back is None:
+        engine.step()
+        back = next((seq for seq in engine.scheduler.running if seq.num_preemptions and seq.num_computed > 16), None)
+    table = engine.cache_manager.block_table(back.seq_id)
+    blocks = engine.cache_manager.block_manager
+    assert [blocks.find(key) for key in back.block_keys[:4]] == list(table[:4])  # type: ignore[attr-defined]
+    assert engine.stats().num_swapped_in_blocks > 0
+    assert len(run_all(engine)) <= len(names)
+    assert_nothing_is_held(engine)
+
+
+@depths
 @caching
 def test_without_room_for_a_sequence_its_tokens_are_computed_again(prefix_caching: bool, async_scheduling: bool) -> None:
     engine = swapping_engine(num_slots=4, prefix_caching=prefix_caching, async_scheduling=async_scheduling)

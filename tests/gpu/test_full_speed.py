@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import GPT2LMHeadModel
 
-from pagebrain import LLM, PageBrainConfig, SamplingParams
+from pagebrain import LLM, BeamSearchParams, PageBrainConfig, SamplingParams
 from pagebrain.errors import ConfigError
 from pagebrain.models.loading import load_model
 from tests.support.models import hf_greedy, hf_logits, random_gpt2
@@ -231,3 +231,30 @@ def test_an_engine_may_be_on_another_gpu_than_the_first() -> None:
     assert engine.executor.rows.token_ids.device == torch.device("cuda:1") and torch.cuda.current_device() == 0
     for prompt, tokens in zip(PROMPTS, token_lists(engine.generate(PROMPTS, GREEDY)), strict=True):
         assert_tokens_equal(random_gpt2(torch.float32, seed=3, **SHAPE), prompt, tokens)
+
+
+@pytest.mark.parametrize("async_scheduling", [False, True], ids=["depth 0", "depth 1"])
+@pytest.mark.parametrize("cuda_graphs", [False, True], ids=["launches", "graphs"])
+def test_sequences_that_were_swapped_get_the_same_tokens(async_scheduling: bool, cuda_graphs: bool) -> None:
+    found = []
+    swapping: dict[str, Any] = TIGHT | {"swap_space_gib": 0.05, "preemption_mode": "swap", "prefix_caching": False}
+    for settings in (ROOMY, swapping):
+        base = on_gpu(random_gpt2(torch.float32, seed=3, **SHAPE))
+        llm = LLM(base, async_scheduling=async_scheduling, cuda_graphs=cuda_graphs, **settings)
+        outputs = llm.generate(PROMPTS, GREEDY, use_tqdm=False)
+        found.append([output.outputs[0].token_ids for output in outputs])
+        assert (llm.engine.stats().num_swapped_in_blocks > 0) == (settings is swapping)
+    assert llm.engine.cache_manager.swap_space.costs.swap_block_s
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("async_scheduling", [False, True], ids=["depth 0", "depth 1"])
+def test_beams_are_those_of_the_torch_operations(async_scheduling: bool) -> None:
+    params = BeamSearchParams(4, 12, ignore_eos=True)
+    base = random_gpt2(torch.float32, seed=3, **SHAPE)
+    expected = LLM(base, num_blocks=96, block_size=8, device="cpu").beam_search(PROMPTS, params)
+    on_device = on_gpu(random_gpt2(torch.float32, seed=3, **SHAPE))
+    found = LLM(on_device, async_scheduling=async_scheduling, **ROOMY).beam_search(PROMPTS, params)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.sequences[0].tokens == theirs.sequences[0].tokens
+        assert ours.sequences[0].score == pytest.approx(theirs.sequences[0].score, abs=1e-4)

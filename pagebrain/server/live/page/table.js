@@ -37,7 +37,7 @@ export class BlockTable {
 
   #inWords(seqId, table, status, isChosen) {
     if (status === "finished") return "finished: its blocks were handed back.";
-    if (status === "preempted") return "preempted: it holds no block and waits; its tokens will be computed again.";
+    if (status === "preempted") return "preempted: it holds no block and waits; its K and V will be computed again or swapped in.";
     if (status === "waiting" && !table.length) return "waiting: it holds no block yet.";
     const blocks = `${table.length} block${table.length === 1 ? "" : "s"}`;
     return `${status}: context length ${this.model.context(seqId)}, ${blocks}${isChosen ? "" : " (the oldest)"}`;
