@@ -35,6 +35,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from torch import Tensor
 from transformers import GPT2LMHeadModel
 
 from chapters.ch00_baseline import OnLogits, check_prompts, greedy_token
@@ -236,10 +237,14 @@ class Engine:
         self.on_step = on_step
         self.keep_history = keep_history
         self._num_steps = 0
-        self.cache = FreeAtOnce(BlockManager(config), config)
+        self.cache = self.make_cache()
         self.scheduler = make_scheduler(config, self.cache)
         self.history: list[StepTrace] = []
         self._num_requests = 0
+
+    def make_cache(self) -> FreeAtOnce:
+        """The cache that the engine works with."""
+        return FreeAtOnce(BlockManager(self.config), self.config)
 
     def check_request(self, prompt: Sequence[int], max_new_tokens: int) -> None:
         """Raise ``ValueError`` for a request that could never be served."""
@@ -273,18 +278,25 @@ class Engine:
             entry.seq.num_scheduled = entry.seq.num_computed = entry.context_len
             entry.seq.status = data.SequenceStatus.RUNNING
         for index, scores in zip(sampling, logits, strict=True):
-            seq = group.scheduled[index].seq
-            if self.on_logits is not None:
-                self.on_logits(seq.seq_id, scores)
-            seq.token_ids.append(greedy_token(scores))
-            if seq.token_ids[-1] == self.model.config.eos_token_id or len(seq.token_ids) == seq.max_num_tokens:
-                self.finish(seq)
+            self.append(group.scheduled[index].seq, scores)
         trace = trace.read(entry.seq.seq_id for entry in group if entry.seq.is_finished)
         if self.keep_history:
             self.history.append(trace)
         if self.on_step is not None:
             self.on_step(trace)
         return group
+
+    def append(self, seq: data.Sequence, scores: Tensor) -> None:
+        """Append the next token of a sequence, chosen by its scores ``[vocab_size]``. It may be the last one."""
+        if self.on_logits is not None:
+            self.on_logits(seq.seq_id, scores)
+        seq.token_ids.append(self.choose(seq, scores))
+        if seq.token_ids[-1] == self.model.config.eos_token_id or len(seq.token_ids) == seq.max_num_tokens:
+            self.finish(seq)
+
+    def choose(self, seq: data.Sequence, scores: Tensor) -> int:
+        """The next token of a sequence: the one with the highest score."""
+        return greedy_token(scores)
 
     def finish(self, seq: data.Sequence) -> None:
         """End a sequence that is done or was cancelled. Its blocks are free at once."""
