@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pagebrain.viz.charts import staircase as staircase
     from pagebrain.viz.clients import Visit as Visit
     from pagebrain.viz.clients import lanes as lanes
+    from pagebrain.viz.compare import compare_traces as compare_traces
     from pagebrain.viz.kernel_charts import context_parts as context_parts
     from pagebrain.viz.kernel_charts import roofline as roofline
     from pagebrain.viz.picture import Picture as Picture
@@ -38,6 +39,7 @@ _HOMES = {
     "attention_by_page": "attention",
     "block_tables": "pool",
     "cached_lengths": "state",
+    "compare_traces": "compare",
     "context_parts": "kernel_charts",
     "fragmentation_bars": "charts",
     "lanes": "clients",

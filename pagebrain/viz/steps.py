@@ -127,31 +127,49 @@ def timeline(traces: Sequence[StepTrace], names: Mapping[int, str] | None = None
     shown = list(rows)[:MAX_SEQUENCES]
     figure = new_figure(1.3 + (0.32 if len(shown) <= 12 else 0.24) * max(1, len(shown)))
     axes = figure.subplots()
+    draw_timeline(axes, traces, rows, shown, names or {}, len(rows) - len(shown), len(traces))
+    legend_below(figure, timeline_handles([rows[seq_id] for seq_id in shown], len(traces)))
+    return Picture(figure, timeline_alt(traces))
+
+
+def draw_timeline(
+    axes: Axes,
+    traces: Sequence[StepTrace],
+    rows: Mapping[int, Mapping[int, Mark]],
+    shown: list[int],
+    names: Mapping[int, str],
+    num_hidden: int,
+    num_steps: int,
+) -> None:
+    """Draw the marks of the sequences ``shown``, one below the other, on an axis of ``num_steps`` steps."""
     for kind, look in _LOOK.items():
         boxes = [
             Rectangle((index - 0.5, row - _HEIGHT[kind] / 2), 1, _HEIGHT[kind])
             for row, seq_id in enumerate(shown)
-            for index, mark in rows[seq_id].items()
+            for index, mark in rows.get(seq_id, {}).items()
             if mark.kind == kind
         ]
         if boxes:
             axes.add_collection(PatchCollection(boxes, **look), autolim=False)
     for row, seq_id in enumerate(shown):
-        for index, mark in rows[seq_id].items():
-            if mark.kind == "prefill" and len(traces) <= MAX_NUMBERED:
-                turn = 0 if _fits(mark.num_tokens, len(traces)) else 90
+        for index, mark in rows.get(seq_id, {}).items():
+            if mark.kind == "prefill" and num_steps <= MAX_NUMBERED:
+                turn = 0 if _fits(mark.num_tokens, num_steps) else 90
                 axes.text(index, row, str(mark.num_tokens), ha="center", va="center", color=PAPER, fontsize=9, rotation=turn)
             if mark.ends:
                 axes.plot([index + 0.5] * 2, [row - 0.42, row + 0.42], color="#000000", linewidth=3, solid_capstyle="butt")
-    _timeline_axes(axes, traces, shown, names or {}, len(rows) - len(shown))
-    kinds = {mark.kind for seq_id in shown for mark in rows[seq_id].values()}
-    meaning = _MEANING if len(traces) <= MAX_NUMBERED else {**_MEANING, "prefill": "prefill"}
+    _timeline_axes(axes, traces, shown, names, num_hidden, num_steps)
+
+
+def timeline_handles(rows: Sequence[Mapping[int, Mark]], num_steps: int) -> list[Any]:
+    """The legend of the marks in ``rows``."""
+    kinds = {mark.kind for row in rows for mark in row.values()}
+    meaning = _MEANING if num_steps <= MAX_NUMBERED else {**_MEANING, "prefill": "prefill"}
     handles: list[Any] = [Patch(**look, label=meaning[kind]) for kind, look in _LOOK.items() if kind in kinds]
-    if any(mark.ends for seq_id in shown for mark in rows[seq_id].values()):
+    if any(mark.ends for row in rows for mark in row.values()):
         end: dict[str, Any] = {"color": "#000000", "marker": "|", "linestyle": "", "markersize": 11, "markeredgewidth": 3}
         handles.append(Line2D([], [], **end, label="ends"))
-    legend_below(figure, handles or [Patch(facecolor=PAPER, label="no steps")])
-    return Picture(figure, timeline_alt(traces))
+    return handles or [Patch(facecolor=PAPER, label="no steps")]
 
 
 def _fits(num_tokens: int, num_steps: int) -> bool:
@@ -159,15 +177,18 @@ def _fits(num_tokens: int, num_steps: int) -> bool:
     return num_steps * (6 * len(str(num_tokens)) + 1) <= 450
 
 
-def _timeline_axes(axes: Axes, traces: Sequence[StepTrace], shown: list[int], names: Mapping[int, str], hidden: int) -> None:
+def _timeline_axes(
+    axes: Axes, traces: Sequence[StepTrace], shown: list[int], names: Mapping[int, str], hidden: int, num_steps: int
+) -> None:
     """Set sequences at the left and step numbers below."""
-    axes.set_xlim(-0.6, max(len(traces), 8) - 0.3)
+    axes.set_xlim(-0.6, max(num_steps, 8) - 0.3)
     axes.set_ylim(max(1, len(shown)) - 0.5, -0.55)
     labels = [" ".join(filter(None, (letter(seq_id), names.get(seq_id)))) for seq_id in shown]
     axes.set_yticks(range(len(shown)), labels, fontweight="bold")
-    every = next(step for step in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 10**9) if len(traces) <= 25 * step)
-    ticks = [index for index, trace in enumerate(traces) if trace.step % every == 0]
-    axes.set_xticks(ticks, [str(traces[index].step) for index in ticks])
+    every = next(step for step in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 10**9) if num_steps <= 25 * step)
+    first = traces[0].step if traces else 0
+    ticks = [index for index in range(num_steps) if (first + index) % every == 0]
+    axes.set_xticks(ticks, [str(first + index) for index in ticks])
     axes.set_xlabel("step" if not hidden else f"step ({hidden} more sequences are not drawn)")
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)

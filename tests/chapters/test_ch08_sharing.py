@@ -147,7 +147,12 @@ def test_blocks_are_put_back_in_the_order_named(chapter: Any, monkeypatch: pytes
     manager.share(blocks[2])
     seen: list[int] = []
     put_back = chapter.BlockManager.put_back
-    monkeypatch.setattr(chapter.BlockManager, "put_back", lambda self, block: (seen.append(block), put_back(self, block))[1])
+
+    def watched(self: Any, block_id: int) -> None:
+        seen.append(block_id)
+        put_back(self, block_id)
+
+    monkeypatch.setattr(chapter.BlockManager, "put_back", watched)
     manager.free([blocks[3], blocks[0], blocks[2], blocks[1]])
     expect("the blocks that were put back", seen, [blocks[3], blocks[0], blocks[1]])
 
@@ -236,6 +241,8 @@ def test_the_last_holder_does_not_copy(chapter: Any) -> None:
     before = cache.block_table(2)
     cache.grow(2, 7)
     expect("the table of the last one", cache.block_table(2), before)
+    cache.grow(5, 3)
+    expect("must_copy of a sequence that holds a block and has computed nothing", bool(cache.must_copy(5)), False)
 
 
 @pytest.mark.task(
@@ -405,13 +412,24 @@ class Queue:
     """A scheduler over a cache in which sequence 0 has computed tokens 0, 1, 2, ..., with others in the queue."""
 
     def __init__(
-        self, chapter: Any, waiting: list[list[int]], *, cached: int = 12, keep: bool = False, **settings: Any
+        self,
+        chapter: Any,
+        waiting: list[list[int]],
+        *,
+        cached: int = 12,
+        keep: bool = False,
+        num_later: int = 0,
+        **settings: Any,
     ) -> None:
         self.cache = make_cache(chapter, **settings)
         self.table = fill(self.cache, make_seq(0, list(range(cached))))
         if not keep:
             self.cache.free(0)
             self.cache.lengths.pop(0)
+        if num_later:  # cached blocks that are evicted after those of sequence 0
+            fill(self.cache, make_seq(99, [77] * 4 * num_later))
+            self.cache.free(99)
+            self.cache.lengths.pop(99)
         self.scheduler = chapter.Scheduler(make_config(max_num_seqs=4, **settings), self.cache)
         self.seqs = [make_seq(number, tokens) for number, tokens in enumerate(waiting, start=1)]
         self.scheduler.waiting.extend(self.seqs)
@@ -478,11 +496,8 @@ def test_blocks_that_were_found_are_neither_needed_nor_free(chapter: Any) -> Non
 def test_what_was_found_is_not_evicted_on_the_way(chapter: Any) -> None:
     Queue(chapter, [[*range(8), *[70] * 8]], num_blocks=4).admit(99, {1: (8, 8)})
     Queue(chapter, [[80] * 13, list(range(13))], num_blocks=8).admit(99, {1: (0, 13), 2: (12, 1)})
-    # Sequence 1 takes three blocks without a content, and evicts the last of the chain.
-    Queue(chapter, [[80] * 16, list(range(13))], num_blocks=6).admit(99, {1: (0, 16)})
-    Queue(chapter, [[80] * 16, [*range(9)]], num_blocks=6).admit(99, {1: (0, 16)})
-    Queue(chapter, [[80] * 20, [*range(9)]], num_blocks=8).admit(99, {1: (0, 20), 2: (8, 1)})
-    Queue(chapter, [[80] * 24, [*range(6)]], num_blocks=8).admit(99, {1: (0, 24), 2: (4, 2)})
+    # Sequence 1 takes a block without a content, and evicts the last of the three that sequence 2 would have found before.
+    Queue(chapter, [[80] * 8, list(range(13))], num_blocks=8, num_later=4).admit(99, {1: (0, 8), 2: (8, 5)})
 
 
 @pytest.mark.task("8.3", hint="Seats, budget and order of arrival are as in chapter 04: the first in the queue, or none.")
@@ -632,7 +647,10 @@ def test_a_free_block_stays_findable(chapter: Any) -> None:
 @pytest.mark.task("8.4", hint="Play it on paper: a queue of free blocks with a content, and a set of those without.")
 def test_random_blocks_are_evicted_in_order(chapter: Any, seed: int) -> None:
     choose, manager = random.Random(seed), make_manager(chapter)
-    held, queue, contents, number, evicted = [], list[int](), dict[int, BlockKey](), 0, 0
+    held: list[int] = []
+    queue: list[int] = []
+    contents: dict[int, BlockKey] = {}
+    number = evicted = 0
     for _ in range(300):
         if choose.random() < 0.5 and manager.num_free_blocks:
             plain = set(range(8)) - set(held) - set(queue)

@@ -240,6 +240,28 @@ def test_a_preemption_is_seen_and_told(run: list[StepTrace]) -> None:
     assert "preempted" in [text.get_text() for text in picture.figure.legends[0].get_texts()]
 
 
+def test_two_runs_are_compared_row_by_row() -> None:
+    """B computes 8 tokens and then decodes; in the second run it finds 4 of them, and its second row is gone."""
+    table = {0: (1,), 1: (2, 3)}
+    before = [step(0, [row(0, 0, 4), row(1, 0, 4, samples=False)], table), step(1, [row(1, 4, 4)], table, finished=(1,))]
+    after = [step(0, [row(0, 0, 4), row(1, 4, 4)], table, finished=(1,))]
+    picture = viz.compare_traces(before, after, ("off", "on"))
+    upper, lower = picture.figure.axes
+    assert upper.get_title(loc="left") == "off: 2 steps, 3 rows, 12 tokens computed"
+    assert lower.get_title(loc="left") == "on: 1 steps, 2 rows, 8 tokens computed"
+    frames = [patch for patch in lower.patches if isinstance(patch, Rectangle) and patch.get_linestyle() == "--"]
+    assert [(round(frame.get_x() + 0.5), round(frame.get_y() + 0.42)) for frame in frames] == [(1, 1)]
+    assert "B 8 and 4" in picture.alt and "1 rows of the first run" in picture.alt and "A " not in picture.alt
+    assert upper.get_xlim() == lower.get_xlim()
+    assert picture.png() == viz.compare_traces(before, after, ("off", "on")).png()
+
+
+def test_a_run_compared_with_itself_has_no_frames(run: list[StepTrace]) -> None:
+    picture = viz.compare_traces(run, run)
+    assert not picture.figure.axes[1].patches and "Each sequence computes as much." in picture.alt
+    assert len(viz.compare_traces([], []).alt) > 40 and len(picture.png()) < MAX_PNG_BYTES
+
+
 def test_memory_is_drawn_as_computed() -> None:
     figure = viz.memory_over_time(HAND_MADE).figure
     waste, used, reserved = (cast(Any, patch).get_data() for patch in figure.axes[0].patches)

@@ -307,23 +307,6 @@ class SharedCache:
         self._tables.setdefault(seq_id, []).extend(block_ids)
 
 
-# %% copy_goes_behind
-"""Task 8.2: the copy is appended to the table, in place of standing where the shared block stood."""
-
-
-class SharedCache:
-    def grow(self, seq_id: int, num_tokens: int) -> None:
-        must_copy = self.must_copy(seq_id)
-        block_ids = self.block_manager.allocate(self.num_missing_blocks(seq_id, num_tokens))
-        table = self._tables.setdefault(seq_id, [])
-        if must_copy:
-            page = self.lengths[seq_id] // self.block_size
-            shared = table.pop(page)
-            self.copy_block(shared, block_ids[0])
-            self.block_manager.free([shared])
-        table.extend(block_ids)
-
-
 # %% empty_table_after_an_error
 """Task 8.2: a sequence that got no blocks has an empty table."""
 
@@ -835,7 +818,7 @@ class SharedCache:
 
 
 # %% stale_plan
-"""Task 8.3: blocks are looked up for the whole queue first; those of one sequence are evicted when an earlier one comes in."""
+"""Task 8.3: blocks are looked up for the whole queue first, and may be evicted when an earlier one comes in."""
 
 
 class Scheduler:
