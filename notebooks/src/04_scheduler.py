@@ -283,6 +283,12 @@ for name, history in (("static", static), ("continuous", continuous)):
     )
 
 # %% [markdown]
+# Both runs below each other. A dashed frame marks a box that the static run has in that step, and the continuous one has not:
+
+# %%
+viz.compare_traces(static, continuous, titles=("static", "continuous"))
+
+# %% [markdown]
 # The work is the same: there are as many boxes as before, but they are closer together. Empty seats are left only at the end,
 # when no sequence waits any more.
 #

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, GPT2LMHeadModel
 
 import chapters
-from chapters import ch04_scheduler
+from chapters import ch04_scheduler, ch08_sharing
 from pagebrain import LLM, PageBrainConfig, SamplingParams
 from pagebrain.assets import BUNDLED_MODEL
 from tests.support.kernels import require_kernels
@@ -100,6 +100,21 @@ def test_the_scheduler_preempts_when_blocks_run_out_and_mixes_prefill_with_decod
     assert any(trace.preempted for trace in engine.history)
     assert any({row.phase for row in trace.rows} == {"prefill", "decode"} for trace in engine.history)
     assert engine.cache.num_free_blocks == 14
+
+
+def test_chapter_08_finds_prompts_evicts_and_preempts() -> None:
+    base = random_gpt2(seed=5)
+    config = PageBrainConfig.for_model(base, block_size=4, num_blocks=13, max_num_seqs=3, max_num_batched_tokens=8)
+    engine = ch08_sharing.Engine(base, config)
+    prompts = [[*range(20), 50 + number, 60] for number in range(6)]
+    sequences = [engine.add_request(prompt, 12) for prompt in prompts]
+    while engine.step() is not None:
+        pass
+    assert [seq.output_token_ids for seq in sequences] == [hf_greedy(base, prompt, 12, 96) for prompt in prompts]
+    first = {row.seq_id: row.start for trace in reversed(engine.history) for row in trace.rows}
+    assert max(first.values()) == 20 and any(trace.shared_blocks for trace in engine.history)
+    assert any(trace.preempted for trace in engine.history)
+    assert engine.cache.block_manager.num_evicted > 0 and engine.cache.num_free_blocks == 13
 
 
 PARTS = {

@@ -107,6 +107,13 @@ ROLES: dict[str, dict[str, Role]] = {
         "Engine": Role("loop"),  # the engine of chapter 04, with steps in flight
         "generate": Role("loop", ("04.generate",)),
     },
+    "08": {
+        "BlockManager": Role("cache", ("02.BlockManager",)),
+        "SharedCache": Role("cache", ("04.FreeAtOnce",)),
+        "Scheduler": Role("scheduler"),  # the scheduler of chapter 04, with another admit
+        "Engine": Role("loop"),  # the engine of chapter 04, with several samples
+        "generate": Role("loop", ("04.generate",)),
+    },
 }
 """Chapter -> public top-level function or class -> its role."""
 

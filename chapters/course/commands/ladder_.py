@@ -46,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     prompts.add_argument("--prompts", metavar="FILE", help="a prompt on each line (default: eight beginnings of stories)")
     prompts.add_argument("--requests", type=int, metavar="N", help="this many prompts of random tokens instead")
     parser.add_argument("--input-len", default="64:256", metavar="LOW:HIGH", help="their lengths (default: 64:256)")
+    parser.add_argument("--shared-prefix", type=int, default=0, metavar="N", help="with --requests: N tokens before each")
     parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="most tokens of an answer (default: 64)")
     parser.add_argument("--mine", action="store_true", help="take your own files of chapters, where you have them")
     parser.add_argument("--json", metavar="FILE", help="write the numbers")
@@ -168,7 +169,10 @@ def _prompts(args: argparse.Namespace, settings: PageBrainConfig, model: GPT2LMH
             raise CourseError(f"--requests must be at least 1, got {args.requests}")
         lengths = LengthRange.parse("--input-len", args.input_len)
         made = make_workload(args.requests, lengths, LengthRange(1, 1), model.config.vocab_size, seed=0)
-        return [list(request.prompt_token_ids) for request in made]
+        common = [token % model.config.vocab_size for token in range(args.shared_prefix)]
+        return [[*common, *request.prompt_token_ids] for request in made]
+    if args.shared_prefix:
+        raise CourseError("--shared-prefix needs --requests N: it goes before prompts of random tokens")
     tokenizer = load_tokenizer(settings)
     if tokenizer is None:
         raise CourseError("this model has no tokenizer: use --requests N for prompts of random tokens")

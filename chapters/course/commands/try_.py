@@ -29,6 +29,7 @@ PARTS = {
     "03": ("attention", "paged_attention"),
     "04": ("scheduler", "Scheduler"),
     "06": ("attention", "paged_attention"),
+    "08": ("block_manager", "BlockManager"),
 }
 """Chapter -> the engine's part that it can stand for, and its name there. Others run their own ``generate``."""
 
