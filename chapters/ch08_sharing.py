@@ -497,8 +497,9 @@ def answer_8_6() -> tuple[float, str]:
     and each asks for one new token. Blocks have 16 slots, and the pool holds everything. Measure: how many tokens does the
     engine compute for the eight requests together? ``StepTrace.num_tokens`` is what a step computes.
 
-    Returns the number, and one to four sentences, at least 8 words in all: why is it more than one token for each repeated
-    prompt, and what could an engine do, or how could it be set up, to compute fewer? The text goes to the instructor.
+    Returns the number, and one to four sentences, at least 8 different words in all: why is it more than one token for
+    each repeated prompt, and what could an engine do, or how could it be set up, to compute fewer? The text goes to the
+    instructor.
     """
     # BEGIN SOLUTION 8.6
     text = (

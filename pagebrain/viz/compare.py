@@ -67,7 +67,7 @@ def compare_traces(
     if gone:
         handles.append(Patch(facecolor=PAPER, edgecolor=GREY, linestyle="--", label=f"a row {titles[0]}, none here"))
     handles.append(Line2D([], [], linestyle="", marker="$n$", color=GREY, label="right: tokens computed"))
-    legend_below(figure, handles)
+    legend_below(figure, handles, columns=min(4, len(handles)))
     return Picture(figure, compare_alt(before, after, titles, gone))
 
 

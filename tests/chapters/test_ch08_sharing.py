@@ -786,6 +786,18 @@ class Samples:
         )
 
 
+@pytest.mark.task("8.5", hint="With n = 1 there is no other sample: return an empty list, and change nothing.")
+def test_a_request_for_one_sample_starts_no_other(chapter: Any) -> None:
+    model = random_gpt2(n_layer=1, n_embd=3, n_positions=64)
+    engine = chapter.Engine(model, PageBrainConfig.for_model(model, block_size=4, num_blocks=8, max_num_seqs=4))
+    first = engine.add_request([1, 2, 3], 5)
+    engine.scheduler.waiting.clear()
+    engine.scheduler.running[:] = [first]
+    expect("the other samples of a request with n = 1", list(engine.fork_samples(first)), [])
+    expect("the number of running sequences", len(engine.scheduler.running), 1)
+    expect("the number of waiting sequences", len(engine.scheduler.waiting), 0)
+
+
 @pytest.mark.task("8.5", hint="Samples 1 .. n - 1 are forks behind the whole prompt, and run behind the first.")
 @pytest.mark.parametrize(("n", "prompt"), [(1, 6), (2, 6), (4, 6), (3, 8), (3, 1)])
 def test_samples_with_a_seat_are_forks(chapter: Any, n: int, prompt: int) -> None:

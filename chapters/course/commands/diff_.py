@@ -109,7 +109,7 @@ ROLES: dict[str, dict[str, Role]] = {
     },
     "08": {
         "BlockManager": Role("cache", ("02.BlockManager",)),
-        "SharedCache": Role("cache", ("04.FreeAtOnce",)),
+        "SharedCache": Role("cache"),  # the cache of chapter 04, with tables that name the same block
         "Scheduler": Role("scheduler"),  # the scheduler of chapter 04, with another admit
         "Engine": Role("loop"),  # the engine of chapter 04, with several samples
         "generate": Role("loop", ("04.generate",)),
