@@ -307,15 +307,16 @@ class Engine:
         searching: dict[str, None] = {}  # ids of requests for beam search, in order
         logprobs, of_prompts, append = result.logprobs, result.prompt_logprobs, self.outputs.append
         block_size, caches = self.config.block_size, self.cache_manager.prefix_caching
+        if caches and group.swapped_in:
+            self._register_swapped_in(group)
         entries = zip(group.scheduled, result.token_ids, strict=True)
         for index, ((seq, start, num_tokens, _), token_ids) in enumerate(entries):
             if seq.status is _FINISHED:
                 continue  # it ended while this step was in flight: the sampled token is past the end
             if of_prompts and index in of_prompts:
                 self.outputs.keep_prompt_logprobs(seq, *of_prompts[index])
-            first = seq.num_computed  # before `start` if blocks were copied, which are findable from now on too
-            if caches and (start + num_tokens) // block_size > first // block_size and seq.status is _RUNNING:
-                self.cache_manager.register(seq, first, start + num_tokens)
+            if caches and (start + num_tokens) % block_size < num_tokens and seq.status is _RUNNING:  # it filled a block
+                self.cache_manager.register(seq, start, start + num_tokens)
             if token_ids and logprobs and seq.is_beam:
                 self.outputs.note_candidates(seq, logprobs[index][-1])
                 searching[seq.request.request_id] = None
@@ -327,6 +328,12 @@ class Engine:
         for request_id in searching:
             finished += self._search(self.outputs.requests[request_id], now)
         return tuple(finished)
+
+    def _register_swapped_in(self, group: SequenceGroup) -> None:
+        """Make the blocks findable that came back from the swap space with this step."""
+        for seq, start, _, _ in group.scheduled:
+            if seq.num_computed < start and seq.status is _RUNNING:
+                self.cache_manager.register(seq, seq.num_computed, start)
 
     def _search(self, state: RequestState, now: float) -> list[int]:
         """Go on with a beam search after a step of some of its beams. Returns the ids of the beams that have ended."""

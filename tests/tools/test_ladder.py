@@ -48,10 +48,10 @@ def test_the_ladder_runs_on_random_tokens_without_a_tokenizer(
     model_folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "ladder.json"
-    assert ladder(model_folder, "--dtype", "float64", "--json", str(file)) == 0
+    assert ladder(model_folder, "--dtype", "float64", "--json", str(file), "--shared-prefix", "6") == 0
     assert "Every stage gives the same tokens." in capsys.readouterr().out
     report = json.loads(file.read_text(encoding="utf-8"))
-    assert len(report["prompt_lens"]) == 3 and 4 <= min(report["prompt_lens"]) <= max(report["prompt_lens"]) <= 9
+    assert len(report["prompt_lens"]) == 3 and 10 <= min(report["prompt_lens"]) <= max(report["prompt_lens"]) <= 15
     assert report["load_format"] == "dummy" and report["command"] and report["date"] and report["versions"]["torch"]
     rows = {row["stage"]: row for row in report["stages"]}
     assert rows["engine"]["ms_per_token"] > 0 and rows["engine"]["equal_answers"] == 3
@@ -126,6 +126,7 @@ def test_what_an_unwatched_run_tells_is_what_a_watched_one_saw() -> None:
     ("options", "said"),
     [
         (["--requests", "0"], "--requests must be at least 1"),
+        (["--requests", "2", "--shared-prefix", "-1"], "--shared-prefix must be at least 0, got -1"),
         (["--input-len", "9:4"], "--input-len must be LOW:HIGH"),
         (["--max-new-tokens", "60"], "64 positions"),
     ],

@@ -164,6 +164,8 @@ def describe(report: Mapping[str, Any]) -> str:
 
 def _prompts(args: argparse.Namespace, settings: PageBrainConfig, model: GPT2LMHeadModel) -> list[list[int]]:
     """Token ids of the prompts: random ones, or those of a file."""
+    if args.shared_prefix < 0:
+        raise CourseError(f"--shared-prefix must be at least 0, got {args.shared_prefix}")
     if args.requests is not None:
         if args.requests < 1:
             raise CourseError(f"--requests must be at least 1, got {args.requests}")
