@@ -1,6 +1,10 @@
 """Beam search over HTTP: the answers are those of ``LLM.beam_search``, best first."""
 
+import json
+import time
+from http.client import HTTPConnection
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -27,6 +31,24 @@ def test_the_answers_are_the_best_outputs_in_order(api: ServerThread, offline: L
         assert answer["usage"]["completion_tokens"] == sum(len(sequence.tokens) for sequence in found) - 3 * num_prompt
 
 
+def test_a_client_that_leaves_ends_its_search(api: ServerThread) -> None:
+    """The answer is not streamed, so that nothing but the connection's end says that the client has gone."""
+    body = {"prompt": PROMPT} | BEAMS | {"n": 8, "max_tokens": 200, "ignore_eos": True}
+    engine = api.client.engine
+    num_steps = api.call(lambda: engine.stats().num_steps)
+    api.client.handle.step_s = 0.02
+    connection = HTTPConnection(urlsplit(api.url).netloc)
+    try:
+        connection.request("POST", COMPLETIONS, json.dumps(body), {"Content-Type": "application/json"})
+        while api.call(lambda: engine.stats().num_running) < 8:
+            time.sleep(0.005)
+        connection.close()
+        api.wait_until_idle()
+    finally:
+        api.client.handle.step_s = 0.0
+    assert api.call(lambda: engine.stats().num_steps) < num_steps + 200, "the search was computed to its end"
+
+
 def test_a_chat_is_answered_by_beam_search_too(api: ServerThread) -> None:
     answer = api.post(CHAT, {"messages": MESSAGES} | BEAMS).json()
     texts = [choice["message"]["content"] for choice in answer["choices"]]
@@ -42,7 +64,7 @@ def test_what_has_no_meaning_in_beam_search_is_refused_by_name(path: str, api: S
     refused: list[tuple[str, Any]] = [
         *(("stream", True), ("temperature", 0.7), ("top_p", 0.9), ("top_k", 5), ("min_p", 0.1), ("stop", "a")),
         *(("presence_penalty", 0.5), ("logit_bias", {"5": 1.0}), ("min_tokens", 2), ("stop_token_ids", [5])),
-        ("logprobs", 1 if path == COMPLETIONS else True),
+        *([("logprobs", 0), ("logprobs", 1)] if path == COMPLETIONS else [("logprobs", True)]),
         *([("echo", True)] if path == COMPLETIONS else []),
     ]
     for name, value in refused:

@@ -147,7 +147,8 @@ class SamplingRequest(Strict):
         if self.stream:
             raise bad_request("the answers of a beam search are known at its end: leave 'stream' out", "stream")
         for name, neutral in _NEUTRAL_IN_BEAM_SEARCH.items():
-            if getattr(self, name, None) not in neutral:
+            value = getattr(self, name, None)
+            if value not in neutral or (name == "logprobs" and value is not None and value is not False):  # 0 == False
                 raise bad_request(f"'{name}' has no meaning in beam search: leave it out", name)
         return BeamSearchParams(
             beam_width=self.num_samples,
